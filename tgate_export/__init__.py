@@ -1,0 +1,28 @@
+"""Compile and run diffusion models with temporally gated attention (T-GATE).
+
+`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs; `TGatePipeline` draws
+with one, without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tgate_export.export.build import build_bundle
+    from tgate_export.runtime.pipeline import TGatePipeline
+
+__version__ = "0.1.0"
+__all__ = ["TGatePipeline", "build_bundle"]
+
+_LAZY = {
+    "TGatePipeline": "tgate_export.runtime.pipeline",
+    "build_bundle": "tgate_export.export.build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,223 @@
+"""`manifest.json`: what a bundle holds, as a typed, versioned schema.
+
+Everything that runs a bundle reads this file first; `engines/README.md` describes it for
+people who embed one, `bundle/manifest.schema.json` is its JSON schema.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tgate_export.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+DType = Literal["float32", "float16", "int64"]
+Precision = Literal["fp32", "fp16"]
+
+
+def _inside_bundle(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or "\\" in path or "\0" in path or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"path {path!r} leaves the bundle")
+    if str(pure) != path:
+        raise ValueError(f"path {path!r} is not in its plain form {str(pure)!r}")
+    return path
+
+
+BundlePath = Annotated[str, AfterValidator(_inside_bundle)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Tensor(_Model):
+    """A graph's input or output; a dimension is a number or the name of a free one."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Positive | str, ...]
+
+
+class Graph(_Model):
+    """One ONNX graph of the bundle."""
+
+    file: BundlePath
+    weights: BundlePath | None = Field(description="external data file, shared by the denoisers")
+    parameters: int = Field(description="number of weights this graph uses")
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Cache(_Model):
+    """One stacked cross-attention cache tensor [batch, layers, tokens, width].
+
+    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample).
+    """
+
+    tensor: str
+    downsample: Positive
+    width: Positive
+    layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
+
+
+class Range(_Model):
+    """Smallest, usual and largest value of a dimension; all equal when it is fixed."""
+
+    min: Positive
+    opt: Positive
+    max: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"{self} is not in the order MIN <= OPT <= MAX")
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the dimension has a single value."""
+        return self.min == self.max
+
+    def __contains__(self, value: int) -> bool:
+        return self.min <= value <= self.max
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
+
+
+class Size(_Model):
+    """Image size in pixels; `multiple` divides every height and width."""
+
+    height: Range
+    width: Range
+    multiple: Positive
+
+
+class Latents(_Model):
+    """The space the denoiser works in: [batch, channels, height / downscale, width / ...]."""
+
+    channels: Positive
+    downscale: Positive = Field(description="pixels of an image side for one latent")
+
+
+class Defaults(_Model):
+    """What `generate` uses when it is not told otherwise."""
+
+    num_inference_steps: Positive
+    gate_step: Positive
+    guidance_scale: float
+    scheduler: str
+
+
+class Source(_Model):
+    """Where the weights came from."""
+
+    kind: Literal["packaged", "local", "hub", "random"]
+    model: str
+    revision: str | None
+    fingerprint: str = Field(description="sha256 over the configuration and weight files")
+
+
+class Solver(_Model):
+    """A sampler compiled to per-step weights."""
+
+    file: BundlePath
+    scheduler_class: str
+    extra_evaluations: Annotated[int, Field(ge=0)]
+    max_steps: Positive
+
+
+class Tokenizer(_Model):
+    """A `tokenizers` file and how prompts are padded and truncated."""
+
+    file: BundlePath
+    max_length: Positive
+    pad_token_id: int
+    eos_token_id: int
+
+
+class File(_Model):
+    """Size in bytes and content hash of a file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Model):
+    """The whole of `manifest.json`."""
+
+    schema_version: Literal[1]
+    name: str
+    family: str
+    source: Source
+    precision: Precision
+    build_key: str = Field(description="hash of everything the build depended on")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    defaults: Defaults
+    batch: Range
+    size: Size
+    latents: Latents
+    tokenizer: Tokenizer
+    graphs: dict[str, Graph]
+    cache: tuple[Cache, ...]
+    solvers: dict[str, Solver]
+    versions: dict[str, str]
+    files: dict[BundlePath, File]
+
+    @model_validator(mode="after")
+    def _refers_to_listed_files(self) -> Manifest:
+        used = {self.tokenizer.file, *(solver.file for solver in self.solvers.values())}
+        for graph in self.graphs.values():
+            used |= {graph.file} | ({graph.weights} if graph.weights else set())
+        unlisted = sorted(used - self.files.keys())
+        if unlisted:
+            raise ValueError(f"file {unlisted[0]!r} is used but not listed under files")
+        return self
+
+    def graph(self, name: str) -> Graph:
+        """Return a graph by name.
+
+        Raises:
+            BundleError: when the bundle has none of that name.
+        """
+        if name not in self.graphs:
+            raise BundleError(f"bundle {self.name!r} has no graph {name!r}")
+        return self.graphs[name]
+
+    def to_json(self) -> str:
+        """Return the text of `manifest.json`."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def parse_manifest(text: str, where: Path) -> Manifest:
+    """Read a manifest's text.
+
+    Raises:
+        BundleError: when it is no manifest, or one of a newer schema version.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{where} is not valid JSON ({error}): build the bundle again") from None
+    if not isinstance(raw, dict) or "schema_version" not in raw:
+        raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")
+    version = raw["schema_version"]
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version}, this tgate-export reads up to "
+            f"{SCHEMA_VERSION}: update tgate-export, or build the bundle again"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{where}: {field}: {first['msg']}: build the bundle again") from None

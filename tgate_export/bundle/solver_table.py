@@ -1,0 +1,308 @@
+"""Solver tables: a sampler as per-step weights, and their file format.
+
+Samplers are linear in the samples and the noise predictions, so one step of any of them is a
+weighted sum. With `w` one row of `SolverSteps.weights`, `K = 2 + HISTORY + 3` long:
+
+    next_sample    = w[0] * sample + w[1] * noise_pred + sum over h of w[2 + h] * history[h]
+    pushed         = w[2 + HISTORY] * sample + w[3 + HISTORY] * noise_pred
+    next_history   = [pushed, history[0], ..., history[HISTORY - 2]]
+    denoiser_input = w[4 + HISTORY] * next_sample
+
+`history` starts as zeros (not as uninitialised memory: weight 0 times NaN is NaN), the first sample
+is `sample_scale` times unit-variance latents, and the first denoiser input is `input_scale` times
+that sample. The last row's `denoiser_input` is never used; its weight is 1.
+
+A file holds one table, as JSON, with exactly these fields:
+
+    {"schema_version": 1, "name": str, "scheduler_class": str, "prediction_type": str,
+     "history": int, "extra_evaluations": int, "residual": number,
+     "steps": [{"num_inference_steps": int, "sample_scale": number, "input_scale": number,
+                "timesteps": [N numbers], "weights": [N rows of K numbers]}, ...]}
+
+Numbers of `timesteps` and `weights` and the two scales are the shortest decimals that read back as
+the same 32-bit floats, whether parsed as float or as double and then rounded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+HISTORY = 3  # slots in the solver graph's `history`, the same for every scheduler
+
+SAMPLE = 0
+NOISE_PRED = 1
+PAST = slice(2, 2 + HISTORY)
+PUSH_SAMPLE = 2 + HISTORY
+PUSH_NOISE_PRED = 3 + HISTORY
+INPUT_SCALE = 4 + HISTORY
+NUM_WEIGHTS = 5 + HISTORY
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class SolverSteps:
+    """One step count of one scheduler. Arrays are 32-bit floats and read-only.
+
+    Attributes:
+        num_inference_steps: the count that was asked for.
+        timesteps: [N], what the denoiser gets at each evaluation, in training steps; N is
+            `num_inference_steps`, or one more for PNDM. May be fractional (Euler).
+        sample_scale: unit-variance latents times this are the first sample
+            (`init_noise_sigma` in diffusers).
+        input_scale: the first sample times this is the first denoiser input.
+        weights: [N, NUM_WEIGHTS], one row an evaluation; the module says what the columns are.
+
+    Raises:
+        ValueError: for wrong shapes or numbers that are not finite; starts with the field's name.
+    """
+
+    num_inference_steps: int
+    timesteps: FloatArray
+    sample_scale: float
+    input_scale: float
+    weights: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps: expected 1 or more, {self.num_inference_steps}")
+        timesteps = _as_float32("timesteps", self.timesteps)
+        weights = _as_float32("weights", self.weights)
+        if timesteps.ndim != 1 or len(timesteps) < self.num_inference_steps:
+            raise ValueError(
+                f"timesteps: expected {self.num_inference_steps} numbers or more, "
+                f"found shape {list(timesteps.shape)}"
+            )
+        if weights.shape != (len(timesteps), NUM_WEIGHTS):
+            raise ValueError(
+                f"weights: expected shape {[len(timesteps), NUM_WEIGHTS]}, "
+                f"found {list(weights.shape)}"
+            )
+        object.__setattr__(self, "timesteps", timesteps)
+        object.__setattr__(self, "weights", weights)
+        for field in ("sample_scale", "input_scale"):
+            scale = float(_as_float32(field, getattr(self, field)))
+            object.__setattr__(self, field, scale)
+
+    @property
+    def extra_evaluations(self) -> int:
+        """Denoiser evaluations beyond `num_inference_steps`."""
+        return len(self.timesteps) - self.num_inference_steps
+
+
+@dataclass(frozen=True, eq=False)
+class SolverTable:
+    """One scheduler, compiled for many step counts.
+
+    Attributes:
+        name: what users call it, such as "dpm++2m".
+        scheduler_class: the diffusers class that was compiled.
+        prediction_type: what `noise_pred` holds: "epsilon", "v_prediction" or "sample".
+        history: past entries that the weights use, 0 to HISTORY.
+        extra_evaluations: the most evaluations beyond the step count that any count has: 1 for
+            PNDM (whose single step alone has none), 0 for the others.
+        steps: keyed by `num_inference_steps`. A count that diffusers cannot run is left out.
+        residual: the largest difference between this table, replayed in 32-bit floats, and
+            diffusers, relative to the largest coefficient of the sample that it is in.
+    """
+
+    name: str
+    scheduler_class: str
+    prediction_type: str
+    history: int
+    extra_evaluations: int
+    steps: Mapping[int, SolverSteps]
+    residual: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.history <= HISTORY:
+            raise ValueError(f"history: expected 0 to {HISTORY}, found {self.history}")
+        if not (math.isfinite(self.residual) and self.residual >= 0):
+            raise ValueError(f"residual: expected a finite number >= 0, found {self.residual}")
+        most = max((steps.extra_evaluations for steps in self.steps.values()), default=None)
+        if most is None:
+            raise ValueError("steps: expected one step count or more, found none")
+        if self.extra_evaluations != most:
+            raise ValueError(f"extra_evaluations: {self.extra_evaluations}, but steps have {most}")
+
+    def for_steps(self, num_inference_steps: int) -> SolverSteps:
+        """Return the weights for a step count.
+
+        Raises:
+            ValueError: when there are none; says which counts there are.
+        """
+        try:
+            return self.steps[num_inference_steps]
+        except KeyError:
+            raise ValueError(
+                f"scheduler {self.name!r} has no table for {num_inference_steps} steps; "
+                f"available: {_ranges(self.steps)}"
+            ) from None
+
+
+def advance(
+    weights: FloatArray, sample: FloatArray, noise_pred: FloatArray, history: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Take one step, in numpy: what the solver graph computes, for one step and a whole batch.
+
+    Args:
+        weights: [NUM_WEIGHTS], one row of `SolverSteps.weights`.
+        sample: [...], any shape.
+        noise_pred: [...], the denoiser's output for this step.
+        history: [HISTORY, ...], newest first; zeros before the first step.
+
+    Returns:
+        next_sample [...], denoiser_input [...] and next_history [HISTORY, ...].
+    """
+    past = (weights[PAST] @ history.reshape(HISTORY, -1)).reshape(sample.shape)
+    next_sample = weights[SAMPLE] * sample + weights[NOISE_PRED] * noise_pred + past
+    pushed = weights[PUSH_SAMPLE] * sample + weights[PUSH_NOISE_PRED] * noise_pred
+    next_history = np.concatenate([pushed[None], history[:-1]])
+    return next_sample, weights[INPUT_SCALE] * next_sample, next_history
+
+
+def write_solver_table(table: SolverTable, path: Path) -> None:
+    """Write a table as JSON; `read_solver_table` gives back the same 32-bit floats."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "name": table.name,
+        "scheduler_class": table.scheduler_class,
+        "prediction_type": table.prediction_type,
+        "history": table.history,
+        "extra_evaluations": table.extra_evaluations,
+        "residual": table.residual,
+        "steps": [
+            {
+                "num_inference_steps": count,
+                "sample_scale": _shortest(np.float32(steps.sample_scale)),
+                "input_scale": _shortest(np.float32(steps.input_scale)),
+                "timesteps": [_shortest(value) for value in steps.timesteps],
+                "weights": [[_shortest(value) for value in row] for row in steps.weights],
+            }
+            for count, steps in sorted(table.steps.items())
+        ],
+    }
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_solver_table(path: Path) -> SolverTable:
+    """Read a table.
+
+    Raises:
+        OSError: when the file cannot be read.
+        ValueError: when it is not a solver table; names the file and the field.
+    """
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a solver table: {error}") from None
+
+
+def _parse(document: Any) -> SolverTable:
+    top = _fields(document, "", {"steps": list, "residual": float} | _HEADER)
+    if top["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version: expected {SCHEMA_VERSION}, {top['schema_version']}")
+    steps: dict[int, SolverSteps] = {}
+    for index, entry in enumerate(top.pop("steps")):
+        where = f"steps[{index}]."
+        values = _fields(entry, where, _STEPS)
+        for field in ("timesteps", "weights"):
+            _check_numbers(values[field], where + field, depth=1 + (field == "weights"))
+        count = values["num_inference_steps"]
+        if count in steps:
+            raise ValueError(f"{where}num_inference_steps: {count} is there twice")
+        try:
+            steps[count] = SolverSteps(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from None
+    del top["schema_version"]
+    return SolverTable(**top, steps=steps)
+
+
+_HEADER: dict[str, type] = {
+    "schema_version": int,
+    "name": str,
+    "scheduler_class": str,
+    "prediction_type": str,
+    "history": int,
+    "extra_evaluations": int,
+}
+_STEPS: dict[str, type] = {
+    "num_inference_steps": int,
+    "sample_scale": float,
+    "input_scale": float,
+    "timesteps": list,
+    "weights": list,
+}
+
+
+def _fields(found: Any, where: str, expected: dict[str, type]) -> dict[str, Any]:
+    """Return a JSON object's fields after checking that they are these, of these types."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where or 'document'}: expected an object, {type(found).__name__}")
+    for field, kind in expected.items():
+        if field not in found:
+            raise ValueError(f"{where}{field}: missing")
+        allowed = (int, float) if kind is float else (kind,)
+        if type(found[field]) not in allowed:
+            raise ValueError(
+                f"{where}{field}: expected {kind.__name__}, found {type(found[field]).__name__}"
+            )
+    for field in found.keys() - expected.keys():
+        raise ValueError(f"{where}{field}: unknown field")
+    return dict(found)
+
+
+def _check_numbers(values: list[Any], where: str, depth: int) -> None:
+    """Check types here, as numpy takes booleans and numeric strings, and row lengths by name."""
+    for index, value in enumerate(values):
+        if depth > 1:
+            if not isinstance(value, list):
+                raise ValueError(f"{where}[{index}]: expected a list, {type(value).__name__}")
+            if len(value) != NUM_WEIGHTS:
+                raise ValueError(
+                    f"{where}[{index}]: expected {NUM_WEIGHTS} numbers, found {len(value)}"
+                )
+            _check_numbers(value, f"{where}[{index}]", depth - 1)
+        elif type(value) not in (int, float):
+            raise ValueError(f"{where}[{index}]: expected a number, {type(value).__name__}")
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is not a number that a table may hold")
+
+
+def _as_float32(field: str, values: Any) -> FloatArray:
+    with np.errstate(over="ignore"):
+        array = np.array(values, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{field}: not finite in 32 bits")
+    array.flags.writeable = False
+    return array
+
+
+def _shortest(value: np.float32) -> float:
+    """Return the double that prints as the shortest decimal of a 32-bit float."""
+    short = float(str(value))
+    return short if np.float32(short) == value else float(value)
+
+
+def _ranges(counts: Iterable[int]) -> str:
+    """Write counts compactly: 1-20, 25."""
+    runs: list[list[int]] = []
+    for count in sorted(counts):
+        if runs and runs[-1][-1] == count - 1:
+            runs[-1].append(count)
+        else:
+            runs.append([count])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

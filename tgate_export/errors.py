@@ -1,0 +1,27 @@
+"""Errors that reach the user as one readable line."""
+
+from __future__ import annotations
+
+
+class TGateError(Exception):
+    """The job failed or a check did not hold; the message says what to do."""
+
+    exit_code = 1
+
+
+class InvalidRequestError(TGateError, ValueError):
+    """What was asked for makes no sense: an unknown name, a value out of range."""
+
+    exit_code = 2
+
+
+class ModelError(TGateError):
+    """A model cannot be loaded or gated: not a pipeline, no cross-attention, pickled weights."""
+
+
+class BundleError(TGateError):
+    """A bundle is missing, damaged, incomplete, foreign, or from a newer version."""
+
+
+class VerificationError(TGateError):
+    """A measured difference broke its bound; names the graph and the tensor."""

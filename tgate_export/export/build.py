@@ -1,0 +1,394 @@
+"""`build_bundle`: diffusers pipeline -> phase modules -> ONNX graphs -> verified bundle."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tgate_export
+from tgate_export.bundle.integrity import (
+    Bundle,
+    bundle_files,
+    check_files,
+    hash_files,
+    read_manifest,
+)
+from tgate_export.bundle.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Cache,
+    Graph,
+    Latents,
+    Manifest,
+    Precision,
+    Range,
+    Size,
+    Solver,
+    Source,
+    Tensor,
+    Tokenizer,
+)
+from tgate_export.bundle.store import check_replaceable, replace_bundle
+from tgate_export.errors import BundleError, InvalidRequestError, TGateError
+from tgate_export.export.progress import Progress
+from tgate_export.families.names import MAX_BATCH
+from tgate_export.families.source import ModelSource, Weights, resolve_source
+
+if TYPE_CHECKING:
+    from tgate_export.export.verify import Difference
+    from tgate_export.families.stable_diffusion import Components, GraphExport, GraphInput
+    from tgate_export.gating.cross_attention import CacheGroup
+
+DEFAULT_BATCH = Range(min=1, opt=1, max=8)
+
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+# Source folders of this package that decide what a bundle contains.
+_BUILD_CODE = ("bundle", "export", "families", "gating")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What `build_bundle` did.
+
+    Attributes:
+        path: the bundle.
+        up_to_date: the bundle was there already, built from the same things.
+        differences: what verification measured; empty when nothing was built.
+        manifest: the bundle's manifest.
+    """
+
+    path: Path
+    up_to_date: bool
+    differences: tuple[Difference, ...]
+    manifest: Manifest
+
+
+def build_bundle(
+    model: str,
+    *,
+    weights: Weights = "pretrained",
+    precision: Precision = "fp32",
+    size: tuple[Range, Range] | None = None,
+    batch: Range = DEFAULT_BATCH,
+    gate_step: int | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Compile a diffusers pipeline into a bundle, verify it, and put it in place atomically.
+
+    Args:
+        model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id.
+        weights: "pretrained", or "random" for the exact architecture with weights from a seed.
+        precision: of the weights and the computation; inputs and outputs that matter stay f32.
+        size: width and height ranges in pixels; the model's own size when not given.
+        batch: images of one call; dynamic unless fixed.
+        gate_step: the bundle's default gate step; the model's own when not given.
+        out: the bundle's folder; `engines/<name>` when not given.
+        force: build even when the bundle is up to date, and replace foreign files in its folder.
+        progress: told of every stage.
+
+    Raises:
+        InvalidRequestError: an argument out of range.
+        ModelError: a model that cannot be loaded or has nothing to gate.
+        VerificationError: a graph that differs from PyTorch.
+        BundleError: `out` holds something else.
+    """
+    progress = progress or Progress()
+    with progress.stage("checking the source"):
+        source = resolve_source(model, weights)
+        out = out or Path("engines") / source.name
+        options = _options(source, precision, size, batch, gate_step)
+        record = source.record()
+        key = _build_key(record, options)
+        check_replaceable(out, force=force)
+        if not force and (existing := _up_to_date(out, key)):
+            return BuildResult(out, True, (), existing)
+    try:
+        with replace_bundle(out, force=force) as staging:
+            manifest, differences = _build(source, record, options, key, staging, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TGateError(
+                f"the disk is full: {out.parent} cannot hold the bundle; free some space"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise TGateError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+        raise
+    return BuildResult(out, False, differences, manifest)
+
+
+@dataclass(frozen=True)
+class _Options:
+    precision: Precision
+    size: Size
+    batch: Range
+    gate_step: int
+
+
+def _options(
+    source: ModelSource,
+    precision: Precision,
+    size: tuple[Range, Range] | None,
+    batch: Range,
+    gate_step: int | None,
+) -> _Options:
+    from tgate_export.families import geometry
+
+    if batch.max > MAX_BATCH:
+        raise InvalidRequestError(f"the batch may be {MAX_BATCH} at most, got {batch}")
+    if gate_step is not None and gate_step < 1:
+        raise InvalidRequestError(f"--gate-step must be at least 1, got {gate_step}")
+    if size is None:
+        side = geometry.default_size(source)
+        size = (Range(min=side, opt=side, max=side),) * 2
+    width, height = size
+    dynamic = not (width.fixed and height.fixed)
+    multiple = geometry.size_multiple(source, dynamic=dynamic)
+    for name, side_range in (("width", width), ("height", height)):
+        for value in (side_range.min, side_range.opt, side_range.max):
+            if value % multiple:
+                below = value // multiple * multiple
+                near = f"{below} or {below + multiple}" if below else str(multiple)
+                raise InvalidRequestError(
+                    f"{name} {value} is not a multiple of {multiple}"
+                    f"{', as a dynamic size must be' if dynamic else ''}: try {near}"
+                )
+    return _Options(
+        precision,
+        Size(height=height, width=width, multiple=multiple),
+        batch,
+        gate_step or source.defaults.gate_step,
+    )
+
+
+def _build_key(record: Source, options: _Options) -> str:
+    """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
+    package = Path(tgate_export.__file__).parent
+    sources = sorted(path for part in _BUILD_CODE for path in (package / part).rglob("*.py"))
+    code = hashlib.sha256()
+    for path in sources:
+        code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "source": [record.kind, record.fingerprint],
+        "precision": options.precision,
+        "size": options.size.model_dump(),
+        "batch": options.batch.model_dump(),
+        "gate_step": options.gate_step,
+        "code": code.hexdigest(),
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"tgate-export": tgate_export.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _up_to_date(out: Path, key: str) -> Manifest | None:
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(out)
+        if manifest.build_key != key:
+            return None
+        check_files(Bundle(out, manifest), check_hashes=True)
+    except BundleError:  # damaged: build it again
+        return None
+    return manifest
+
+
+def _build(
+    source: ModelSource,
+    record: Source,
+    options: _Options,
+    key: str,
+    staging: Path,
+    progress: Progress,
+) -> tuple[Manifest, tuple[Difference, ...]]:
+    from tgate_export.export.verify import check_graphs, graph_references
+    from tgate_export.families import geometry, stable_diffusion
+
+    downscale = geometry.vae_downscale(source)
+    with progress.stage("loading the model"):
+        parts = stable_diffusion.load(source, options.precision)
+        _check_space(staging, parts)
+        groups = stable_diffusion.denoiser_cache(parts, options.size, downscale)
+    declared = stable_diffusion.graph_exports(parts, options.size, groups, downscale)
+    graphs = _export_graphs(declared, options, downscale, staging, progress)
+    solvers = _compile_solvers(parts.scheduler_config, source, staging, graphs, progress)
+    tokenizer = _save_tokenizer(parts.tokenizer, staging)
+    with progress.stage("hashing"):
+        files = dict(hash_files(staging, sorted(bundle_files(staging))))
+    manifest = Manifest(
+        schema_version=1,
+        name=source.name,
+        family="stable-diffusion",
+        source=record,
+        precision=options.precision,
+        build_key=key,
+        prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
+        defaults=source.defaults.model_copy(update={"gate_step": options.gate_step}),
+        batch=options.batch,
+        size=options.size,
+        latents=Latents(channels=parts.unet.config.in_channels, downscale=downscale),  # type: ignore[union-attr, arg-type]
+        tokenizer=tokenizer,
+        graphs=graphs,
+        cache=_cache(groups),
+        solvers=solvers,
+        versions=_versions(),
+        files=files,
+    )
+    with progress.stage("running PyTorch for reference"):
+        references = graph_references(parts, manifest, groups, batch=options.batch.opt)
+    # Never hold the PyTorch model and an engine at once.
+    del parts, declared
+    gc.collect()
+    differences = check_graphs(Bundle(staging, manifest), references, progress)
+    (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest, differences
+
+
+def _check_space(staging: Path, parts: Components) -> None:
+    modules = (parts.unet, parts.vae, parts.text_encoder)
+    needed = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    free = shutil.disk_usage(staging).free
+    if free < needed * 1.02:
+        raise TGateError(
+            f"the bundle needs {needed / 1e9:.1f} GB and {staging.parent} has {free / 1e9:.1f} GB "
+            "free: free some space, or choose another --out"
+        )
+
+
+def _export_graphs(
+    declared: Iterable[GraphExport],
+    options: _Options,
+    downscale: int,
+    staging: Path,
+    progress: Progress,
+) -> dict[str, Graph]:
+    import onnx_ir
+
+    from tgate_export.export.onnx_export import export_graph
+    from tgate_export.export.weights import WeightFiles, count_parameters
+
+    (staging / "graphs").mkdir()
+    graphs: dict[str, Graph] = {}
+    with WeightFiles(staging / "graphs") as files:
+        for graph in declared:
+            with progress.stage(f"exporting {graph.name}"):
+                model = export_graph(graph, options.batch, options.size, downscale)
+                shared = "denoiser" if graph.name in ("full", "gated") else graph.name
+                files[shared].externalize(model)
+                onnx_ir.save(model, staging / "graphs" / f"{graph.name}.onnx")
+                graphs[graph.name] = Graph(
+                    file=f"graphs/{graph.name}.onnx",
+                    weights=f"graphs/{shared}.weights",
+                    parameters=count_parameters(model),
+                    inputs=_tensors(graph.inputs),
+                    outputs=_tensors(graph.outputs),
+                )
+                del model
+                gc.collect()
+    return graphs
+
+
+def _tensors(entries: Iterable[GraphInput]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name=entry.name, dtype=str(entry.dtype).removeprefix("torch."), shape=entry.shape)  # type: ignore[arg-type]
+        for entry in entries
+    )
+
+
+def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
+    return tuple(
+        Cache(tensor=g.name, downsample=g.downsample, width=g.width, layers=g.layers)
+        for g in groups
+    )
+
+
+def _compile_solvers(
+    scheduler_config: dict[str, Any],
+    source: ModelSource,
+    staging: Path,
+    graphs: dict[str, Graph],
+    progress: Progress,
+) -> dict[str, Solver]:
+    from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS, write_solver_table
+    from tgate_export.export.solver_graph import save_solver_graph
+    from tgate_export.export.solver_tables import (
+        SOLVERS,
+        UnsupportedSchedulerError,
+        compile_solver,
+    )
+
+    (staging / "solvers").mkdir()
+    solvers: dict[str, Solver] = {}
+    with progress.stage("compiling samplers"):
+        save_solver_graph(staging / "graphs" / "solver.onnx")
+        for index, name in enumerate(SOLVERS):
+            progress.advance(index, len(SOLVERS))
+            try:
+                table = compile_solver(name, scheduler_config)
+            except UnsupportedSchedulerError as error:
+                if name == source.defaults.scheduler:
+                    raise
+                progress.note(str(error))
+                continue
+            file = f"solvers/{name}.json"
+            write_solver_table(table, staging / file)
+            solvers[name] = Solver(
+                file=file,
+                scheduler_class=table.scheduler_class,
+                extra_evaluations=table.extra_evaluations,
+                max_steps=max(table.steps),
+            )
+    latents = ("batch", "channels", "latent_height", "latent_width")
+    history = ("batch", HISTORY, "channels", "latent_height", "latent_width")
+
+    def f32(name: str, shape: tuple[int | str, ...]) -> Tensor:
+        return Tensor(name=name, dtype="float32", shape=shape)
+
+    graphs["solver"] = Graph(
+        file="graphs/solver.onnx",
+        weights=None,
+        parameters=0,
+        inputs=(
+            f32("sample", latents),
+            f32("noise_pred", latents),
+            f32("history", history),
+            f32("weights", ("batch", NUM_WEIGHTS)),
+        ),
+        outputs=(
+            f32("next_sample", latents),
+            f32("denoiser_input", latents),
+            f32("next_history", history),
+        ),
+    )
+    return solvers
+
+
+def _save_tokenizer(tokenizer: Any, staging: Path) -> Tokenizer:
+    (staging / "tokenizer").mkdir()
+    tokenizer.backend_tokenizer.save(str(staging / "tokenizer" / "tokenizer.json"))
+    return Tokenizer(
+        file="tokenizer/tokenizer.json",
+        max_length=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

@@ -1,0 +1,119 @@
+"""One PyTorch module to one ONNX model, with fake tensors: nothing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import Dim
+
+from tgate_export.bundle.manifest import Range, Size
+from tgate_export.families.stable_diffusion import GraphExport, GraphInput
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+# 23 keeps Attention and GroupNormalization as single nodes; ONNX Runtime, TensorRT 11 and
+# TensorRT-RTX 1.7 all take it.
+OPSET = 23
+
+
+
+
+
+@torch.no_grad()
+def export_graph(
+    graph: GraphExport, batch: Range, size: Size, downscale: int
+) -> onnx_ir.Model:
+    """Export a graph; its weights still point at the module's own memory.
+
+    Args:
+        graph: what to export.
+        batch: batch range; dynamic unless it is fixed.
+        size: image size range in pixels; dynamic unless it is fixed.
+        downscale: pixels of an image side for one latent.
+    """
+    module = graph.module().eval()
+    dims = _Dims(batch, size, downscale)
+    arguments = tuple(dims.example(entry) for entry in graph.inputs)
+    shapes: list[Any] = [dims.dynamic(entry) for entry in graph.inputs]
+    if graph.name == "gated":  # forward(sample, timestep, *caches)
+        shapes = [*shapes[:2], tuple(shapes[2:])]
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[entry.name for entry in graph.inputs],
+            output_names=[entry.name for entry in graph.outputs],
+            dynamic_shapes=tuple(shapes),
+            verbose=False,
+            optimize=True,
+        )
+    assert program is not None
+    return program.model
+
+
+class _Dims:
+    """Sizes of an example and the `Dim` of each free dimension."""
+
+    def __init__(self, batch: Range, size: Size, downscale: int) -> None:
+        # An example of 0 or 1 would be specialised.
+        self.batch = batch.opt if batch.fixed else max(2, batch.min)
+        self.height = size.height.opt // downscale
+        self.width = size.width.opt // downscale
+        self.downscale = downscale
+        self.named: dict[str, Any] = {}
+        if not batch.fixed:
+            self.named["batch"] = Dim("batch", min=batch.min, max=batch.max)
+        step = size.multiple // downscale
+        for name, side in (("height", size.height), ("width", size.width)):
+            if not side.fixed:
+                root = Dim(
+                    f"{name}_steps", min=side.min // size.multiple, max=side.max // size.multiple
+                )
+                self.named[f"latent_{name}"] = step * root if step > 1 else root
+        self.step = step
+
+    def example(self, entry: GraphInput) -> torch.Tensor:
+        shape = tuple(self._size(dim, entry, axis) for axis, dim in enumerate(entry.shape))
+        return torch.zeros(shape, dtype=entry.dtype)
+
+    def dynamic(self, entry: GraphInput) -> dict[int, Any]:
+        return {
+            axis: self._dim(dim)
+            for axis, dim in enumerate(entry.shape)
+            if isinstance(dim, str) and self._dim(dim) is not None
+        }
+
+    def _dim(self, name: str) -> Any:
+        if name.startswith("tokens_"):
+            return Dim.AUTO
+        return self.named.get(name)
+
+    def _size(self, dim: int | str, entry: GraphInput, axis: int) -> int:
+        if isinstance(dim, int):
+            return dim
+        sizes = {"batch": self.batch, "latent_height": self.height, "latent_width": self.width}
+        if dim in sizes:
+            return sizes[dim]
+        raise KeyError(f"{entry.name} axis {axis}: no size known for dimension {dim!r}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own progress and deprecation chatter."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

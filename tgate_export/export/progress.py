@@ -1,0 +1,22 @@
+"""How long work says where it is; the command line draws it, everything else ignores it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+class Progress:
+    """Stages of a job. This one is silent."""
+
+    @contextlib.contextmanager
+    def stage(self, label: str) -> Iterator[None]:
+        """Mark the block as one stage."""
+        del label
+        yield
+
+    def advance(self, done: int, total: int) -> None:
+        """Report how far the current stage is."""
+
+    def note(self, message: str) -> None:
+        """Report something that the user should know."""

@@ -1,0 +1,177 @@
+"""Prove a bundle against PyTorch: every graph, and the whole trajectory across the gate."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.manifest import Manifest, Precision
+from tgate_export.errors import VerificationError
+from tgate_export.export.progress import Progress
+from tgate_export.families.stable_diffusion import Components, graph_exports
+from tgate_export.gating.cross_attention import CacheGroup
+
+# Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
+# either case; fp16 rounds every activation to 11 bits (5e-4), over the depth of a UNet.
+GRAPH_BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2}
+TRAJECTORY_BOUNDS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-1}
+SEED = 0
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor compared with PyTorch.
+
+    Attributes:
+        graph: graph, or what was run ("ddim, gate 10 of 25").
+        tensor: the tensor's name.
+        max_abs: largest absolute difference.
+        relative: `max_abs` over the largest absolute reference value.
+        bound: largest `relative` allowed.
+    """
+
+    graph: str
+    tensor: str
+    max_abs: float
+    relative: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound holds; not when a value is not finite."""
+        return bool(np.isfinite(self.relative) and self.relative <= self.bound)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A graph's inputs, and what PyTorch made of them in fp32."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def compare(graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float) -> Difference:
+    """Measure how far `found` is from `expected`; a shape that differs never holds."""
+    if found.shape != expected.shape:
+        return Difference(graph, tensor, float("inf"), float("inf"), bound)
+    reference = expected.astype(np.float64)
+    max_abs = float(np.abs(found.astype(np.float64) - reference).max())
+    scale = float(np.abs(reference).max())
+    return Difference(graph, tensor, max_abs, max_abs / scale if scale else max_abs, bound)
+
+
+def require(differences: Iterable[Difference]) -> None:
+    """Raise for the first bound that is broken.
+
+    Raises:
+        VerificationError: names graph and tensor, and says by how much.
+    """
+    for difference in differences:
+        if not difference.holds:
+            raise VerificationError(
+                f"{difference.graph}: {difference.tensor} differs from PyTorch by "
+                f"{difference.relative:.1e} (relative), allowed is {difference.bound:.0e}"
+            )
+
+
+@torch.no_grad()
+def graph_references(
+    parts: Components, manifest: Manifest, groups: tuple[CacheGroup, ...], *, batch: int
+) -> dict[str, Reference]:
+    """Run every graph's PyTorch module in fp32 on inputs like real ones.
+
+    Converts `parts` to fp32 in place. The gated phase gets the caches that the full phase wrote.
+
+    Args:
+        parts: the loaded pipeline.
+        manifest: the bundle's manifest: dtypes and sizes.
+        groups: how caches are stacked.
+        batch: samples in each input.
+    """
+    parts.to(torch.float32)
+    random = np.random.default_rng(SEED)
+    downscale = manifest.latents.downscale
+    height, width = manifest.size.height.opt // downscale, manifest.size.width.opt // downscale
+    latents = (batch, manifest.latents.channels, height, width)
+    ids = random.integers(0, manifest.tokenizer.pad_token_id, (2 * batch, manifest.tokenizer.max_length))
+    known: Arrays = {
+        "input_ids": ids[:batch],
+        "negative_input_ids": ids[batch:],
+        "sample": random.standard_normal(latents, dtype=np.float32),
+        "timestep": random.integers(1, 1000, batch).astype(np.float32),
+        "guidance_scale": random.uniform(1, 10, batch).astype(np.float32),
+        "latents": random.standard_normal(latents, dtype=np.float32),
+    }
+    references = {}
+    for graph in graph_exports(parts, manifest.size, groups, downscale):
+        module = graph.module().eval()
+        stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
+        # Round to the graph's own dtype first, so that only the computation differs.
+        inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
+        outputs = _call(module, inputs)
+        named = {entry.name: value for entry, value in zip(graph.outputs, outputs, strict=True)}
+        if graph.name == "text_encoder":
+            negative = _call(module, {"input_ids": known["negative_input_ids"]})
+            known["negative_prompt_embeds"] = negative[0]
+        known |= named
+        references[graph.name] = Reference(inputs, named)
+        del module
+        gc.collect()
+    return references
+
+
+def _call(module: torch.nn.Module, inputs: Arrays) -> list[np.ndarray]:
+    tensors = []
+    for array in inputs.values():
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensors.append(tensor.float() if tensor.is_floating_point() else tensor)
+    result = module(*tensors)
+    return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
+
+
+def check_graphs(
+    bundle: Bundle, references: Mapping[str, Reference], progress: Progress
+) -> tuple[Difference, ...]:
+    """Run every graph on ONNX Runtime's CPU and compare with PyTorch, one session at a time.
+
+    Raises:
+        VerificationError: the first graph and tensor whose bound is broken.
+    """
+    bound = GRAPH_BOUNDS[bundle.manifest.precision]
+    differences = []
+    for name, reference in references.items():
+        with progress.stage(f"verifying {name}"):
+            found = run_graph(bundle.file(bundle.manifest.graph(name).file), reference.inputs)
+        for tensor, expected in reference.outputs.items():
+            differences.append(compare(name, tensor, found[tensor], expected, bound))
+    require(differences)
+    return tuple(differences)
+
+
+def run_graph(path: Path, inputs: Arrays) -> Arrays:
+    """Run an ONNX file once on the CPU, with as little memory as that takes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    # A packed copy of the weights pays off over many runs only.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    wanted = {entry.name for entry in session.get_inputs()}
+    outputs: list[Any] = session.run(
+        names, {name: value for name, value in inputs.items() if name in wanted}
+    )
+    return dict(zip(names, outputs, strict=True))

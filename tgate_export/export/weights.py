@@ -1,0 +1,99 @@
+"""Weights stored once: an external-data file that several graphs share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+# A page, so that every tensor can be memory-mapped where it lies.
+ALIGNMENT = 4096
+# Smaller tensors stay inside the graph file.
+INLINE_BYTES = 1024
+
+
+class WeightFile:
+    """Writes weights of one or more graphs to one file, each distinct content once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = path.open("wb")
+        self._known: dict[bytes, tuple[int, int]] = {}
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._stream.close()
+
+    def externalize(self, model: onnx_ir.Model) -> None:
+        """Move a model's weights into the file, one tensor in memory at a time.
+
+        The model's initializers then refer to the file by its name; save the model beside it.
+        """
+        import onnx_ir
+
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < INLINE_BYTES:
+                continue
+            offset, length = self._store(tensor.numpy())
+            value.const_value = onnx_ir.ExternalTensor(
+                location=self.path.name,
+                offset=offset,
+                length=length,
+                dtype=tensor.dtype,
+                shape=tensor.shape,  # type: ignore[arg-type]
+                name=value.name or "",
+                base_dir=os.fspath(self.path.parent),
+            )
+
+    def _store(self, array: np.ndarray) -> tuple[int, int]:
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._known:
+            position = self._stream.tell()
+            offset = -(-position // ALIGNMENT) * ALIGNMENT
+            self._stream.write(bytes(offset - position))
+            self._stream.write(data)
+            self._known[digest] = (offset, len(data))
+        return self._known[digest]
+
+
+class WeightFiles:
+    """One `WeightFile` for each name, made when first asked for: `<folder>/<name>.weights`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, WeightFile] = {}
+
+    def __enter__(self) -> WeightFiles:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __getitem__(self, name: str) -> WeightFile:
+        if name not in self._files:
+            self._files[name] = WeightFile(self._folder / f"{name}.weights")
+        return self._files[name]
+
+
+def count_parameters(model: onnx_ir.Model) -> int:
+    """Count the elements of a graph's weights: floating-point initializers that are no scalars.
+
+    Equal weights are merged by the exporter (biases that are all zero, say), so an initializer
+    counts as often as it is used.
+    """
+    return sum(
+        int(np.prod(tensor.shape.numpy())) * len(value.uses())
+        for value in model.graph.initializers.values()
+        if (tensor := value.const_value) is not None
+        and tensor.dtype.is_floating_point()
+        and len(tensor.shape) > 0
+    )

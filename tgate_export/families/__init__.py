@@ -1,0 +1,1 @@
+"""What each model family is: how it loads, its graphs, its defaults."""

@@ -1,0 +1,31 @@
+"""Sizes of a pipeline's images and latents, from its configuration alone (no torch)."""
+
+from __future__ import annotations
+
+from tgate_export.errors import InvalidRequestError
+from tgate_export.families.source import ModelSource
+
+
+def vae_downscale(source: ModelSource) -> int:
+    """Pixels of an image side for one latent."""
+    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
+
+
+def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
+    """Return what must divide an image side.
+
+    A fixed size needs only what the VAE divides by; with a dynamic size every level of the UNet
+    must halve exactly, so that one graph serves all sizes.
+    """
+    levels = len(source.config("unet")["block_out_channels"])
+    return vae_downscale(source) * (2 ** (levels - 1) if dynamic else 1)
+
+
+def default_size(source: ModelSource) -> int:
+    """Image side that the UNet was trained at, in pixels."""
+    sample_size = source.config("unet").get("sample_size")
+    if not isinstance(sample_size, int):
+        raise InvalidRequestError(
+            f"{source.model} does not say its size (unet/config.json: sample_size): give --size"
+        )
+    return sample_size * vae_downscale(source)

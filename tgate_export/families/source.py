@@ -1,0 +1,253 @@
+"""Where a model's weights come from, checked before anything heavy is imported.
+
+Nothing is ever unpickled: a component without safetensors weights is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tgate_export.bundle.integrity import hash_files
+from tgate_export.bundle.manifest import Defaults, Source
+from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.families.names import NAMED_MODELS, STABLE_DIFFUSION_DEFAULTS, unknown_model
+
+Weights = Literal["pretrained", "random"]
+
+# Components of a Stable Diffusion pipeline that end up in a bundle; the safety checker does not.
+WEIGHT_COMPONENTS = ("text_encoder", "unet", "vae")
+COMPONENTS = (*WEIGHT_COMPONENTS, "scheduler", "tokenizer")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
+_SUPPORTED_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A diffusers pipeline directory and how its weights are made.
+
+    Attributes:
+        kind: packaged, local, hub, or random (the configuration only; weights from a seed).
+        model: what the user asked for.
+        name: short name, the default folder of the bundle.
+        directory: the pipeline's files.
+        revision: commit of a hub snapshot.
+        defaults: how the model is sampled unless told otherwise.
+    """
+
+    kind: Literal["packaged", "local", "hub", "random"]
+    model: str
+    name: str
+    directory: Path
+    revision: str | None
+    defaults: Defaults
+
+    def config(self, component: str) -> dict[str, Any]:
+        """Return a component's configuration.
+
+        Raises:
+            ModelError: when it is missing or no JSON.
+        """
+        file = "scheduler_config.json" if component == "scheduler" else "config.json"
+        return _read_json(self.directory / component / file)
+
+    def files(self) -> tuple[str, ...]:
+        """Files that the build depends on, relative to the directory."""
+        names = ["model_index.json"]
+        for component in COMPONENTS:
+            for path in sorted((self.directory / component).glob("*")):
+                if path.suffix in (".json", ".txt") or (
+                    path.suffix == ".safetensors" and self.kind != "random"
+                ):
+                    names.append(path.relative_to(self.directory).as_posix())
+        return tuple(names)
+
+    def record(self) -> Source:
+        """Return what the manifest says of the source; hashes every file."""
+        digest = hashlib.sha256()
+        for name, file in hash_files(self.directory, self.files()):
+            digest.update(f"{name}\0{file.sha256}\n".encode())
+        return Source(
+            kind=self.kind,
+            model=self.model,
+            revision=self.revision,
+            fingerprint=digest.hexdigest(),
+        )
+
+
+def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
+    """Find a model by name, folder or Hugging Face id, and check that it can be built.
+
+    Only an id (or a name whose weights live on the hub) is ever downloaded.
+
+    Raises:
+        InvalidRequestError: an unknown name.
+        ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
+            truncated weights, or a download that failed.
+    """
+    source = _locate(model, weights)
+    _check_pipeline(source)
+    if source.kind != "random":
+        for component in WEIGHT_COMPONENTS:
+            _check_weights(source.directory / component)
+    return source
+
+
+def _locate(model: str, weights: Weights) -> ModelSource:
+    path = Path(model)
+    named = NAMED_MODELS.get(model)
+    if named is not None:
+        if weights == "random" or named.hub_id is None:
+            kind: Literal["random", "packaged"] = "random" if weights == "random" else "packaged"
+            return ModelSource(kind, model, model, named.directory, None, named.defaults)
+        directory, revision = _download(named.hub_id)
+        return ModelSource("hub", named.hub_id, model, directory, revision, named.defaults)
+    if path.is_dir():
+        kind_local: Literal["random", "local"] = "random" if weights == "random" else "local"
+        resolved = path.resolve()
+        return ModelSource(
+            kind_local, str(resolved), resolved.name, resolved, None, STABLE_DIFFUSION_DEFAULTS
+        )
+    if path.is_file():
+        raise ModelError(
+            f"{model} is a single file: convert it to a diffusers folder first "
+            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER))"
+        )
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        if weights == "random":
+            raise InvalidRequestError(
+                f"--weights random takes a model name or a folder, not the hub id {model!r}"
+            )
+        directory, revision = _download(model)
+        name = model.rsplit("/", 1)[1]
+        return ModelSource("hub", model, name, directory, revision, STABLE_DIFFUSION_DEFAULTS)
+    raise unknown_model(model)
+
+
+def _download(hub_id: str) -> tuple[Path, str]:
+    """Fetch the safetensors weights and configuration of a pipeline into the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["model_index.json"]
+    for component in COMPONENTS:
+        patterns += [f"{component}/*.json", f"{component}/*.txt"]
+    patterns += [f"{component}/*.safetensors" for component in WEIGHT_COMPONENTS]
+    try:
+        snapshot = Path(
+            snapshot_download(
+                hub_id, allow_patterns=patterns, ignore_patterns=["*non_ema*", "*.fp16.*"]
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot download {hub_id} from Hugging Face ({reason}): check the id and the network, "
+            "give a local folder, or use --weights random to build the architecture only"
+        ) from None
+    return snapshot, snapshot.name
+
+
+def _check_pipeline(source: ModelSource) -> None:
+    index_file = source.directory / "model_index.json"
+    if not index_file.is_file():
+        raise ModelError(
+            f"{source.model} is not a diffusers pipeline: it has no model_index.json "
+            "(save one with pipeline.save_pretrained(FOLDER))"
+        )
+    pipeline = str(_read_json(index_file).get("_class_name"))
+    if pipeline.startswith(_JOINT_ATTENTION):
+        raise ModelError(
+            f"{source.model} is a {pipeline}: its transformer attends to text and image jointly "
+            "and has no cross-attention whose output could be cached, so T-GATE does not apply"
+        )
+    if pipeline not in _SUPPORTED_PIPELINES:
+        raise ModelError(
+            f"{source.model} is a {pipeline}, which is not supported: "
+            f"supported are {' and '.join(_SUPPORTED_PIPELINES)} (Stable Diffusion 1.x and 2.x)"
+        )
+    for component in COMPONENTS:
+        if not (source.directory / component).is_dir() and not (
+            component == "tokenizer" and source.kind == "random"
+        ):
+            raise ModelError(f"{source.model} lacks the component {component}/: download it again")
+    unet, vae = source.config("unet"), source.config("vae")
+    extra = [
+        key
+        for key in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim",
+                    "encoder_hid_dim_type")
+        if unet.get(key) is not None
+    ]  # fmt: skip
+    if extra:
+        raise ModelError(
+            f"{source.model}: its UNet takes more than text and time ({extra[0]} is "
+            f"{unet[extra[0]]!r}), which is not supported"
+        )
+    if unet.get("in_channels") != vae.get("latent_channels"):
+        raise ModelError(
+            f"{source.model}: its UNet takes {unet.get('in_channels')} channels and its VAE gives "
+            f"{vae.get('latent_channels')}: inpainting and other image-conditioned UNets are not "
+            "supported"
+        )
+
+
+def _check_weights(component: Path) -> None:
+    files = list(component.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in component.glob("*") if path.suffix in _PICKLES)
+        if pickled:
+            raise ModelError(
+                f"{component} has only pickled weights ({pickled[0]}), which are never loaded: "
+                "convert them with pipeline.save_pretrained(FOLDER, safe_serialization=True)"
+            )
+        raise ModelError(f"{component} has no safetensors weights: download the model again")
+    for index in component.glob("*.safetensors.index.json"):
+        for shard in set(_read_json(index).get("weight_map", {}).values()):
+            if not (component / shard).is_file():
+                raise ModelError(f"{component / shard} is missing: download the model again")
+    for file in files:
+        _check_safetensors(file)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare a file's size with what its header promises."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > 100_000_000:
+                raise ValueError("its header is too long")
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path} is not a safetensors file: download the model again") from None
+    expected = 8 + length + max(ends, default=0)
+    if path.stat().st_size != expected:
+        raise ModelError(
+            f"{path} is truncated: {path.stat().st_size} bytes, its header promises {expected}; "
+            "download the model again"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: download the model again") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): download the model again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object: download the model again")
+    return content
+
+
+def iter_weight_bytes(source: ModelSource) -> Iterator[int]:
+    """Sizes of the weight files, for a free-space check; nothing for random weights."""
+    if source.kind != "random":
+        for name in source.files():
+            if name.endswith(".safetensors"):
+                yield (source.directory / name).stat().st_size

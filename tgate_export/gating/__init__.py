@@ -1,0 +1,1 @@
+"""The attention rewrite and the two phase modules (PyTorch)."""

@@ -1,0 +1,5 @@
+"""The torch-free runtime: load a bundle and draw with it."""
+
+from tgate_export.runtime.pipeline import PipelineOutput, TGatePipeline
+
+__all__ = ["PipelineOutput", "TGatePipeline"]

@@ -1,0 +1,115 @@
+"""ONNX Runtime: CPU, CUDA or TensorRT execution provider, zero-copy through I/O binding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.runtime.backends.base import Backend, BackendError, Execute, Memory
+from tgate_export.runtime.plan import BufferSpec, Launch, Slot
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs a bundle's ONNX graphs; every graph's session is made when it is first needed."""
+
+    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise BackendError(
+                "onnxruntime is not installed: pip install 'tgate-export[cpu]' "
+                "(or [gpu] for CUDA)"
+            ) from None
+        available = onnxruntime.get_available_providers()
+        if device is None:
+            device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        if PROVIDERS[device] not in available:
+            raise BackendError(
+                f"this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}): "
+                "pip install 'tgate-export[gpu]', or use --backend onnxruntime:cpu"
+            )
+        self.name = f"onnxruntime:{device}"
+        self.device = device
+        self._ort = onnxruntime
+        self._bundle = bundle
+        self._sessions: dict[str, Any] = {}
+
+    def load(self, graph: str) -> None:
+        """Create the graph's session; see `Backend.load`."""
+        if graph in self._sessions:
+            return
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        path = self._bundle.file(self._bundle.manifest.graph(graph).file)
+        providers = [PROVIDERS[self.device]]
+        if self.device == "tensorrt":
+            providers.append(PROVIDERS["cuda"])
+        if self.device != "cpu":
+            providers.append(PROVIDERS["cpu"])
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises many types of its own
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
+        if PROVIDERS[self.device] not in session.get_providers():
+            raise BackendError(
+                f"onnxruntime could not start {PROVIDERS[self.device]} for graph {graph!r}: "
+                "check the CUDA installation, or use --backend onnxruntime:cpu"
+            )
+        self._sessions[graph] = session
+
+    def allocate(self, buffers: Mapping[str, BufferSpec]) -> OrtMemory:
+        """Allocate one OrtValue for each slot; see `Backend.allocate`."""
+        return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", buffers)
+
+    def prepare(self, launch: Launch, memory: Memory) -> Execute:
+        """Bind a launch once; see `Backend.prepare`."""
+        assert isinstance(memory, OrtMemory)
+        self.load(launch.graph)
+        session = self._sessions[launch.graph]
+        binding = session.io_binding()
+        for name, slot in launch.inputs.items():
+            binding.bind_ortvalue_input(name, memory.values[slot])
+        for name, slot in launch.outputs.items():
+            binding.bind_ortvalue_output(name, memory.values[slot])
+        return partial(session.run_with_iobinding, binding)
+
+
+class OrtMemory(Memory):
+    """OrtValues by slot; on the CPU they share memory with numpy arrays."""
+
+    def __init__(self, ort: Any, device: str, buffers: Mapping[str, BufferSpec]) -> None:
+        self.values: dict[Slot, Any] = {}
+        self._arrays: dict[Slot, np.ndarray] = {}
+        for name, spec in buffers.items():
+            rows = [None] if spec.rows is None else range(spec.rows)
+            for row in rows:
+                slot = Slot(name, row)
+                array = np.zeros(spec.shape, dtype=spec.dtype)
+                self.values[slot] = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+                if device == "cpu":
+                    self._arrays[slot] = array
+
+    def write(self, slot: Slot, value: np.ndarray) -> None:
+        """See `Memory.write`."""
+        if slot in self._arrays:
+            np.copyto(self._arrays[slot], value, casting="no")
+        else:
+            self.values[slot].update_inplace(np.ascontiguousarray(value))
+
+    def read(self, slot: Slot) -> np.ndarray:
+        """See `Memory.read`."""
+        if slot in self._arrays:
+            return self._arrays[slot].copy()
+        array: np.ndarray = self.values[slot].numpy()
+        return array

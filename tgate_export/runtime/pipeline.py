@@ -1,0 +1,297 @@
+"""`TGatePipeline`: draw with a bundle. Two graphs, one gate, one weighted sum a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable, read_solver_table
+from tgate_export.errors import BundleError, InvalidRequestError
+from tgate_export.runtime.backends import select
+from tgate_export.runtime.backends.base import Backend, Execute, Memory
+from tgate_export.runtime.noise import standard_normal
+from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.request import Request, make_request
+from tgate_export.runtime.timings import StepTiming, Timings
+from tgate_export.runtime.tokenizer import PromptTokenizer
+from tgate_export.schedule import Phase, gate_schedule
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback learns after a step.
+
+    Attributes:
+        step: index of the denoiser evaluation that has ended.
+        evaluations: how many there are in this run.
+        phase: the graph that ran.
+        timestep: what the denoiser was given, in training steps.
+        latents: returns the current sample [B, C, h, w] f32, copied to the host when called.
+    """
+
+    step: int
+    evaluations: int
+    phase: Phase
+    timestep: float
+    latents: Callable[[], np.ndarray]
+
+
+StepCallback = Callable[[StepInfo], None]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Result of a call.
+
+    Attributes:
+        images: a list of PIL images ("pil"), images [B, H, W, 3] f32 in [0, 1] ("np"), or
+            latents [B, C, h, w] f32 ("latent").
+        timings: seconds by stage and step.
+        request: the call with defaults filled in, the seed among them.
+    """
+
+    images: list[Image.Image] | np.ndarray
+    timings: Timings
+    request: Request
+
+
+class TGatePipeline:
+    """A loaded bundle. Engines load when they are first needed; buffers are kept between calls."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        tokenizer = bundle.manifest.tokenizer
+        self._tokenizer = PromptTokenizer(bundle.file(tokenizer.file), tokenizer)
+        self._tables: dict[str, SolverTable] = {}
+        self._prepared: _PreparedRun | None = None
+
+    @classmethod
+    def from_bundle(
+        cls, path: str | Path, backend: str = "auto", *, check_hashes: bool = True
+    ) -> TGatePipeline:
+        """Open a bundle.
+
+        Args:
+            path: folder that `tgate-export build` wrote.
+            backend: "auto", "onnxruntime", or "onnxruntime:" and cpu, cuda or tensorrt.
+            check_hashes: compare every file with its sha256 first (about a second for 2 GB).
+
+        Raises:
+            BundleError: the bundle is missing, damaged, or newer than this package.
+            BackendError: the backend cannot be used here.
+        """
+        bundle = open_bundle(path, check_hashes=check_hashes)
+        return cls(bundle, select(backend, bundle))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle holds."""
+        return self.bundle.manifest
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int | None = None,
+        gate_step: int | None = None,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        seed: int | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        latents: np.ndarray | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> PipelineOutput:
+        """Draw one image for each prompt, or several.
+
+        Args:
+            prompt: one or more prompts.
+            negative_prompt: what to avoid; one for all prompts, or one each.
+            num_inference_steps: denoising steps; the bundle's default when not given.
+            gate_step: first step that reuses cross-attention and drops guidance; at
+                `num_inference_steps` or more there is none. By default the bundle's, scaled to
+                the number of steps.
+            guidance_scale: weight of classifier-free guidance before the gate.
+            scheduler: a sampler that the bundle holds, such as "ddim" or "dpm++2m".
+            seed: 0 .. 2^64 - 1; random when not given.
+            num_images_per_prompt: images of each prompt, with different starting latents.
+            height: pixels; the bundle's default when not given.
+            width: pixels; the bundle's default when not given.
+            latents: starting latents [B, C, h, w] of unit variance, instead of a seed.
+            output_type: "pil", "np" or "latent".
+            callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
+
+        Raises:
+            InvalidRequestError: an argument out of range; the message names it.
+        """
+        request = make_request(
+            self.manifest,
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            gate_step=gate_step,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            seed=seed,
+            num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
+            latents=latents,
+            output_type=output_type,
+        )
+        results: list[np.ndarray] = []
+        timings: Timings | None = None
+        for first in range(0, len(request.prompts), self.manifest.batch.max):
+            part = slice(first, first + self.manifest.batch.max)
+            result, timing = self._run(request, part, callback_on_step_end)
+            results.append(result)
+            timings = timing if timings is None else timings + timing
+        assert timings is not None
+        stacked = np.concatenate(results)
+        images = _to_pil(stacked) if request.output_type == "pil" else stacked
+        return PipelineOutput(images, timings, request)
+
+    def solver_table(self, scheduler: str) -> SolverTable:
+        """Return a scheduler's table, read once.
+
+        Raises:
+            BundleError: when the file is not a solver table.
+        """
+        if scheduler not in self._tables:
+            path = self.bundle.file(self.manifest.solvers[scheduler].file)
+            try:
+                self._tables[scheduler] = read_solver_table(path)
+            except (OSError, ValueError) as error:
+                raise BundleError(f"{error}: build the bundle again") from None
+        return self._tables[scheduler]
+
+    def _run(
+        self, request: Request, part: slice, callback: StepCallback | None
+    ) -> tuple[np.ndarray, Timings]:
+        prompts = request.prompts[part]
+        try:
+            solver = self.solver_table(request.scheduler).for_steps(request.num_inference_steps)
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from None
+        schedule = gate_schedule(
+            request.num_inference_steps, request.gate_step, solver.extra_evaluations
+        )
+        run = self._prepare(RunShape(len(prompts), request.height, request.width, schedule))
+        started = perf_counter()
+        run.write_inputs(self._tokenizer, request, part, solver)
+        encode_started = perf_counter()
+        for execute in run.encode:
+            execute()
+        encoded = perf_counter()
+        steps = []
+        for index, (denoise, solve) in enumerate(run.steps):
+            before = perf_counter()
+            denoise()
+            between = perf_counter()
+            solve()
+            after = perf_counter()
+            steps.append(StepTiming(schedule.phases[index], between - before, after - between))
+            if callback is not None:
+                callback(run.step_info(index, float(solver.timesteps[index])))
+        decode_started = perf_counter()
+        if request.output_type == "latent":
+            result, decoded = run.memory.read(run.plan.latents), decode_started
+        else:
+            run.decode()
+            decoded = perf_counter()
+            result = run.memory.read(Slot("images"))
+        ended = perf_counter()
+        return result, Timings(
+            encoded - encode_started, tuple(steps), decoded - decode_started, ended - started
+        )
+
+    def _prepare(self, shape: RunShape) -> _PreparedRun:
+        """Allocate and bind for a run's shape, or return what the last call of it used."""
+        if self._prepared is None or self._prepared.shape != shape:
+            self._prepared = None  # free the old buffers first
+            self._prepared = _PreparedRun.create(self.backend, self.manifest, shape)
+        return self._prepared
+
+
+@dataclass(frozen=True)
+class _PreparedRun:
+    """Buffers and bound launches for one run shape; reused by every call of that shape."""
+
+    shape: RunShape
+    plan: BindingPlan
+    memory: Memory
+    encode: tuple[Execute, ...]
+    steps: tuple[tuple[Execute, Execute], ...]
+    decode: Execute
+
+    @classmethod
+    def create(cls, backend: Backend, manifest: Manifest, shape: RunShape) -> _PreparedRun:
+        plan = plan_run(manifest, shape)
+        memory = backend.allocate(plan.buffers)
+        return cls(
+            shape=shape,
+            plan=plan,
+            memory=memory,
+            encode=tuple(backend.prepare(launch, memory) for launch in plan.encode),
+            steps=tuple(
+                (backend.prepare(denoiser, memory), backend.prepare(solver, memory))
+                for denoiser, solver in plan.steps
+            ),
+            decode=backend.prepare(plan.decode, memory),
+        )
+
+    def write_inputs(
+        self, tokenizer: PromptTokenizer, request: Request, part: slice, solver: SolverSteps
+    ) -> None:
+        """Fill every host-made buffer; after this the loop only launches."""
+        batch = self.shape.batch
+        write = self.memory.write
+        write(Slot("input_ids"), tokenizer(request.prompts[part]))
+        write(Slot("negative_input_ids"), tokenizer(request.negative_prompts[part]))
+        write(Slot("guidance_scale"), np.full(batch, request.guidance_scale, dtype=np.float32))
+        for step, (timestep, weights) in enumerate(
+            zip(solver.timesteps, solver.weights, strict=True)
+        ):
+            write(Slot("timestep", step), np.full(batch, timestep, dtype=np.float32))
+            write(Slot("weights", step), np.tile(weights, (batch, 1)))
+        shape = self.plan.buffers["sample.0"].shape
+        if request.latents is not None:
+            latents = request.latents[part]
+        else:
+            first = part.start
+            latents = np.stack(
+                [standard_normal(shape[1:], request.seed, first + i) for i in range(batch)]
+            )
+        sample = latents * np.float32(solver.sample_scale)
+        write(Slot("sample.0"), sample)
+        write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
+        write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
+
+    def step_info(self, index: int, timestep: float) -> StepInfo:
+        launch = self.plan.steps[index][1]
+        latents = launch.outputs["next_sample"]
+        phases = self.shape.schedule.phases
+        return StepInfo(
+            index, len(phases), phases[index], timestep, lambda: self.memory.read(latents)
+        )
+
+
+def _to_pil(images: np.ndarray) -> list[Any]:
+    """Convert images [B, H, W, 3] in [0, 1] to 8-bit PIL images, rounding as diffusers does."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]

@@ -1,0 +1,198 @@
+"""The binding plan: which buffer goes to which tensor in which launch. Pure, no devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tgate_export.bundle.manifest import DType, Graph, Manifest
+from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
+from tgate_export.errors import BundleError
+from tgate_export.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A buffer, or one row of a buffer that holds a value for every step."""
+
+    buffer: str
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """Memory that lives as long as a run's shape: allocated once, bound many times.
+
+    Attributes:
+        dtype: element type.
+        shape: shape of one row, as the graphs see it.
+        rows: number of rows, or None for a buffer that is a single tensor.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    rows: int | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many tensors the buffer holds."""
+        return 1 if self.rows is None else self.rows
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One engine run with every tensor bound to a slot."""
+
+    graph: str
+    inputs: Mapping[str, Slot]
+    outputs: Mapping[str, Slot]
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What the memory and the launches of a run depend on; image sides in pixels."""
+
+    batch: int
+    height: int
+    width: int
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class BindingPlan:
+    """Buffers and launches of one run, decided before anything is launched.
+
+    Attributes:
+        buffers: by name.
+        encode: launches before the loop.
+        steps: for each evaluation, the denoiser's launch and the solver's.
+        decode: the launch after the loop.
+        latents: the slot of the final latents.
+    """
+
+    buffers: Mapping[str, BufferSpec]
+    encode: tuple[Launch, ...]
+    steps: tuple[tuple[Launch, Launch], ...]
+    decode: Launch
+    latents: Slot
+
+
+def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
+    """Decide the memory and every launch of a run.
+
+    `full` writes the cross-attention caches where `gated` reads them; the sample and the
+    history alternate between two buffers, so that the solver never reads what it writes.
+
+    Raises:
+        BundleError: when a graph has a tensor that no buffer fits.
+    """
+    evaluations = len(shape.schedule.phases)
+    buffers = _buffers(manifest, shape, evaluations)
+    steps = tuple(
+        (
+            _launch(manifest, buffers, phase, {"sample": Slot("denoiser_input"),
+                                               "timestep": Slot("timestep", step)}),
+            _launch(
+                manifest,
+                buffers,
+                "solver",
+                {
+                    "sample": Slot(f"sample.{step % 2}"),
+                    "history": Slot(f"history.{step % 2}"),
+                    "weights": Slot("weights", step),
+                    "next_sample": Slot(f"sample.{(step + 1) % 2}"),
+                    "next_history": Slot(f"history.{(step + 1) % 2}"),
+                },
+            ),
+        )
+        for step, phase in enumerate(shape.schedule.phases)
+    )  # fmt: skip
+    latents = Slot(f"sample.{evaluations % 2}")
+    negative = {
+        "input_ids": Slot("negative_input_ids"),
+        "prompt_embeds": Slot("negative_prompt_embeds"),
+    }
+    return BindingPlan(
+        buffers=buffers,
+        encode=(
+            _launch(manifest, buffers, "text_encoder", {}),
+            _launch(manifest, buffers, "text_encoder", negative),
+        ),
+        steps=steps,
+        decode=_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
+        latents=latents,
+    )
+
+
+def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str, BufferSpec]:
+    downscale = manifest.latents.downscale
+    h, w = shape.height // downscale, shape.width // downscale
+    latents = (shape.batch, manifest.latents.channels, h, w)
+    history = (latents[0], HISTORY, *latents[1:])
+    full = {tensor.name: tensor for tensor in manifest.graph("full").inputs}
+    embeds = full["prompt_embeds"]
+    buffers = {
+        "input_ids": BufferSpec("int64", (shape.batch, manifest.tokenizer.max_length)),
+        "prompt_embeds": BufferSpec(embeds.dtype, (shape.batch, *_fixed(embeds.shape[1:]))),
+        "guidance_scale": BufferSpec("float32", (shape.batch,)),
+        "timestep": BufferSpec("float32", (shape.batch,), evaluations),
+        "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
+        "denoiser_input": BufferSpec("float32", latents),
+        "noise_pred": BufferSpec("float32", latents),
+        "images": BufferSpec("float32", (shape.batch, shape.height, shape.width, 3)),
+    }
+    buffers["negative_input_ids"] = buffers["input_ids"]
+    buffers["negative_prompt_embeds"] = buffers["prompt_embeds"]
+    for parity in (0, 1):
+        buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
+        buffers[f"history.{parity}"] = BufferSpec("float32", history)
+    cache_dtypes = {tensor.name: tensor.dtype for tensor in manifest.graph("full").outputs}
+    for cache in manifest.cache:
+        tokens = math.ceil(h / cache.downsample) * math.ceil(w / cache.downsample)
+        buffers[cache.tensor] = BufferSpec(
+            cache_dtypes[cache.tensor], (shape.batch, len(cache.layers), tokens, cache.width)
+        )
+    return buffers
+
+
+def _fixed(dims: tuple[int | str, ...]) -> tuple[int, ...]:
+    if not all(isinstance(dim, int) for dim in dims):
+        raise BundleError(f"dimensions {dims} should be fixed in the manifest")
+    return tuple(int(dim) for dim in dims)
+
+
+def _launch(
+    manifest: Manifest, buffers: Mapping[str, BufferSpec], name: str, slots: Mapping[str, Slot]
+) -> Launch:
+    """Bind a graph's tensors to `slots`, and the others to the buffers of their own names."""
+    graph = manifest.graph(name)
+
+    def bind(direction: str) -> dict[str, Slot]:
+        bound = {}
+        for tensor in getattr(graph, direction):
+            slot = slots.get(tensor.name, Slot(tensor.name))
+            _check_fit(name, graph, tensor.name, buffers.get(slot.buffer), slot)
+            bound[tensor.name] = slot
+        return bound
+
+    return Launch(name, bind("inputs"), bind("outputs"))
+
+
+def _check_fit(name: str, graph: Graph, tensor: str, spec: BufferSpec | None, slot: Slot) -> None:
+    expected = next(entry for entry in (*graph.inputs, *graph.outputs) if entry.name == tensor)
+    fits = (
+        spec is not None
+        and spec.dtype == expected.dtype
+        and len(spec.shape) == len(expected.shape)
+        and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(expected.shape, spec.shape, strict=True)
+        )
+    )
+    if not fits:
+        found = "nothing" if spec is None else f"{spec.dtype} {list(spec.shape)}"
+        raise BundleError(
+            f"graph {name!r}: tensor {tensor!r} is {expected.dtype} {list(expected.shape)}, "
+            f"but buffer {slot.buffer!r} is {found}"
+        )

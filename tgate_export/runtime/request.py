@@ -1,0 +1,147 @@
+"""What one call asks for, completed with the bundle's defaults and checked before it runs."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tgate_export.bundle.manifest import Manifest, Range
+from tgate_export.errors import InvalidRequestError
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call: one prompt, negative prompt and starting latents for each image."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    num_inference_steps: int
+    gate_step: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    height: int
+    width: int
+    latents: np.ndarray | None
+    output_type: str
+
+
+def make_request(
+    manifest: Manifest,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str],
+    num_inference_steps: int | None,
+    gate_step: int | None,
+    guidance_scale: float | None,
+    scheduler: str | None,
+    seed: int | None,
+    num_images_per_prompt: int,
+    height: int | None,
+    width: int | None,
+    latents: np.ndarray | None,
+    output_type: str,
+) -> Request:
+    """Complete and check a call; see `TGatePipeline.__call__`.
+
+    Raises:
+        InvalidRequestError: names the argument and what it may be.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise InvalidRequestError("prompt must be a string or a non-empty list of strings")
+    negatives = (
+        [negative_prompt] * len(prompts)
+        if isinstance(negative_prompt, str)
+        else list(negative_prompt)
+    )
+    if len(negatives) != len(prompts):
+        raise InvalidRequestError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each"
+        )
+    if num_images_per_prompt < 1:
+        raise InvalidRequestError(f"num_images must be at least 1, got {num_images_per_prompt}")
+    defaults = manifest.defaults
+    steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+    if gate_step is None:
+        # The default gate keeps its place when fewer or more steps are asked for.
+        gate_step = max(1, round(defaults.gate_step * steps / defaults.num_inference_steps))
+    scale = defaults.guidance_scale if guidance_scale is None else float(guidance_scale)
+    if not math.isfinite(scale):
+        raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
+    name = defaults.scheduler if scheduler is None else scheduler
+    if name not in manifest.solvers:
+        raise InvalidRequestError(
+            f"unknown scheduler {name!r}: this bundle has {', '.join(manifest.solvers)}"
+        )
+    largest = manifest.solvers[name].max_steps
+    if not 1 <= steps <= largest:
+        raise InvalidRequestError(f"steps must be 1 to {largest}, got {steps}")
+    if gate_step < 1:
+        raise InvalidRequestError(
+            f"gate_step must be at least 1, got {gate_step}: the first step always computes "
+            "cross-attention"
+        )
+    if seed is None:
+        seed = secrets.randbits(32)
+    if not 0 <= seed < 2**64:
+        raise InvalidRequestError(f"seed must be 0 to 2^64 - 1, got {seed}")
+    if output_type not in OUTPUT_TYPES:
+        raise InvalidRequestError(
+            f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}"
+        )
+    height = _side("height", height, manifest.size.height, manifest.size.multiple)
+    width = _side("width", width, manifest.size.width, manifest.size.multiple)
+    images = len(prompts) * num_images_per_prompt
+    return Request(
+        prompts=tuple(text for text in prompts for _ in range(num_images_per_prompt)),
+        negative_prompts=tuple(text for text in negatives for _ in range(num_images_per_prompt)),
+        num_inference_steps=steps,
+        gate_step=gate_step,
+        guidance_scale=scale,
+        scheduler=name,
+        seed=seed,
+        height=height,
+        width=width,
+        latents=_latents(manifest, latents, images, height, width),
+        output_type=output_type,
+    )
+
+
+def _side(name: str, value: int | None, allowed: Range, multiple: int) -> int:
+    if value is None:
+        return allowed.opt
+    if value not in allowed:
+        raise InvalidRequestError(
+            f"{name} {value} does not fit: this bundle was built for {name} {allowed}"
+        )
+    if value % multiple:
+        raise InvalidRequestError(
+            f"{name} {value} is not a multiple of {multiple}: "
+            f"try {value // multiple * multiple or multiple}"
+        )
+    return value
+
+
+def _latents(
+    manifest: Manifest, latents: np.ndarray | None, images: int, height: int, width: int
+) -> np.ndarray | None:
+    if latents is None:
+        return None
+    array = np.asarray(latents)
+    downscale = manifest.latents.downscale
+    shape = (images, manifest.latents.channels, height // downscale, width // downscale)
+    if array.shape != shape:
+        raise InvalidRequestError(
+            f"latents have shape {list(array.shape)}, expected {list(shape)} for "
+            f"{images} image(s) of {width}x{height}"
+        )
+    if not np.isfinite(array).all():
+        raise InvalidRequestError("latents hold values that are not finite")
+    return array.astype(np.float32)

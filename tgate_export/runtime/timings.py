@@ -1,0 +1,68 @@
+"""Where a run's time went, in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tgate_export.schedule import Phase
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """One denoiser evaluation and the solver's step after it."""
+
+    phase: Phase
+    denoiser: float
+    solver: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """One call: seconds of each stage, and of every evaluation.
+
+    Attributes:
+        text_encoder: both prompts.
+        steps: one entry for each denoiser evaluation.
+        vae_decoder: latents to images; 0 for latent output.
+        total: tokenizing to images on the host; without loading engines.
+    """
+
+    text_encoder: float
+    steps: tuple[StepTiming, ...]
+    vae_decoder: float
+    total: float
+
+    @property
+    def outside_engines(self) -> float:
+        """Seconds that neither the denoiser, the text encoder nor the VAE ran: solver included."""
+        denoiser = sum(step.denoiser for step in self.steps)
+        return self.total - denoiser - self.text_encoder - self.vae_decoder
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(
+            self.text_encoder + other.text_encoder,
+            self.steps + other.steps,
+            self.vae_decoder + other.vae_decoder,
+            self.total + other.total,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `generate --json` prints."""
+        phases = {}
+        for phase in ("full", "gated"):
+            seconds = [step.denoiser for step in self.steps if step.phase == phase]
+            phases[phase] = {"evaluations": len(seconds), "seconds": sum(seconds)}
+        return {
+            "total_s": self.total,
+            "text_encoder_s": self.text_encoder,
+            "vae_decoder_s": self.vae_decoder,
+            "solver_s": sum(step.solver for step in self.steps),
+            "outside_engines_s": self.outside_engines,
+            "outside_engines_fraction": self.outside_engines / self.total if self.total else 0.0,
+            "phases": phases,
+            "steps": [
+                {"phase": step.phase, "denoiser_s": step.denoiser, "solver_s": step.solver}
+                for step in self.steps
+            ],
+        }
