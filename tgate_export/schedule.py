@@ -39,9 +39,7 @@ class Schedule:
         return self.phases.count("gated")
 
 
-def gate_schedule(
-    num_inference_steps: int, gate_step: int, extra_evaluations: int = 0
-) -> Schedule:
+def gate_schedule(num_inference_steps: int, gate_step: int, extra_evaluations: int = 0) -> Schedule:
     """Plan one run.
 
     Args:
@@ -65,5 +63,6 @@ def gate_schedule(
         )
     full = extra_evaluations + min(gate_step, num_inference_steps)
     gated = num_inference_steps + extra_evaluations - full
-    phases: tuple[Phase, ...] = ("full",) * full + ("gated",) * gated
-    return Schedule(phases, num_inference_steps, gate_step)
+    before: tuple[Phase, ...] = ("full",)
+    after: tuple[Phase, ...] = ("gated",)
+    return Schedule(before * full + after * gated, num_inference_steps, gate_step)

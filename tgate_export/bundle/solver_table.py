@@ -90,8 +90,7 @@ class SolverSteps:
         object.__setattr__(self, "timesteps", timesteps)
         object.__setattr__(self, "weights", weights)
         for field in ("sample_scale", "input_scale"):
-            scale = float(_as_float32(field, getattr(self, field)))
-            object.__setattr__(self, field, scale)
+            object.__setattr__(self, field, float(_as_float32(field, getattr(self, field))))
 
     @property
     def extra_evaluations(self) -> int:
@@ -140,13 +139,12 @@ class SolverTable:
         Raises:
             ValueError: when there are none; says which counts there are.
         """
-        try:
-            return self.steps[num_inference_steps]
-        except KeyError:
+        if num_inference_steps not in self.steps:
             raise ValueError(
                 f"scheduler {self.name!r} has no table for {num_inference_steps} steps; "
                 f"available: {_ranges(self.steps)}"
-            ) from None
+            )
+        return self.steps[num_inference_steps]
 
 
 def advance(
@@ -209,7 +207,7 @@ def read_solver_table(path: Path) -> SolverTable:
 
 
 def _parse(document: Any) -> SolverTable:
-    top = _fields(document, "", {"steps": list, "residual": float} | _HEADER)
+    top = _fields(document, "", _HEADER)
     if top["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema_version: expected {SCHEMA_VERSION}, {top['schema_version']}")
     steps: dict[int, SolverSteps] = {}
@@ -230,19 +228,16 @@ def _parse(document: Any) -> SolverTable:
 
 
 _HEADER: dict[str, type] = {
-    "schema_version": int,
-    "name": str,
-    "scheduler_class": str,
-    "prediction_type": str,
-    "history": int,
-    "extra_evaluations": int,
+    **dict.fromkeys(("schema_version", "history", "extra_evaluations"), int),
+    **dict.fromkeys(("name", "scheduler_class", "prediction_type"), str),
+    "residual": float,
+    "steps": list,
 }
 _STEPS: dict[str, type] = {
     "num_inference_steps": int,
     "sample_scale": float,
     "input_scale": float,
-    "timesteps": list,
-    "weights": list,
+    **dict.fromkeys(("timesteps", "weights"), list),
 }
 
 
@@ -299,10 +294,8 @@ def _shortest(value: np.float32) -> float:
 
 def _ranges(counts: Iterable[int]) -> str:
     """Write counts compactly: 1-20, 25."""
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int]] = []
     for count in sorted(counts):
-        if runs and runs[-1][-1] == count - 1:
-            runs[-1].append(count)
-        else:
-            runs.append([count])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        extends = runs and runs[-1][1] == count - 1
+        runs.append((runs.pop()[0] if extends else count, count))
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -115,9 +115,7 @@ def coverage(scene: Scene, image_size: int = IMAGE_SIZE) -> NDArray[np.float32]:
         draw.ellipse((x - size, y - size, x + size - 1, y + size - 1), fill=255)
     else:
         # PIL counts the end of a line in; half a sample less keeps the outline centred.
-        outline = [
-            (x + u * size - 0.5, y + v * size - 0.5) for u, v in _OUTLINES[scene.shape]
-        ]
+        outline = [(x + u * size - 0.5, y + v * size - 0.5) for u, v in _OUTLINES[scene.shape]]
         draw.polygon(outline, fill=255)
     return np.asarray(mask.reduce(_SUPERSAMPLING), dtype=np.float32) / 255.0
 

@@ -31,7 +31,6 @@ from tgate_export.bundle.manifest import (
     Precision,
     Range,
     Size,
-    Solver,
     Source,
     Tensor,
     Tokenizer,
@@ -121,7 +120,9 @@ def build_bundle(
                 f"the disk is full: {out.parent} cannot hold the bundle; free some space"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise TGateError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+            raise TGateError(
+                f"cannot write {out}: {error.strerror}; choose another --out"
+            ) from error
         raise
     return BuildResult(out, False, differences, manifest)
 
@@ -221,7 +222,9 @@ def _build(
     staging: Path,
     progress: Progress,
 ) -> tuple[Manifest, tuple[Difference, ...]]:
-    from tgate_export.export.verify import check_graphs, graph_references
+    from tgate_export.export.solver_graph import save_solver_graph
+    from tgate_export.export.solvers import SolverJobs, solver_graph
+    from tgate_export.export.verify import check_graphs, graph_references, require
     from tgate_export.families import geometry, stable_diffusion
 
     downscale = geometry.vae_downscale(source)
@@ -230,8 +233,12 @@ def _build(
         _check_space(staging, parts)
         groups = stable_diffusion.denoiser_cache(parts, options.size, downscale)
     declared = stable_diffusion.graph_exports(parts, options.size, groups, downscale)
-    graphs = _export_graphs(declared, options, downscale, staging, progress)
-    solvers = _compile_solvers(parts.scheduler_config, source, staging, graphs, progress)
+    with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
+        graphs = _export_graphs(declared, options, downscale, staging, progress)
+        save_solver_graph(staging / "graphs" / "solver.onnx")
+        graphs["solver"] = solver_graph()
+        with progress.stage("compiling samplers"):
+            solvers = jobs.results(source.defaults.scheduler, progress)
     tokenizer = _save_tokenizer(parts.tokenizer, staging)
     with progress.stage("hashing"):
         files = dict(hash_files(staging, sorted(bundle_files(staging))))
@@ -260,6 +267,7 @@ def _build(
     del parts, declared
     gc.collect()
     differences = check_graphs(Bundle(staging, manifest), references, progress)
+    require(differences)
     (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, differences
 
@@ -320,67 +328,6 @@ def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
         Cache(tensor=g.name, downsample=g.downsample, width=g.width, layers=g.layers)
         for g in groups
     )
-
-
-def _compile_solvers(
-    scheduler_config: dict[str, Any],
-    source: ModelSource,
-    staging: Path,
-    graphs: dict[str, Graph],
-    progress: Progress,
-) -> dict[str, Solver]:
-    from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS, write_solver_table
-    from tgate_export.export.solver_graph import save_solver_graph
-    from tgate_export.export.solver_tables import (
-        SOLVERS,
-        UnsupportedSchedulerError,
-        compile_solver,
-    )
-
-    (staging / "solvers").mkdir()
-    solvers: dict[str, Solver] = {}
-    with progress.stage("compiling samplers"):
-        save_solver_graph(staging / "graphs" / "solver.onnx")
-        for index, name in enumerate(SOLVERS):
-            progress.advance(index, len(SOLVERS))
-            try:
-                table = compile_solver(name, scheduler_config)
-            except UnsupportedSchedulerError as error:
-                if name == source.defaults.scheduler:
-                    raise
-                progress.note(str(error))
-                continue
-            file = f"solvers/{name}.json"
-            write_solver_table(table, staging / file)
-            solvers[name] = Solver(
-                file=file,
-                scheduler_class=table.scheduler_class,
-                extra_evaluations=table.extra_evaluations,
-                max_steps=max(table.steps),
-            )
-    latents = ("batch", "channels", "latent_height", "latent_width")
-    history = ("batch", HISTORY, "channels", "latent_height", "latent_width")
-
-    def f32(name: str, shape: tuple[int | str, ...]) -> Tensor:
-        return Tensor(name=name, dtype="float32", shape=shape)
-
-    graphs["solver"] = Graph(
-        file="graphs/solver.onnx",
-        weights=None,
-        parameters=0,
-        inputs=(
-            f32("sample", latents),
-            f32("noise_pred", latents),
-            f32("history", history),
-            f32("weights", ("batch", NUM_WEIGHTS)),
-        ),
-        outputs=(
-            f32("next_sample", latents),
-            f32("denoiser_input", latents),
-            f32("next_history", history),
-        ),
-    )
-    return solvers
 
 
 def _save_tokenizer(tokenizer: Any, staging: Path) -> Tokenizer:

@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 OPSET = 23
 
 
-
-
-
 @torch.no_grad()
-def export_graph(
-    graph: GraphExport, batch: Range, size: Size, downscale: int
-) -> onnx_ir.Model:
+def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -> onnx_ir.Model:
     """Export a graph; its weights still point at the module's own memory.
 
     Args:

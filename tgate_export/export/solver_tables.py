@@ -136,7 +136,7 @@ def compile_scheduler(
     return SolverTable(
         name=name,
         scheduler_class=type(scheduler).__name__,
-        prediction_type=str(scheduler.config.prediction_type),
+        prediction_type=str(scheduler.config.get("prediction_type", "epsilon")),
         history=form[0],
         extra_evaluations=max(entry.extra_evaluations for entry in steps.values()),
         steps=dict(sorted(steps.items())),
@@ -175,7 +175,8 @@ def _residual(steps: SolverSteps, trace: Trace) -> float:
         sample, _, history = advance(row, samples[-1], noise_pred, history)
         samples.append(sample)
     error = np.abs(np.stack(samples) - trace.trajectory).max(axis=1)
-    return float((error / np.abs(trace.trajectory).max(axis=1)).max())
+    largest = np.abs(trace.trajectory).max(axis=1)
+    return float((error / np.where(largest > 0, largest, 1.0)).max())
 
 
 def _refusal(scheduler: Any) -> str | None:

@@ -11,12 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest, Precision
-from tgate_export.errors import VerificationError
+from tgate_export.errors import InvalidRequestError, ModelError, VerificationError
 from tgate_export.export.progress import Progress
-from tgate_export.families.stable_diffusion import Components, graph_exports
+from tgate_export.export.reference import (
+    NEGATIVE_PROMPT,
+    PROMPT,
+    Trajectory,
+    trajectories,
+    trajectory_cases,
+)
+from tgate_export.families.source import ModelSource, Weights, resolve_source
+from tgate_export.families.stable_diffusion import (
+    Components,
+    denoiser_cache,
+    graph_exports,
+    load,
+)
 from tgate_export.gating.cross_attention import CacheGroup
+from tgate_export.runtime.backends import select
 
 # Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
 # either case; fp16 rounds every activation to 11 bits (5e-4), over the depth of a UNet.
@@ -59,7 +73,9 @@ class Reference:
     outputs: Arrays
 
 
-def compare(graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float) -> Difference:
+def compare(
+    graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float
+) -> Difference:
     """Measure how far `found` is from `expected`; a shape that differs never holds."""
     if found.shape != expected.shape:
         return Difference(graph, tensor, float("inf"), float("inf"), bound)
@@ -102,7 +118,9 @@ def graph_references(
     downscale = manifest.latents.downscale
     height, width = manifest.size.height.opt // downscale, manifest.size.width.opt // downscale
     latents = (batch, manifest.latents.channels, height, width)
-    ids = random.integers(0, manifest.tokenizer.pad_token_id, (2 * batch, manifest.tokenizer.max_length))
+    ids = random.integers(
+        0, manifest.tokenizer.pad_token_id, (2 * batch, manifest.tokenizer.max_length)
+    )
     known: Arrays = {
         "input_ids": ids[:batch],
         "negative_input_ids": ids[batch:],
@@ -141,11 +159,7 @@ def _call(module: torch.nn.Module, inputs: Arrays) -> list[np.ndarray]:
 def check_graphs(
     bundle: Bundle, references: Mapping[str, Reference], progress: Progress
 ) -> tuple[Difference, ...]:
-    """Run every graph on ONNX Runtime's CPU and compare with PyTorch, one session at a time.
-
-    Raises:
-        VerificationError: the first graph and tensor whose bound is broken.
-    """
+    """Run every graph on ONNX Runtime's CPU and compare with PyTorch, one session at a time."""
     bound = GRAPH_BOUNDS[bundle.manifest.precision]
     differences = []
     for name, reference in references.items():
@@ -153,7 +167,6 @@ def check_graphs(
             found = run_graph(bundle.file(bundle.manifest.graph(name).file), reference.inputs)
         for tensor, expected in reference.outputs.items():
             differences.append(compare(name, tensor, found[tensor], expected, bound))
-    require(differences)
     return tuple(differences)
 
 
@@ -166,12 +179,97 @@ def run_graph(path: Path, inputs: Arrays) -> Arrays:
     options.enable_cpu_mem_arena = False
     # A packed copy of the weights pays off over many runs only.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     wanted = {entry.name for entry in session.get_inputs()}
     outputs: list[Any] = session.run(
         names, {name: value for name, value in inputs.items() if name in wanted}
     )
     return dict(zip(names, outputs, strict=True))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_bundle` measured."""
+
+    graphs: tuple[Difference, ...]
+    trajectories: tuple[Difference, ...]
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Every comparison."""
+        return self.graphs + self.trajectories
+
+
+def verify_bundle(
+    path: Path, source: str | None = None, progress: Progress | None = None
+) -> Verification:
+    """Check a bundle's hashes, every graph against PyTorch, and runs across the gate.
+
+    Bounds are not enforced here: call `require` on the result's differences.
+
+    Args:
+        path: the bundle.
+        source: the pipeline's folder, if it is no longer where the manifest says.
+        progress: told of every stage.
+
+    Raises:
+        BundleError: a damaged bundle.
+        ModelError: the source cannot be found, or is not what the bundle was built from.
+    """
+    progress = progress or Progress()
+    with progress.stage("checking hashes"):
+        bundle = open_bundle(path)
+    with progress.stage("loading the source"):
+        found = _source(bundle.manifest, source)
+        parts = load(found, bundle.manifest.precision)
+        groups = denoiser_cache(parts, bundle.manifest.size, bundle.manifest.latents.downscale)
+    with progress.stage("running PyTorch for reference"):
+        batch = min(2, bundle.manifest.batch.max)
+        references = graph_references(parts, bundle.manifest, groups, batch=batch)
+    with progress.stage("running trajectories in PyTorch"):
+        runs = trajectories(parts, groups, bundle.manifest, trajectory_cases(bundle.manifest))
+    del parts
+    gc.collect()
+    graphs = check_graphs(bundle, references, progress)
+    with progress.stage("running trajectories in the runtime"):
+        return Verification(graphs, check_trajectories(bundle, runs))
+
+
+def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Difference, ...]:
+    """Compare final latents of the torch-free runtime with PyTorch's."""
+    from tgate_export.runtime.pipeline import TGatePipeline
+
+    pipeline = TGatePipeline(bundle, select("onnxruntime:cpu", bundle))
+    bound = TRAJECTORY_BOUNDS[bundle.manifest.precision]
+    differences = []
+    for run in runs:
+        output = pipeline(
+            PROMPT,
+            negative_prompt=NEGATIVE_PROMPT,
+            num_inference_steps=run.case.steps,
+            gate_step=run.case.gate_step,
+            scheduler=run.case.scheduler,
+            latents=run.latents,
+            output_type="latent",
+        )
+        latents = np.asarray(output.images)
+        differences.append(compare(str(run.case), "latents", latents, run.expected, bound))
+    return tuple(differences)
+
+
+def _source(manifest: Manifest, override: str | None) -> ModelSource:
+    recorded = manifest.source
+    weights: Weights = "random" if recorded.kind == "random" else "pretrained"
+    try:
+        source = resolve_source(override or recorded.model, weights)
+    except InvalidRequestError:
+        raise ModelError(
+            f"{recorded.model} is not there any more: give the pipeline's folder with --source"
+        ) from None
+    if source.record().fingerprint != recorded.fingerprint:
+        raise ModelError(
+            f"{override or recorded.model} is not what the bundle was built from "
+            "(its files differ): give the right folder with --source, or build the bundle again"
+        )
+    return source

@@ -47,13 +47,13 @@ class WeightFile:
                 offset=offset,
                 length=length,
                 dtype=tensor.dtype,
-                shape=tensor.shape,  # type: ignore[arg-type]
+                shape=tensor.shape,
                 name=value.name or "",
                 base_dir=os.fspath(self.path.parent),
             )
 
     def _store(self, array: np.ndarray) -> tuple[int, int]:
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(data).digest()
         if digest not in self._known:
             position = self._stream.tell()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,11 +59,12 @@ class ModelSource:
         """Files that the build depends on, relative to the directory."""
         names = ["model_index.json"]
         for component in COMPONENTS:
-            for path in sorted((self.directory / component).glob("*")):
-                if path.suffix in (".json", ".txt") or (
-                    path.suffix == ".safetensors" and self.kind != "random"
-                ):
-                    names.append(path.relative_to(self.directory).as_posix())
+            names += [
+                path.relative_to(self.directory).as_posix()
+                for path in sorted((self.directory / component).glob("*"))
+                if path.suffix in (".json", ".txt")
+                or (path.suffix == ".safetensors" and self.kind != "random")
+            ]
         return tuple(names)
 
     def record(self) -> Source:
@@ -243,11 +243,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object: download the model again")
     return content
-
-
-def iter_weight_bytes(source: ModelSource) -> Iterator[int]:
-    """Sizes of the weight files, for a free-space check; nothing for random weights."""
-    if source.kind != "random":
-        for name in source.files():
-            if name.endswith(".safetensors"):
-                yield (source.directory / name).stat().st_size

@@ -93,13 +93,21 @@ def load(source: ModelSource, precision: Precision) -> Components:
         ModelError: when a weight file cannot be read or does not fit its configuration.
     """
     dtype = TORCH_DTYPES[precision]
-    if source.kind == "random":
-        parts = _random(source)
-    else:
-        parts = _pretrained(source, dtype)
+    _quiet_libraries()
+    parts = _random(source) if source.kind == "random" else _pretrained(source, dtype)
     for module in (parts.unet, parts.vae, parts.text_encoder):
         module.eval().requires_grad_(False)
     return parts.to(dtype)
+
+
+def _quiet_libraries() -> None:
+    """Leave progress and warnings to this package's own."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _pretrained(source: ModelSource, dtype: torch.dtype) -> Components:

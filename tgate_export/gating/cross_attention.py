@@ -127,9 +127,7 @@ def group_caches(
                 f"cross-attention layer {layers[0]} sees {tokens} tokens, which is no "
                 f"downsampling of {latent_height} x {latent_width} latents"
             )
-        groups.append(
-            CacheGroup(f"cross_cache_{index}", tokens, downsample, width, tuple(layers))
-        )
+        groups.append(CacheGroup(f"cross_cache_{index}", tokens, downsample, width, tuple(layers)))
     return tuple(groups)
 
 

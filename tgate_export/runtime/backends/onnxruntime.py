@@ -27,8 +27,7 @@ class OnnxRuntimeBackend(Backend):
             import onnxruntime
         except ImportError:
             raise BackendError(
-                "onnxruntime is not installed: pip install 'tgate-export[cpu]' "
-                "(or [gpu] for CUDA)"
+                "onnxruntime is not installed: pip install 'tgate-export[cpu]' (or [gpu] for CUDA)"
             ) from None
         available = onnxruntime.get_available_providers()
         if device is None:

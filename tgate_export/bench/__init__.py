@@ -1,0 +1,1 @@
+"""What is measured: adherence to the prompt, time, and work done."""

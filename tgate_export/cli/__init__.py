@@ -1,0 +1,84 @@
+"""The `tgate-export` command. Each command is one file; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from tgate_export import __version__
+from tgate_export.errors import TGateError
+
+# Command -> its help line, so that `--help` imports none of them.
+COMMANDS = {
+    "models": "List the models that build accepts by name.",
+    "build": "Compile a diffusers pipeline into a bundle.",
+    "inspect": "Show what is in a bundle, without loading it.",
+    "verify": "Prove a bundle against PyTorch.",
+    "generate": "Draw with a bundle.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tgate_export.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tgate-export")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def cli(debug: bool) -> None:
+    """Compile and run diffusion models with temporally gated attention (T-GATE).
+
+    Start with: tgate-export build --model shapes, then
+    tgate-export generate engines/shapes --prompt "a red circle on a blue background".
+    """
+    del debug  # read by main(), which sees errors of every command
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: errors are one line, and exit 1 (failed) or 2 (wrong usage)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A build that is told to stop cleans up as for Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(cli.main(arguments, prog_name="tgate-export", standalone_mode=False) or 0)
+    except click.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except TGateError as error:
+        if "--debug" in arguments:
+            raise
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _fail(f"{type(error).__name__}: {first} (run with --debug for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> Any:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

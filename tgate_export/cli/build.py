@@ -1,0 +1,143 @@
+"""`tgate-export build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from tgate_export.cli._console import (
+    RichProgress,
+    megabytes,
+    parse_range,
+    parse_size,
+    print_json,
+    require_export_extra,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    from tgate_export.export.build import BuildResult
+
+
+@click.command(name="build")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|DIR|HF_ID",
+    help="A name from `tgate-export models`, a diffusers folder, or a Hugging Face id.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["pretrained", "random"]),
+    default="pretrained",
+    show_default=True,
+    help="random: the exact architecture, for timing without a download.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["onnx"]),
+    multiple=True,
+    default=["onnx"],
+    show_default=True,
+    help="What to compile to.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of weights and computation.",
+)
+@click.option(
+    "--size",
+    metavar="WxH",
+    help="Image size in pixels, or WxH:WxH:WxH (smallest, usual, "
+    "largest) for a dynamic size. Default: the model's own.",
+)
+@click.option(
+    "--batch",
+    metavar="MIN:OPT:MAX",
+    default="1:1:8",
+    show_default=True,
+    help="Images in one call; a single number fixes it.",
+)
+@click.option(
+    "--gate-step",
+    type=int,
+    help="Default gate step of the bundle. "
+    "Steps 0..N-1 compute cross-attention and guidance, the others reuse them.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the bundle. Default: engines/NAME."
+)
+@click.option("--force", is_flag=True, help="Build even when up to date; replace foreign files.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+def command(
+    model: str,
+    weights: str,
+    target: tuple[str, ...],
+    precision: str,
+    size: str | None,
+    batch: str,
+    gate_step: int | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile a diffusers pipeline into a bundle.
+
+    Exports the two denoiser graphs (full and gated), the text encoder and the VAE decoder, compiles
+    the samplers, and compares every graph with PyTorch before the bundle appears in its folder.
+    A second build of the same thing does nothing.
+    """
+    del target  # onnx is the only one
+    ranges = parse_size(size) if size else None
+    batch_range = parse_range(batch, "--batch")
+    require_export_extra()
+    from tgate_export.export.build import build_bundle
+
+    result = build_bundle(
+        model,
+        weights=cast(Literal["pretrained", "random"], weights),
+        precision=cast(Literal["fp32", "fp16"], precision),
+        size=ranges,
+        batch=batch_range,
+        gate_step=gate_step,
+        out=out,
+        force=force,
+        progress=RichProgress(),
+    )
+    _report(result, as_json)
+
+
+def _report(result: BuildResult, as_json: bool) -> None:
+    size = sum(file.bytes for file in result.manifest.files.values())
+    if as_json:
+        print_json(
+            {
+                "bundle": str(result.path),
+                "up_to_date": result.up_to_date,
+                "bytes": size,
+                "largest_relative_difference": max(
+                    (difference.relative for difference in result.differences), default=None
+                ),
+            }
+        )
+        return
+    console = stderr()
+    if result.up_to_date:
+        console.print(f"{result.path} is up to date ({megabytes(size)}).", soft_wrap=True)
+    else:
+        worst = max(result.differences, key=lambda difference: difference.relative)
+        console.print(
+            f"Built {result.path} ({megabytes(size)}); the largest difference from PyTorch is "
+            f"{worst.relative:.1e} ({worst.graph}, {worst.tensor}).",
+            soft_wrap=True,
+        )
+    console.print(
+        f'Next: tgate-export generate {result.path} --prompt "..." '
+        f"| tgate-export inspect {result.path}",
+        soft_wrap=True,
+    )

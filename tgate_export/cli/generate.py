@@ -1,0 +1,168 @@
+"""`tgate-export generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tgate_export.cli._console import parse_size, print_json, readable_warnings, stderr
+from tgate_export.errors import InvalidRequestError, TGateError
+
+if TYPE_CHECKING:
+    from tgate_export.runtime.pipeline import PipelineOutput
+
+
+@click.command(name="generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="What to draw.")
+@click.option("--negative-prompt", default="", help="What to avoid.")
+@click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
+@click.option(
+    "--gate-step",
+    type=int,
+    help="First step that reuses cross-attention and drops "
+    "guidance; at --steps or more there is none. PNDM evaluates once more before step 0. "
+    "Default: the bundle's, scaled to --steps.",
+)
+@click.option("--guidance-scale", type=float, help="Default: the bundle's.")
+@click.option("--scheduler", help="Sampler; `inspect` lists the bundle's. Default: the bundle's.")
+@click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
+@click.option("--num-images", type=int, default=1, show_default=True)
+@click.option("--size", metavar="WxH", help="For a bundle with a dynamic size.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="auto, onnxruntime, or onnxruntime:cpu, :cuda, :tensorrt.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("x.png"),
+    show_default=True,
+    help="Picture to write; several get -0, -1, ... before the suffix.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
+def command(
+    bundle: Path,
+    prompt: str,
+    negative_prompt: str,
+    steps: int | None,
+    gate_step: int | None,
+    guidance_scale: float | None,
+    scheduler: str | None,
+    seed: int | None,
+    num_images: int,
+    size: str | None,
+    backend: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Draw with a bundle: full graph before the gate step, gated graph from it on."""
+    _check_writable(out)
+    width, height = (side.opt for side in parse_size(size)) if size else (None, None)
+    from tgate_export.runtime.pipeline import TGatePipeline
+
+    with readable_warnings():
+        with stderr().status("loading"):
+            pipeline = TGatePipeline.from_bundle(bundle, backend)
+        with _StepBar() as bar:
+            output = pipeline(
+                prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=steps,
+                gate_step=gate_step,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                seed=seed,
+                num_images_per_prompt=num_images,
+                width=width,
+                height=height,
+                callback_on_step_end=bar.update,
+            )
+    files = _save(output, out)
+    _report(output, files, pipeline.backend.name, as_json)
+
+
+class _StepBar:
+    """A progress bar over the denoising steps on stderr."""
+
+    def __enter__(self) -> _StepBar:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=stderr(), transient=True,
+        )  # fmt: skip
+        self._bar.start()
+        self._task = self._bar.add_task("loading", total=None)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._bar.stop()
+
+    def update(self, info: Any) -> None:
+        self._bar.update(
+            self._task, description=info.phase, completed=info.step + 1, total=info.evaluations
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before drawing and not after."""
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InvalidRequestError(f"--out {out} must end in .png, .jpg or .webp")
+    if not out.parent.is_dir():
+        raise InvalidRequestError(f"--out {out}: the folder {out.parent} does not exist")
+
+
+def _save(output: PipelineOutput, out: Path) -> list[Path]:
+    files = [
+        out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
+        for index in range(len(output.images))
+    ]
+    for image, file in zip(output.images, files, strict=True):
+        try:
+            image.save(file)
+        except OSError as error:
+            raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
+    return files
+
+
+def _report(output: PipelineOutput, files: list[Path], backend: str, as_json: bool) -> None:
+    request, timings = output.request, output.timings
+    if as_json:
+        print_json(
+            {
+                "images": [str(file) for file in files],
+                "backend": backend,
+                "seed": request.seed,
+                "steps": request.num_inference_steps,
+                "gate_step": request.gate_step,
+                "guidance_scale": request.guidance_scale,
+                "scheduler": request.scheduler,
+                "width": request.width,
+                "height": request.height,
+                "timings": timings.as_dict(),
+            }
+        )
+        return
+    phases = timings.as_dict()["phases"]
+    parts = [
+        f"{entry['evaluations']} {name} steps of "
+        f"{1e3 * entry['seconds'] / entry['evaluations']:.0f} ms"
+        for name, entry in phases.items()
+        if entry["evaluations"]
+    ]
+    stderr().print(
+        f"Wrote {', '.join(str(file) for file in files)} (seed {request.seed}, {backend}): "
+        f"{timings.total:.2f} s, {' and '.join(parts)}",
+        soft_wrap=True,
+    )

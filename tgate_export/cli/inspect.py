@@ -1,0 +1,69 @@
+"""`tgate-export inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tgate_export.cli._console import megabytes, print_json
+
+
+@click.command(name="inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what is in a bundle, without loading it."""
+    from tgate_export.bundle.integrity import Bundle, check_files, read_manifest
+
+    manifest = read_manifest(bundle)
+    check_files(Bundle(bundle, manifest), check_hashes=False)
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    defaults, source = manifest.defaults, manifest.source
+    total = sum(file.bytes for file in manifest.files.values())
+    console.print(
+        f"[bold]{manifest.name}[/]  {manifest.family}, {manifest.precision}, "
+        f"{megabytes(total)} in {len(manifest.files)} files\n"
+        f"source     {source.kind} {source.model}"
+        f"{f' at {source.revision}' if source.revision else ''}\n"
+        f"size       {manifest.size.width}x{manifest.size.height} pixels, "
+        f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
+        f"defaults   {defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
+        f"guidance {defaults.guidance_scale:g}, {defaults.scheduler}\n"
+        f"schedulers {', '.join(manifest.solvers)} ({manifest.prediction_type})",
+        soft_wrap=True,
+    )
+    graphs = Table("graph", "parameters", "inputs", "outputs", title="Graphs", title_justify="left")
+    for name, graph in manifest.graphs.items():
+        graphs.add_row(
+            name,
+            f"{graph.parameters / 1e6:.2f} M",
+            "\n".join(_tensor(t.name, t.dtype, t.shape) for t in graph.inputs),
+            "\n".join(_tensor(t.name, t.dtype, t.shape) for t in graph.outputs),
+        )
+    console.print(graphs)
+    caches = Table("tensor", "layer", "module", title="Cross-attention cache", title_justify="left")
+    for cache in manifest.cache:
+        for index, module in enumerate(cache.layers):
+            caches.add_row(cache.tensor if index == 0 else "", str(index), module)
+    console.print(caches)
+    modules = sum(len(cache.layers) for cache in manifest.cache)
+    console.print(f"{len(manifest.cache)} cache tensors for {modules} cross-attention modules")
+    weights = sorted({graph.weights for graph in manifest.graphs.values() if graph.weights})
+    for file in weights:
+        users = [name for name, graph in manifest.graphs.items() if graph.weights == file]
+        console.print(
+            f"{file}  {megabytes(manifest.files[file].bytes)}  used by {', '.join(users)}",
+            soft_wrap=True,
+        )
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
+    short = {"float32": "f32", "float16": "f16", "int64": "i64"}[dtype]
+    return f"{name} {short} \\[{','.join(str(dim) for dim in shape)}]"

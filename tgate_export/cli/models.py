@@ -1,0 +1,49 @@
+"""`tgate-export models`."""
+
+from __future__ import annotations
+
+import click
+
+from tgate_export.cli._console import print_json
+
+
+@click.command(name="models")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(as_json: bool) -> None:
+    """List the models that build accepts by name.
+
+    Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x
+    or 2.x pipeline.
+    """
+    from tgate_export.families.names import NAMED_MODELS
+
+    rows = [
+        {
+            "name": model.name,
+            "family": model.family,
+            "summary": model.summary,
+            "hugging_face": model.hub_id,
+            "denoiser_parameters": model.denoiser_parameters,
+            "size": model.size,
+            "defaults": model.defaults.model_dump(),
+            "origin": model.origin,
+        }
+        for model in NAMED_MODELS.values()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what", "parameters", "size", "steps", "gate", "guidance", "scheduler",
+                  "defaults from")  # fmt: skip
+    for model in NAMED_MODELS.values():
+        defaults = model.defaults
+        table.add_row(
+            model.name, model.summary, f"{model.denoiser_parameters / 1e6:.2f} M",
+            f"{model.size}x{model.size}", str(defaults.num_inference_steps),
+            str(defaults.gate_step), f"{defaults.guidance_scale:g}", defaults.scheduler,
+            model.origin,
+        )  # fmt: skip
+    Console().print(table)

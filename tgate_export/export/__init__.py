@@ -1,0 +1,1 @@
+"""From diffusers pipelines to ONNX graphs and solver tables."""
