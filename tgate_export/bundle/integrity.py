@@ -96,9 +96,9 @@ def bundle_files(path: Path) -> Iterator[str]:
     """List a bundle folder's files, relative, without its manifest and derived folders."""
     for file in path.rglob("*"):
         relative = file.relative_to(path)
-        if (file.is_file() or file.is_symlink()) and relative.parts[0] not in DERIVED_FOLDERS:
-            if relative.as_posix() != MANIFEST_NAME:
-                yield relative.as_posix()
+        own = relative.parts[0] in DERIVED_FOLDERS or relative.as_posix() == MANIFEST_NAME
+        if (file.is_file() or file.is_symlink()) and not own:
+            yield relative.as_posix()
 
 
 def hash_file(path: Path) -> File:
