@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -24,31 +25,45 @@ def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         out: where the bundle is to be; nothing, an empty folder, or an older bundle.
-        force: replace an older bundle even when it holds files that no build made.
+        force: replace an older bundle even when it is damaged or holds files that no build made.
 
     Raises:
         BundleError: when `out` holds something else, or another build is writing it.
     """
+    out = Path(os.path.abspath(out))  # "." has no name
     check_replaceable(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.building-"
-    for leftover in out.parent.glob(f"{prefix}*"):
-        if _is_locked(leftover):
-            raise BundleError(f"another build is writing {out}: wait for it")
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-    retired = staging.with_name(staging.name + ".old")
     try:
-        with _locked(staging):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BundleError(f"{out.parent} is not a folder: choose another --out") from None
+    with contextlib.ExitStack() as lock:
+        # Two builds that start at once must not take each other's folder for a leftover.
+        with _locked(out.parent, wait=True):
+            if remove_leftovers(out):
+                raise BundleError(f"another build is writing {out}: wait for it")
+            staging = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+            lock.enter_context(_locked(staging))
+        retired = staging.with_name(staging.name + ".old")
+        try:
             staging.chmod(0o777 & ~_umask())
             yield staging
             _sync(staging)
-            if out.exists():
-                out.rename(retired)
-            staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+            _swap(staging, out, retired)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_leftovers(out: Path) -> bool:
+    """Remove what killed builds of `out` left behind; return whether one is still running."""
+    out = Path(os.path.abspath(out))
+    running = False
+    for leftover in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
+        if _is_locked(leftover):
+            running = True
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+    return running
 
 
 def check_replaceable(out: Path, *, force: bool = False) -> None:
@@ -71,8 +86,11 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
         return
     try:
         known = read_manifest(out).files.keys()
-    except BundleError:  # a damaged manifest is replaced
-        return
+    except BundleError:  # other programs have files of that name, too
+        raise BundleError(
+            f"{out} has a {MANIFEST_NAME} that is damaged or of something else than a bundle: "
+            "choose another --out, or replace everything with --force"
+        ) from None
     extra = sorted(set(bundle_files(out)) - known)
     if extra:
         raise BundleError(
@@ -81,12 +99,28 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
         )
 
 
+def _prefix(out: Path) -> str:
+    return f".{out.name}.building-"
+
+
+def _swap(staging: Path, out: Path, retired: Path) -> None:
+    """Put `staging` in the place of `out`; when that fails, `out` is as it was."""
+    try:
+        if out.exists():
+            out.rename(retired)
+        staging.rename(out)
+    except BaseException:
+        if retired.exists() and not out.exists():
+            retired.rename(out)
+        raise
+
+
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock on a folder that ends with this process at the latest."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
@@ -98,17 +132,18 @@ def _is_locked(folder: Path) -> bool:
             return False
     except BlockingIOError:
         return True
+    except FileNotFoundError:  # that build has just ended
+        return False
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file to disk, so that a rename never outlives the contents."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    """Flush files and folders to disk, so that a rename never outlives the contents."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

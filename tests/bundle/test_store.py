@@ -1,0 +1,252 @@
+"""A bundle appears whole or not at all, and replaces nothing but a bundle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tgate_export.bundle import store
+from tgate_export.bundle.store import check_replaceable, replace_bundle
+from tgate_export.errors import BundleError
+
+MANIFEST = "manifest.json"
+
+
+def write(folder: Path, text: str) -> None:
+    """Write something with a readable manifest that lists one file."""
+    from tests.bundle.test_manifest import VALID
+
+    (folder / "graphs").mkdir()
+    for name in VALID["files"]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / MANIFEST).write_text(json.dumps(VALID))
+
+
+def build(out: Path, text: str = "new", *, force: bool = False) -> None:
+    with replace_bundle(out, force=force) as staging:
+        assert staging.parent == out.parent
+        write(staging, text)
+
+
+def content(out: Path) -> str:
+    return (out / "graphs" / "full.onnx").read_text()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "engines" / "tiny"
+
+
+def test_new_bundle_appears_with_the_users_permissions(out: Path) -> None:
+    with replace_bundle(out) as staging:
+        write(staging, "new")
+        assert not out.exists()
+    assert content(out) == "new"
+    assert os.listdir(out.parent) == [out.name]
+    (plain := out.parent / "plain").mkdir()
+    assert out.stat().st_mode == plain.stat().st_mode
+
+
+def test_older_bundle_is_replaced_as_a_whole(out: Path) -> None:
+    build(out, "old")
+    (out / "plans").mkdir()
+    (out / "plans" / "stale.plan").write_text("of the old graphs")
+    build(out, "new")
+    assert content(out) == "new"
+    assert not (out / "plans").exists()
+    assert os.listdir(out.parent) == [out.name]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("older", [False, True])
+def test_failure_leaves_what_was_there(out: Path, older: bool, error: type[BaseException]) -> None:
+    if older:
+        build(out, "old")
+
+    def fail() -> None:
+        with replace_bundle(out) as staging:
+            write(staging, "half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert os.listdir(out.parent) == ([out.name] if older else [])
+    assert not older or content(out) == "old"
+
+
+def test_failing_rename_leaves_the_older_bundle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(out, "old")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if Path(target) == out and not self.name.endswith(".old"):
+            raise OSError(errno.EIO, "broken disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="broken disk"):
+        build(out, "new")
+    assert content(out) == "old"
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_empty_folder_is_used(out: Path) -> None:
+    out.mkdir(parents=True)
+    build(out)
+    assert content(out) == "new"
+
+
+def test_current_folder_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "here").mkdir()
+    monkeypatch.chdir(folder)
+    with replace_bundle(Path()) as staging:
+        write(staging, "new")
+    assert content(folder) == "new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_foreign_folder_is_refused(out: Path, force: bool) -> None:
+    out.mkdir(parents=True)
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="something else than a bundle"):
+        build(out, force=force)
+    assert os.listdir(out) == ["thesis.txt"]
+    assert os.listdir(out.parent) == [out.name]
+
+
+@pytest.mark.parametrize("text", ['{"name": "web app", "icons": []}', "{", '{"schema_version": 2}'])
+def test_unknown_manifest_is_replaced_with_force_only(out: Path, text: str) -> None:
+    out.mkdir(parents=True)
+    (out / MANIFEST).write_text(text)
+    (out / "index.html").write_text("a web app has a manifest.json, too")
+    with pytest.raises(BundleError, match="--force"):
+        build(out)
+    assert sorted(os.listdir(out)) == ["index.html", MANIFEST]
+    build(out, force=True)
+    assert content(out) == "new"
+
+
+def test_users_file_is_replaced_with_force_only(out: Path) -> None:
+    build(out, "old")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"notes\.txt .*--force"):
+        build(out)
+    assert content(out) == "old"
+    build(out, force=True)
+    assert content(out) == "new"
+    assert not (out / "notes.txt").exists()
+
+
+def test_file_and_link_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(BundleError, match="not a folder"):
+            check_replaceable(tmp_path / name, force=True)
+    with pytest.raises(BundleError, match="not a folder"):
+        build(tmp_path / "file" / "below")
+
+
+def test_second_build_at_once_is_refused(out: Path) -> None:
+    with replace_bundle(out) as staging:
+        with pytest.raises(BundleError, match="another build"):
+            build(out)
+        assert staging.is_dir()
+        write(staging, "first")
+    assert content(out) == "first"
+    build(out, "later")
+    assert content(out) == "later"
+
+
+def test_builds_that_start_at_once_never_harm_each_other(out: Path) -> None:
+    done: list[str] = []
+    failures: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            build(out, str(index))
+            done.append(str(index))
+        except BundleError as error:
+            if "another build" not in str(error):
+                failures.append(error)
+        except BaseException as error:
+            failures.append(error)
+
+    for _ in range(10):
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert content(out) in done
+        assert os.listdir(out.parent) == [out.name]
+
+
+# Glob characters in a name must not hide its leftovers.
+@pytest.mark.parametrize("name", ["tiny", "tiny[v1]", "tiny*"])
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    script = (
+        "import os, sys, pathlib\n"
+        "from tgate_export.bundle.store import replace_bundle\n"
+        "with replace_bundle(pathlib.Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    assert not out.exists()
+    (tmp_path / f".{name}.building-abc.old").mkdir()  # killed between the two renames
+    (other := tmp_path / ".tinyother.building-abc").mkdir()
+    build(out)
+    assert sorted(os.listdir(tmp_path)) == sorted([other.name, name])
+
+
+def test_full_disk_while_syncing_leaves_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(out)
+    assert os.listdir(out.parent) == []
+
+
+# A user namespace may mount a file system of its own: a disk that is really full.
+FULL_DISK = """
+mount -t tmpfs -o size=1m tmpfs "$1" || exit 77
+python -c "
+import pathlib, sys
+from tgate_export.bundle.store import replace_bundle
+try:
+    with replace_bundle(pathlib.Path(sys.argv[1]) / 'tiny') as staging:
+        (staging / 'weights').write_bytes(bytes(2 << 20))
+except OSError as error:
+    print(error.errno)
+" "$1"
+ls -A "$1"
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_disk_that_is_really_full_is_left_empty(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", str(tmp_path)],
+        check=False, capture_output=True, text=True, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    if run.returncode == 77 or "unshare:" in run.stderr:
+        pytest.skip("this machine mounts no file systems for users")
+    assert run.stdout.split() == [str(errno.ENOSPC)], run.stderr
