@@ -69,9 +69,13 @@ def check_files(bundle: Bundle, *, check_hashes: bool) -> None:
     root = bundle.path.resolve()
     for relative, expected in files.items():
         path = bundle.file(relative)
-        if not path.resolve().is_relative_to(root):
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise BundleError(f"{path} cannot be read ({error}): build the bundle again") from None
+        if not real.is_relative_to(root):
             raise BundleError(f"{path} is a link that leaves the bundle: build the bundle again")
-        if not path.is_file():
+        if not real.is_file():
             raise BundleError(f"{path} is missing: build the bundle again")
         size = path.stat().st_size
         if size != expected.bytes:

@@ -25,7 +25,7 @@ def _inside_bundle(path: str) -> str:
     pure = PurePosixPath(path)
     if not path or "\\" in path or "\0" in path or pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"path {path!r} leaves the bundle")
-    if str(pure) != path:
+    if str(pure) != path or not pure.parts:
         raise ValueError(f"path {path!r} is not in its plain form {str(pure)!r}")
     return path
 
@@ -205,12 +205,14 @@ def parse_manifest(text: str, where: Path) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}): build the bundle again") from None
     if not isinstance(raw, dict) or "schema_version" not in raw:
         raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")
     version = raw["schema_version"]
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if type(version) is not int:  # `true` would pass for 1
+        raise BundleError(f"{where} is not a bundle manifest: schema_version is {version!r}")
+    if version > SCHEMA_VERSION:
         raise BundleError(
             f"{where} has schema version {version}, this tgate-export reads up to "
             f"{SCHEMA_VERSION}: update tgate-export, or build the bundle again"

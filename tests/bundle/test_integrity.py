@@ -1,0 +1,189 @@
+"""A bundle opens only when every file is the one that was built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tgate_export.bundle.integrity import (
+    bundle_files,
+    hash_file,
+    hash_files,
+    open_bundle,
+    read_manifest,
+)
+from tgate_export.errors import BundleError
+
+Damage = Callable[[Path], Path]
+
+
+def refused(bundle: Path, *, check_hashes: bool = True) -> str:
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle, check_hashes=check_hashes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_built_bundle_opens(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    assert bundle.manifest.files.keys() == set(bundle_files(tiny_bundle))
+    assert all(path.is_file() for path in map(bundle.file, bundle.manifest.files))
+
+
+def change_byte(bundle: Path) -> Path:
+    file = bundle / "graphs" / "denoiser.weights"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def truncate(bundle: Path) -> Path:
+    file = bundle / "graphs" / "full.onnx"
+    os.truncate(file, file.stat().st_size - 1)
+    return file
+
+
+def empty(bundle: Path) -> Path:
+    file = bundle / "solvers" / "ddim.json"
+    file.write_bytes(b"")
+    return file
+
+
+def remove(bundle: Path) -> Path:
+    file = bundle / "tokenizer" / "tokenizer.json"
+    file.unlink()
+    return file
+
+
+def add(bundle: Path) -> Path:
+    file = bundle / "graphs" / "notes.txt"
+    file.write_text("mine")
+    return file
+
+
+def link_outside(bundle: Path) -> Path:
+    # The same content, so that only the link itself is wrong.
+    file = bundle / "graphs" / "solver.onnx"
+    file.rename(bundle.parent / "elsewhere.onnx")
+    file.symlink_to(bundle.parent / "elsewhere.onnx")
+    return file
+
+
+def link_to_itself(bundle: Path) -> Path:
+    file = bundle / "graphs" / "solver.onnx"
+    file.unlink()
+    file.symlink_to(file)
+    return file
+
+
+def folder_instead(bundle: Path) -> Path:
+    file = bundle / "solvers" / "euler.json"
+    file.unlink()
+    file.mkdir()
+    return file
+
+
+def link_folder_outside(bundle: Path) -> Path:
+    (bundle / "solvers").rename(bundle.parent / "solvers")
+    (bundle / "solvers").symlink_to(bundle.parent / "solvers")
+    return bundle / "solvers"
+
+
+def add_dangling_link(bundle: Path) -> Path:
+    file = bundle / "nowhere"
+    file.symlink_to(bundle / "nothing")
+    return file
+
+
+SEEN_BY_SIZE: list[tuple[Damage, str]] = [
+    (truncate, "bytes"),
+    (empty, "0 bytes"),
+    (remove, "missing"),
+    (add, "does not belong"),
+    (link_outside, "leaves the bundle"),
+    (link_to_itself, "cannot be read"),
+    (folder_instead, "missing"),
+    (link_folder_outside, "leaves the bundle"),
+    (add_dangling_link, "does not belong"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), [*SEEN_BY_SIZE, (change_byte, "sha256 differs")])
+def test_damage_is_named(tiny_bundle_copy: Path, damage: Damage, reason: str) -> None:
+    file = damage(tiny_bundle_copy)
+    message = refused(tiny_bundle_copy)
+    assert str(file) in message
+    assert reason in message
+
+
+@pytest.mark.parametrize(("damage", "reason"), SEEN_BY_SIZE)
+def test_damage_is_named_without_hashing(
+    tiny_bundle_copy: Path, damage: Damage, reason: str
+) -> None:
+    file = damage(tiny_bundle_copy)
+    message = refused(tiny_bundle_copy, check_hashes=False)
+    assert str(file) in message
+    assert reason in message
+
+
+def test_missing_manifest(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "manifest.json").unlink()
+    assert "has no manifest.json" in refused(tiny_bundle_copy)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    message = refused(tmp_path / "nothing")
+    assert "no such folder" in message
+    assert "tgate-export build" in message
+
+
+def test_file_instead_of_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"")
+    assert "is not a bundle" in refused(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"{", b""])
+def test_manifest_that_is_no_text(tiny_bundle_copy: Path, content: bytes) -> None:
+    (tiny_bundle_copy / "manifest.json").write_bytes(content)
+    assert str(tiny_bundle_copy / "manifest.json") in refused(tiny_bundle_copy)
+
+
+def test_manifest_that_is_a_folder(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "manifest.json").unlink()
+    (tiny_bundle_copy / "manifest.json").mkdir()
+    assert "cannot read" in refused(tiny_bundle_copy)
+
+
+def test_bundle_behind_a_link_and_derived_files_are_fine(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "plans" / "a").mkdir(parents=True)
+    (tiny_bundle_copy / "plans" / "a" / "full.plan").write_bytes(b"engine")
+    link = tiny_bundle_copy.parent / "link"
+    link.symlink_to(tiny_bundle_copy)
+    opened = open_bundle(link)
+    assert not any(name.startswith("plans/") for name in opened.manifest.files)
+
+
+def test_manifest_is_read_without_the_files(tiny_bundle_copy: Path) -> None:
+    remove(tiny_bundle_copy)
+    assert read_manifest(tiny_bundle_copy).name == "tiny"
+
+
+def test_hash_of_known_content(tmp_path: Path) -> None:
+    # FIPS 180-2's example for "abc", and the empty file.
+    (tmp_path / "abc").write_bytes(b"abc")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "long").write_bytes(b"x" * (3 * (1 << 20) + 1))  # several chunks
+    abc = hash_file(tmp_path / "abc")
+    assert (abc.bytes, abc.sha256) == (
+        3,
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    )
+    both = dict(hash_files(tmp_path, ["empty", "abc", "long"]))
+    assert list(both) == ["empty", "abc", "long"]
+    assert both["abc"] == abc
+    assert both["empty"].sha256.startswith("e3b0c44298fc1c14")
+    assert both["long"].bytes == 3 * (1 << 20) + 1

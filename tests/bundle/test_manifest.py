@@ -1,0 +1,213 @@
+"""`manifest.json`: what it may say, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import tgate_export.bundle.manifest as manifest_module
+from tgate_export.bundle.integrity import read_manifest
+from tgate_export.bundle.manifest import Manifest, Range, parse_manifest
+from tgate_export.errors import BundleError
+
+WHERE = Path("bundle/manifest.json")
+SCHEMA = Path(manifest_module.__file__).with_name("manifest.schema.json")
+ONE = {"min": 1, "opt": 1, "max": 1}
+SIDE = {"min": 16, "opt": 16, "max": 16}
+GRAPH = {
+    "file": "graphs/full.onnx",
+    "weights": "graphs/denoiser.weights",
+    "parameters": 12,
+    "inputs": [{"name": "sample", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
+    "outputs": [{"name": "noise_pred", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
+}
+FILE = {"sha256": "0" * 64, "bytes": 3}
+VALID: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "family": "stable-diffusion",
+    "source": {"kind": "local", "model": "tiny", "revision": None, "fingerprint": "f"},
+    "precision": "fp32",
+    "build_key": "k",
+    "prediction_type": "epsilon",
+    "defaults": {
+        "num_inference_steps": 25, "gate_step": 10, "guidance_scale": 7.5, "scheduler": "ddim",
+    },
+    "batch": ONE,
+    "size": {"height": SIDE, "width": SIDE, "multiple": 2},
+    "latents": {"channels": 4, "downscale": 2},
+    "tokenizer": {
+        "file": "tokenizer/tokenizer.json", "max_length": 77, "pad_token_id": 1, "eos_token_id": 1,
+    },
+    "graphs": {"full": GRAPH},
+    "cache": [{"tensor": "cross_cache_0", "downsample": 1, "width": 32, "layers": ["mid"]}],
+    "solvers": {
+        "ddim": {
+            "file": "solvers/ddim.json", "scheduler_class": "DDIMScheduler",
+            "extra_evaluations": 0, "max_steps": 100,
+        }
+    },
+    "versions": {"torch": "2"},
+    "files": {
+        "graphs/full.onnx": FILE,
+        "graphs/denoiser.weights": FILE,
+        "solvers/ddim.json": FILE,
+        "tokenizer/tokenizer.json": FILE,
+    },
+}  # fmt: skip
+
+
+def changed(keys: str, value: Any) -> dict[str, Any]:
+    """The valid manifest with one field replaced; keys are separated by `|`."""
+    raw = copy.deepcopy(VALID)
+    *parents, last = keys.split("|")
+    inner: Any = raw
+    for key in parents:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[last] = value
+    return raw
+
+
+def refused(raw: Any) -> str:
+    with pytest.raises(BundleError) as caught:
+        parse_manifest(raw if isinstance(raw, str) else json.dumps(raw), WHERE)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(WHERE) in message
+    return message
+
+
+def test_valid_manifest_survives_a_round_trip() -> None:
+    manifest = parse_manifest(json.dumps(VALID), WHERE)
+    assert parse_manifest(manifest.to_json(), WHERE) == manifest
+    assert json.loads(manifest.to_json()) == VALID
+
+
+ESCAPES = [
+    "../x",
+    "/etc/passwd",
+    "a/../../b",
+    "a\\b",
+    "..\\x",
+    "",
+    ".",
+    "..",
+    "a/./b",
+    "a//b",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "tokenizer|file",
+                                   "solvers|ddim|file"])  # fmt: skip
+def test_path_that_leaves_the_bundle_is_refused(field: str, path: str) -> None:
+    raw = changed(field, path)
+    raw["files"][path] = FILE  # listed, so that only the path itself is wrong
+    message = refused(raw)
+    assert "leaves the bundle" in message or "plain form" in message
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+def test_listed_file_that_leaves_the_bundle_is_refused(path: str) -> None:
+    raw = copy.deepcopy(VALID)
+    raw["files"][path] = FILE
+    assert "files" in refused(raw)
+
+
+def test_newer_schema_version_says_to_update() -> None:
+    # A newer manifest may have any other fields: the version is looked at first.
+    message = refused({"schema_version": 2, "anything": []})
+    assert "version 2" in message
+    assert "update tgate-export" in message
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", True, None, 1.5])
+def test_other_schema_version_is_refused(version: object) -> None:
+    assert "schema_version" in refused(changed("schema_version", version))
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "\ufeff{}", "[" * 100_000])
+def test_text_that_is_not_json_is_refused(text: str) -> None:
+    assert "not valid JSON" in refused(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', "{}", '{"name": "web app"}'])
+def test_other_json_is_not_a_manifest(text: str) -> None:
+    assert "not a bundle manifest" in refused(text)
+
+
+@pytest.mark.parametrize("field", sorted(VALID.keys() - {"schema_version"}))
+def test_missing_field_is_named(field: str) -> None:
+    raw = copy.deepcopy(VALID)
+    del raw[field]
+    assert f"{field}: Field required" in refused(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("surprise", 1),
+        ("graphs|full|surprise", 1),
+        ("precision", "fp64"),
+        ("defaults|gate_step", 0),
+        ("defaults|num_inference_steps", "25"),
+        ("batch|min", 2),  # above max
+        ("size|multiple", 0),
+        ("latents|channels", 4.5),
+        ("graphs|full|inputs|0|dtype", "complex64"),
+        ("graphs|full|inputs|0|shape", ["batch", 0]),
+        ("solvers|ddim|extra_evaluations", -1),
+        ("files|graphs/full.onnx", {"sha256": "0" * 63, "bytes": 3}),
+        ("files|graphs/full.onnx", {"sha256": "G" * 64, "bytes": 3}),
+        ("files|graphs/full.onnx", {"sha256": "0" * 64, "bytes": -1}),
+        ("source|kind", "elsewhere"),
+    ],
+)
+def test_field_out_of_its_domain_is_named(field: str, value: object) -> None:
+    assert field.split("|")[0] in refused(changed(field, value))
+
+
+@pytest.mark.parametrize("file", sorted(VALID["files"]))
+def test_file_that_is_used_must_be_listed(file: str) -> None:
+    raw = copy.deepcopy(VALID)
+    del raw["files"][file]
+    assert f"{file!r} is used but not listed" in refused(raw)
+
+
+def test_range_contains_its_ends_only() -> None:
+    values = Range(min=2, opt=3, max=4)
+    assert [value for value in range(6) if value in values] == [2, 3, 4]
+    assert not values.fixed
+    assert str(values) == "2:3:4"
+    assert str(Range(min=8, opt=8, max=8)) == "8"
+
+
+def test_schema_file_is_current() -> None:
+    current = json.dumps(Manifest.model_json_schema(), indent=1) + "\n"
+    assert SCHEMA.read_text(encoding="utf-8") == current, (
+        f"write Manifest.model_json_schema() to {SCHEMA.name} again"
+    )
+
+
+def test_built_manifest_fits_the_schema(tiny_bundle: Path) -> None:
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    validator.validate(json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8")))
+    assert read_manifest(tiny_bundle).graphs.keys() == {
+        "text_encoder", "full", "gated", "solver", "vae_decoder",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["precision", "files|graphs/full.onnx"])
+def test_schema_refuses_what_the_reader_refuses(field: str) -> None:
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.validate(VALID, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(field, "wrong"), schema)
