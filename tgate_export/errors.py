@@ -25,3 +25,9 @@ class BundleError(TGateError):
 
 class VerificationError(TGateError):
     """A measured difference broke its bound; names the graph and the tensor."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tgate_export.errors import InvalidRequestError
+from tgate_export.errors import InvalidRequestError, ModelError
 from tgate_export.families.source import ModelSource
 
 
 def vae_downscale(source: ModelSource) -> int:
     """Pixels of an image side for one latent."""
-    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
+    return int(2 ** (_levels(source, "vae") - 1))
 
 
 def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
@@ -17,8 +17,7 @@ def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
     A fixed size needs only what the VAE divides by; with a dynamic size every level of the UNet
     must halve exactly, so that one graph serves all sizes.
     """
-    levels = len(source.config("unet")["block_out_channels"])
-    return vae_downscale(source) * (2 ** (levels - 1) if dynamic else 1)
+    return vae_downscale(source) * (2 ** (_levels(source, "unet") - 1) if dynamic else 1)
 
 
 def default_size(source: ModelSource) -> int:
@@ -29,3 +28,10 @@ def default_size(source: ModelSource) -> int:
             f"{source.model} does not say its size (unet/config.json: sample_size): give --size"
         )
     return sample_size * vae_downscale(source)
+
+
+def _levels(source: ModelSource, component: str) -> int:
+    channels = source.config(component).get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise ModelError(f"{source.model}: {component}/config.json has no block_out_channels")
+    return len(channels)

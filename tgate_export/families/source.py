@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tgate_export.bundle.integrity import hash_files
 from tgate_export.bundle.manifest import Defaults, Source
-from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.names import NAMED_MODELS, STABLE_DIFFUSION_DEFAULTS, unknown_model
 
 Weights = Literal["pretrained", "random"]
@@ -132,7 +132,6 @@ def _locate(model: str, weights: Weights) -> ModelSource:
 def _download(hub_id: str) -> tuple[Path, str]:
     """Fetch the safetensors weights and configuration of a pipeline into the hub's own cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["model_index.json"]
     for component in COMPONENTS:
@@ -144,11 +143,11 @@ def _download(hub_id: str) -> tuple[Path, str]:
                 hub_id, allow_patterns=patterns, ignore_patterns=["*non_ema*", "*.fp16.*"]
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the hub's own types, its HTTP client's, and the disk's
         raise ModelError(
-            f"cannot download {hub_id} from Hugging Face ({reason}): check the id and the network, "
-            "give a local folder, or use --weights random to build the architecture only"
+            f"cannot download {hub_id} from Hugging Face ({first_line(error)}): check the id "
+            "and the network, give a local folder, or use --weights random to build the "
+            "architecture only"
         ) from None
     return snapshot, snapshot.name
 
@@ -160,7 +159,11 @@ def _check_pipeline(source: ModelSource) -> None:
             f"{source.model} is not a diffusers pipeline: it has no model_index.json "
             "(save one with pipeline.save_pretrained(FOLDER))"
         )
-    pipeline = str(_read_json(index_file).get("_class_name"))
+    pipeline = _read_json(index_file).get("_class_name")
+    if not isinstance(pipeline, str):
+        raise ModelError(
+            f"{source.model} is not a diffusers pipeline: its model_index.json names no class"
+        )
     if pipeline.startswith(_JOINT_ATTENTION):
         raise ModelError(
             f"{source.model} is a {pipeline}: its transformer attends to text and image jointly "
@@ -207,7 +210,10 @@ def _check_weights(component: Path) -> None:
             )
         raise ModelError(f"{component} has no safetensors weights: download the model again")
     for index in component.glob("*.safetensors.index.json"):
-        for shard in set(_read_json(index).get("weight_map", {}).values()):
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ModelError(f"{index} has no weight_map: download the model again")
+        for shard in sorted(set(map(str, shards.values()))):
             if not (component / shard).is_file():
                 raise ModelError(f"{component / shard} is missing: download the model again")
     for file in files:
@@ -223,9 +229,9 @@ def _check_safetensors(path: Path) -> None:
                 raise ValueError("its header is too long")
             header = json.loads(stream.read(length))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is not a safetensors file: download the model again") from None
-    expected = 8 + length + max(ends, default=0)
     if path.stat().st_size != expected:
         raise ModelError(
             f"{path} is truncated: {path.stat().st_size} bytes, its header promises {expected}; "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tgate_export.bundle.manifest import Precision, Size
-from tgate_export.errors import ModelError
+from tgate_export.errors import ModelError, first_line
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase, cache_groups
@@ -118,25 +118,31 @@ def _pretrained(source: ModelSource, dtype: torch.dtype) -> Components:
         folder = source.directory / component
         plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
         try:
-            return cls.from_pretrained(
+            model, report = cls.from_pretrained(
                 folder,
                 use_safetensors=True,
                 variant=None if plain else "fp16",
                 local_files_only=True,
                 low_cpu_mem_usage=True,
+                output_loading_info=True,
                 **{dtype_argument: dtype},
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"cannot load {folder}: {reason}") from error
+            raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
+        if missing := sorted(report["missing_keys"]):  # would be random numbers
+            raise ModelError(
+                f"the weights in {folder} lack {missing[0]} "
+                f"({len(missing)} in all): download the model again"
+            )
+        return model
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(
             source.directory / "tokenizer", local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot load {source.directory / 'tokenizer'}: {reason}") from error
+        folder = source.directory / "tokenizer"
+        raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
     return Components(
         unet=from_directory(UNet2DConditionModel, "unet", "torch_dtype"),
         vae=from_directory(AutoencoderKL, "vae", "torch_dtype"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
+from tgate_export.errors import first_line
 from tgate_export.runtime.backends.base import Backend, BackendError, Execute, Memory
 from tgate_export.runtime.plan import BufferSpec, Launch, Slot
 
@@ -58,7 +59,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             session = self._ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime raises many types of its own
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
         if PROVIDERS[self.device] not in session.get_providers():
             raise BackendError(

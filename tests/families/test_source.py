@@ -1,0 +1,285 @@
+"""Models are checked before anything heavy is imported, and nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.errors
+import pytest
+
+from tgate_export.errors import InvalidRequestError, ModelError, TGateError
+from tgate_export.families import geometry
+from tgate_export.families.source import resolve_source
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+def safetensors(tensors: dict[str, int]) -> bytes:
+    """A file of uint8 tensors of the given sizes."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, size in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """The files of a Stable Diffusion pipeline; its weights are valid files of no model."""
+    folder = tmp_path / "mine"
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write_json(folder / "scheduler" / "scheduler_config.json", {})
+    write_json(folder / "tokenizer" / "tokenizer.json", {})
+    unet = {"in_channels": 4, "sample_size": 8, "block_out_channels": [32, 64]}
+    write_json(folder / "unet" / "config.json", unet)
+    vae = {"latent_channels": 4, "block_out_channels": [16, 32, 32]}
+    write_json(folder / "vae" / "config.json", vae)
+    write_json(folder / "text_encoder" / "config.json", {})
+    for component, name in WEIGHTS.items():
+        (folder / component / name).write_bytes(safetensors({"weight": 8}))
+    return folder
+
+
+def refused(model: str | Path, error: type[TGateError] = ModelError, **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        resolve_source(str(model), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_complete_folder_is_accepted(pipeline: Path) -> None:
+    source = resolve_source(str(pipeline))
+    assert (source.kind, source.name, source.directory) == ("local", "mine", pipeline)
+    assert geometry.vae_downscale(source) == 4
+    assert geometry.default_size(source) == 32
+    assert geometry.size_multiple(source, dynamic=False) == 4
+    assert geometry.size_multiple(source, dynamic=True) == 8
+    assert set(source.files()) == {
+        path.relative_to(pipeline).as_posix() for path in pipeline.rglob("*") if path.is_file()
+    }
+
+
+def test_fingerprint_depends_on_every_file(pipeline: Path) -> None:
+    before = resolve_source(str(pipeline)).record().fingerprint
+    assert resolve_source(str(pipeline)).record().fingerprint == before
+    (pipeline / "README.md").write_text("not used")
+    assert resolve_source(str(pipeline)).record().fingerprint == before
+    seen = {before}
+    for name in resolve_source(str(pipeline)).files():
+        path = pipeline / name
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + b"\x01" if path.suffix == ".safetensors"
+                         else original + b" ")  # fmt: skip
+        seen.add(resolve_source(str(pipeline)).record().fingerprint)
+        path.write_bytes(original)
+    assert len(seen) == 1 + len(resolve_source(str(pipeline)).files())
+
+
+@pytest.mark.parametrize(
+    ("model", "near"), [("shape", "shapes"), ("SD15", "sd15"), ("sd1.5", "sd15"), ("sd-15", "sd15")]
+)
+def test_unknown_name_with_near_matches(model: str, near: str) -> None:
+    message = refused(model, InvalidRequestError)
+    assert f"did you mean {near}" in message
+
+
+@pytest.mark.parametrize("model", ["zzzzzz", "/no/such/folder", "./nowhere", "a/b/c"])
+def test_unknown_name_without_near_matches(model: str) -> None:
+    message = refused(model, InvalidRequestError)
+    assert repr(model) in message
+    assert "shapes, sd15" in message
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    assert "no model_index.json" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "{}", '{"_class_name": 3}'])
+def test_damaged_index(pipeline: Path, content: str) -> None:
+    (pipeline / "model_index.json").write_text(content)
+    assert "model_index.json" in refused(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("FluxPipeline", "jointly"),
+        ("FluxImg2ImgPipeline", "jointly"),
+        ("StableDiffusion3Pipeline", "jointly"),
+        ("StableDiffusionXLPipeline", "supported are StableDiffusionPipeline"),
+        ("StableDiffusionInpaintPipeline", "supported are StableDiffusionPipeline"),
+        ("LatentConsistencyModelPipeline", "supported are StableDiffusionPipeline"),
+    ],
+)
+def test_other_pipelines_are_refused_with_the_reason(
+    pipeline: Path, name: str, reason: str
+) -> None:
+    write_json(pipeline / "model_index.json", {"_class_name": name})
+    message = refused(pipeline)
+    assert f"is a {name}" in message
+    assert reason in message
+
+
+def test_inpainting_unet(pipeline: Path) -> None:
+    edit_json(pipeline / "unet" / "config.json", in_channels=9)
+    message = refused(pipeline)
+    assert "takes 9 channels" in message
+    assert "inpainting" in message
+
+
+@pytest.mark.parametrize("key", ["addition_embed_type", "class_embed_type", "time_cond_proj_dim"])
+def test_unet_with_more_conditions(pipeline: Path, key: str) -> None:
+    edit_json(pipeline / "unet" / "config.json", **{key: "text_time"})
+    assert key in refused(pipeline)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_missing_component(pipeline: Path, component: str) -> None:
+    shutil.rmtree(pipeline / component)
+    assert f"lacks the component {component}/" in refused(pipeline)
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth"])
+def test_pickled_weights_are_refused(pipeline: Path, component: str, suffix: str) -> None:
+    weights = pipeline / component / WEIGHTS[component]
+    weights.unlink()
+    pickled = weights.with_suffix(suffix)
+    pickled.write_bytes(b"never read")
+    message = refused(pipeline)
+    assert pickled.name in message
+    assert "never loaded" in message
+    assert "safe_serialization=True" in message
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_missing_weights(pipeline: Path, component: str) -> None:
+    (pipeline / component / WEIGHTS[component]).unlink()
+    assert f"{pipeline / component} has no safetensors weights" in refused(pipeline)
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_truncated_weights(pipeline: Path, component: str) -> None:
+    weights = pipeline / component / WEIGHTS[component]
+    size = weights.stat().st_size
+    os.truncate(weights, size - 1)
+    message = refused(pipeline)
+    assert str(weights) in message
+    assert f"{size - 1} bytes, its header promises {size}" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x01", struct.pack("<Q", 1000) + b'{"a', struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 1 << 62) + b"{}", b"version https://git-lfs.github.com/spec/v1\n",
+        struct.pack("<Q", 14) + b'{"weight": {}}',
+        struct.pack("<Q", 38) + b'{"w": {"data_offsets": ["0", "many"]}}',
+    ],
+    ids=["empty", "short", "cut", "list", "huge", "lfs-pointer", "no-offsets", "words"],
+)  # fmt: skip
+def test_file_that_is_no_safetensors(pipeline: Path, content: bytes) -> None:
+    weights = pipeline / "unet" / WEIGHTS["unet"]
+    weights.write_bytes(content)
+    assert f"{weights} is not a safetensors file" in refused(pipeline)
+
+
+def test_missing_shard(pipeline: Path) -> None:
+    index = pipeline / "unet" / f"{WEIGHTS['unet']}.index.json"
+    write_json(index, {"weight_map": {"a": WEIGHTS["unet"], "b": "second.safetensors"}})
+    assert "second.safetensors is missing" in refused(pipeline)
+    write_json(index, {"weight_map": ["second.safetensors"]})
+    assert "no weight_map" in refused(pipeline)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae"])
+@pytest.mark.parametrize("channels", [None, [], 32])
+def test_damaged_configuration(pipeline: Path, component: str, channels: object) -> None:
+    edit_json(pipeline / component / "config.json", block_out_channels=channels)
+    source = resolve_source(str(pipeline))
+    with pytest.raises(ModelError, match=f"{component}/config.json has no block_out_channels"):
+        geometry.size_multiple(source, dynamic=True)
+
+
+@pytest.mark.parametrize("name", ["v1-5.ckpt", "v1-5.safetensors"])
+def test_single_file_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"never read")
+    message = refused(tmp_path / name)
+    assert "from_single_file" in message
+
+
+def test_random_weights_need_no_weight_files(pipeline: Path) -> None:
+    for component, name in WEIGHTS.items():
+        (pipeline / component / name).unlink()
+    shutil.rmtree(pipeline / "tokenizer")
+    source = resolve_source(str(pipeline), "random")
+    assert source.kind == "random"
+    assert not any(name.endswith(".safetensors") for name in source.files())
+    assert resolve_source("sd15", "random").record().fingerprint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("[Errno 101] Network is unreachable\nsecond line"),
+        OSError(),  # without any text
+        huggingface_hub.errors.LocalEntryNotFoundError("not in the cache"),
+        huggingface_hub.errors.HFValidationError("bad id"),
+        RuntimeError("a client's own type"),
+    ],
+)
+@pytest.mark.parametrize("model", ["someone/model", "sd15"])
+def test_download_that_fails(monkeypatch: pytest.MonkeyPatch, model: str, error: Exception) -> None:
+    def fail(*_args: object, **_options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    message = refused(model)
+    assert "cannot download" in message
+    assert "--weights random" in message
+
+
+def test_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "cannot download nobody/nothing" in refused("nobody/nothing")
+    assert "takes a model name" in refused("nobody/nothing", InvalidRequestError, weights="random")
+
+
+def test_download_asks_for_safetensors_only(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Path
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(hub_id: str, **options: Any) -> str:
+        asked.update(options, hub_id=hub_id)
+        return str(pipeline)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    source = resolve_source("someone/model")
+    assert (source.kind, source.model, source.name) == ("hub", "someone/model", "model")
+    assert source.revision == pipeline.name  # a snapshot's folder is named for its commit
+    endings = {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]}
+    assert endings == {"json", "txt", "safetensors"}
