@@ -35,7 +35,7 @@ from tgate_export.bundle.manifest import (
     Tensor,
     Tokenizer,
 )
-from tgate_export.bundle.store import check_replaceable, replace_bundle
+from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.export.progress import Progress
 from tgate_export.families.names import MAX_BATCH
@@ -110,6 +110,7 @@ def build_bundle(
         key = _build_key(record, options)
         check_replaceable(out, force=force)
         if not force and (existing := _up_to_date(out, key)):
+            remove_leftovers(out)
             return BuildResult(out, True, (), existing)
     try:
         with replace_bundle(out, force=force) as staging:
@@ -332,7 +333,9 @@ def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
 
 def _save_tokenizer(tokenizer: Any, staging: Path) -> Tokenizer:
     (staging / "tokenizer").mkdir()
-    tokenizer.backend_tokenizer.save(str(staging / "tokenizer" / "tokenizer.json"))
+    # Its own save() hides a full disk behind a bare Exception.
+    text = tokenizer.backend_tokenizer.to_str(pretty=True)
+    (staging / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
     return Tokenizer(
         file="tokenizer/tokenizer.json",
         max_length=tokenizer.model_max_length,

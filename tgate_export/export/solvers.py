@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -25,7 +28,9 @@ class SolverJobs:
 
         folder.mkdir()
         # Spawned: a forked child of a process that runs torch's threads can deadlock.
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_depend_on_parent
+        )
         self._jobs: dict[str, Future[Solver | str]] = {
             name: self._pool.submit(_compile, name, dict(scheduler_config), folder)
             for name in SOLVERS
@@ -56,6 +61,19 @@ class SolverJobs:
             else:
                 progress.note(result)
         return solvers
+
+
+def _depend_on_parent() -> None:
+    """End this process with the build: killed, it must leave nobody behind who writes files."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build cleans up for both
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _compile(name: str, scheduler_config: dict[str, Any], folder: Path) -> Solver | str:
