@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tgate_export import __version__
-from tgate_export.errors import TGateError
+from tgate_export.errors import TGateError, first_line
 
 # Command -> its help line, so that `--help` imports none of them.
 COMMANDS = {
@@ -75,10 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _fail(f"{type(error).__name__}: {first} (run with --debug for the traceback)", 1)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        _fail(f"{reason} (run with --debug for the traceback)", 1)
 
 
 def _fail(message: str, code: int) -> Any:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
     sys.exit(code)

@@ -27,7 +27,8 @@ def print_json(content: Any) -> None:
 
 def stderr() -> Console:
     """Return the console for everything that is not the result."""
-    return Console(stderr=True, highlight=False)
+    # Prompts and paths may hold [brackets] and :colons:.
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class RichProgress(Progress):

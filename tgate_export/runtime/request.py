@@ -61,6 +61,8 @@ def make_request(
         if isinstance(negative_prompt, str)
         else list(negative_prompt)
     )
+    if not all(isinstance(text, str) for text in negatives):
+        raise InvalidRequestError("negative_prompt must be a string or a list of strings")
     if len(negatives) != len(prompts):
         raise InvalidRequestError(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each"
