@@ -18,9 +18,9 @@ from tgate_export import TGatePipeline
 
 PROMPTS = (
     "a red circle on a blue background",
-    "a yellow star on a purple background",
+    "a yellow cross on a magenta background",
     "a green square on a white background",
-    "an orange triangle on a black background",
+    "a cyan triangle on a black background",
     "a blue circle on a yellow background",
     "a white triangle on a green background",
 )

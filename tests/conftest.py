@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+# The models here are so small that a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from tgate_export import TGatePipeline
 
 TINY_SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
@@ -105,3 +113,27 @@ def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def tiny_bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of the test's own, to damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def shapes_dir() -> Path:
+    """The trained demo pipeline in the package."""
+    from tgate_export.data import SHAPES_DIR
+
+    return SHAPES_DIR
+
+
+@pytest.fixture(scope="session")
+def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the trained demo pipeline; shared, so not to be changed."""
+    from tgate_export.export.build import build_bundle
+
+    return build_bundle("shapes", out=tmp_path_factory.mktemp("bundles") / "shapes").path
+
+
+@pytest.fixture(scope="session")
+def shapes_pipeline(shapes_bundle: Path) -> TGatePipeline:
+    """The demo pipeline, loaded."""
+    from tgate_export import TGatePipeline
+
+    return TGatePipeline.from_bundle(shapes_bundle)

@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tgate_export.bundle.manifest import Graph, Solver, Tensor
 from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
-from tgate_export.errors import ModelError
+from tgate_export.errors import ModelError, TGateError
 from tgate_export.export.progress import Progress
 
 
 class SolverJobs:
     """Compiles every sampler that a scheduler configuration allows, in the background.
 
-    Use as a context manager; leaving it stops what is not done.
+    Use as a context manager; leaving it stops what is not done. A process of its own, and not of
+    `multiprocessing`, which would run the caller's script a second time.
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any], folder: Path) -> None:
         from tgate_export.export.solver_tables import SOLVERS
 
         folder.mkdir()
-        # Spawned: a forked child of a process that runs torch's threads can deadlock.
-        self._pool = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_depend_on_parent
+        self._count = len(SOLVERS)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, os.fspath(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
-        self._jobs: dict[str, Future[Solver | str]] = {
-            name: self._pool.submit(_compile, name, dict(scheduler_config), folder)
-            for name in SOLVERS
-        }
+        assert self._process.stdin is not None
+        # Left open: its end tells the process that the build is gone.
+        self._process.stdin.write(json.dumps(dict(scheduler_config)) + "\n")
+        self._process.stdin.flush()
 
     def __enter__(self) -> SolverJobs:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
 
     def results(self, required: str, progress: Progress) -> dict[str, Solver]:
         """Wait for the tables, and return the samplers of the manifest by name.
@@ -49,52 +59,24 @@ class SolverJobs:
 
         Raises:
             ModelError: when `required`, the default sampler, does not fit.
+            TGateError: when the process failed.
         """
+        assert self._process.stdout is not None
         solvers = {}
-        for index, (name, job) in enumerate(self._jobs.items()):
-            progress.advance(index, len(self._jobs))
-            result = job.result()
-            if isinstance(result, Solver):
-                solvers[name] = result
-            elif name == required:
-                raise ModelError(result)
+        for index, line in enumerate(self._process.stdout):
+            progress.advance(index + 1, self._count)
+            result = json.loads(line)
+            if "solver" in result:
+                solvers[result["name"]] = Solver.model_validate(result["solver"])
+            elif result["name"] == required:
+                raise ModelError(result["refused"])
             else:
-                progress.note(result)
+                progress.note(result["refused"])
+        if self._process.wait():
+            self._errors.seek(0)
+            reason = self._errors.read().strip().splitlines()
+            raise TGateError(f"compiling samplers failed: {reason[-1] if reason else 'killed'}")
         return solvers
-
-
-def _depend_on_parent() -> None:
-    """End this process with the build: killed, it must leave nobody behind who writes files."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build cleans up for both
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _compile(name: str, scheduler_config: dict[str, Any], folder: Path) -> Solver | str:
-    """Write one sampler's table; return its manifest entry, or why it does not fit."""
-    import torch
-
-    from tgate_export.bundle.solver_table import write_solver_table
-    from tgate_export.export.solver_tables import UnsupportedSchedulerError, compile_solver
-
-    torch.set_num_threads(1)
-    try:
-        table = compile_solver(name, scheduler_config)
-    except UnsupportedSchedulerError as error:
-        return str(error)
-    write_solver_table(table, folder / f"{name}.json")
-    return Solver(
-        file=f"solvers/{name}.json",
-        scheduler_class=table.scheduler_class,
-        extra_evaluations=table.extra_evaluations,
-        max_steps=max(table.steps),
-    )
 
 
 def solver_graph() -> Graph:
@@ -121,3 +103,45 @@ def solver_graph() -> Graph:
             f32("next_history", history),
         ),
     )
+
+
+def _main(folder: Path) -> None:
+    """The process: a configuration on stdin, a line of JSON on stdout for each sampler."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build ends this process itself
+    scheduler_config = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    import torch
+
+    from tgate_export.bundle.solver_table import write_solver_table
+    from tgate_export.export.solver_tables import (
+        SOLVERS,
+        UnsupportedSchedulerError,
+        compile_solver,
+    )
+
+    torch.set_num_threads(1)
+    for name in SOLVERS:
+        try:
+            table = compile_solver(name, scheduler_config)
+        except UnsupportedSchedulerError as error:
+            print(json.dumps({"name": name, "refused": str(error)}), flush=True)  # noqa: T201
+            continue
+        write_solver_table(table, folder / f"{name}.json")
+        solver = Solver(
+            file=f"solvers/{name}.json",
+            scheduler_class=table.scheduler_class,
+            extra_evaluations=table.extra_evaluations,
+            max_steps=max(table.steps),
+        )
+        print(json.dumps({"name": name, "solver": solver.model_dump()}), flush=True)  # noqa: T201
+
+
+def _end_with_parent() -> None:
+    """End when stdin does: a killed build must leave nobody behind who writes files."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

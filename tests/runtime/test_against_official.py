@@ -1,0 +1,111 @@
+"""Whole runs against the official T-GATE package: prompts in, final latents out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.oracle.official_tgate import SCHEDULERS, load_pipeline, official_latents
+from tgate_export import TGatePipeline
+
+PROMPT, NEGATIVE = "a red circle on a blue background", "a green square"
+
+# fp32 on both sides: rounding reaches 1e-6 a step, and a run amplifies it. A gate that is one step
+# off changes latents by more than three times this (tested below).
+RELATIVE = 1e-3
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> TGatePipeline:
+    return TGatePipeline.from_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("gate_step", [1, 4, 9, 10])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_tiny_latents(
+    pipeline: TGatePipeline, tiny_pipeline_dir: Path, scheduler: str, gate_step: int
+) -> None:
+    latents = np.random.default_rng(gate_step).standard_normal((2, 4, 8, 8), dtype=np.float32)
+    ours = pipeline(
+        [PROMPT, "an umbrella"], negative_prompt=NEGATIVE, num_inference_steps=10,
+        gate_step=gate_step, guidance_scale=6.0, scheduler=scheduler, latents=latents,
+        output_type="latent",
+    )  # fmt: skip
+    expected = np.concatenate(
+        [
+            official_latents(
+                tiny_pipeline_dir, prompt=prompt, negative_prompt=NEGATIVE, latents=latents[i, None],
+                steps=10, gate_step=gate_step, guidance_scale=6.0, scheduler=scheduler,
+            )
+            for i, prompt in enumerate((PROMPT, "an umbrella"))
+        ]
+    )  # fmt: skip
+    assert relative(np.asarray(ours.images), expected) < RELATIVE
+
+
+def test_another_gate_differs(pipeline: TGatePipeline) -> None:
+    """The bound above can tell neighbouring gates apart, even on random weights."""
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    runs = [
+        np.asarray(
+            pipeline(PROMPT, num_inference_steps=10, gate_step=gate, guidance_scale=6.0,
+                     latents=latents, output_type="latent").images
+        )
+        for gate in (4, 5)
+    ]  # fmt: skip
+    assert relative(runs[0], runs[1]) > 3 * RELATIVE
+
+
+@pytest.mark.parametrize("gate_step", [1, 5, 10, 25])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_shapes_latents(
+    shapes_pipeline: TGatePipeline, shapes_dir: Path, scheduler: str, gate_step: int
+) -> None:
+    latents = np.random.default_rng(gate_step).standard_normal(
+        (1, *latent_shape(shapes_pipeline)), dtype=np.float32
+    )
+    ours = shapes_pipeline(
+        PROMPT, num_inference_steps=25, gate_step=gate_step, scheduler=scheduler, latents=latents,
+        output_type="latent",
+    )  # fmt: skip
+    expected = official_latents(
+        shapes_dir, prompt=PROMPT, negative_prompt="", latents=latents, steps=25,
+        gate_step=gate_step, guidance_scale=ours.request.guidance_scale, scheduler=scheduler,
+    )  # fmt: skip
+    assert relative(np.asarray(ours.images), expected) < RELATIVE
+
+
+def test_image_equals_diffusers(shapes_pipeline: TGatePipeline, shapes_dir: Path) -> None:
+    """Decoding and rounding: diffusers' own image of the same latents, to one grey level."""
+    import torch
+
+    latents = np.random.default_rng(3).standard_normal(
+        (1, *latent_shape(shapes_pipeline)), dtype=np.float32
+    )
+    ours = shapes_pipeline(PROMPT, num_inference_steps=10, gate_step=10, latents=latents)
+    pipe = load_pipeline(shapes_dir)
+    final = official_latents(
+        shapes_dir, prompt=PROMPT, negative_prompt="", latents=latents, steps=10, gate_step=10,
+        guidance_scale=ours.request.guidance_scale, scheduler="ddim",
+    )  # fmt: skip
+    with torch.no_grad():
+        decoded = pipe.vae.decode(torch.from_numpy(final) / pipe.vae.config.scaling_factor)[0]
+    expected = np.asarray(pipe.image_processor.postprocess(decoded, output_type="pil")[0])
+    difference = np.abs(np.asarray(ours.images[0]).astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+
+
+def latent_shape(pipeline: TGatePipeline) -> tuple[int, int, int]:
+    manifest = pipeline.manifest
+    downscale = manifest.latents.downscale
+    return (
+        manifest.latents.channels,
+        manifest.size.height.opt // downscale,
+        manifest.size.width.opt // downscale,
+    )

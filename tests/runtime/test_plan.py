@@ -1,0 +1,91 @@
+"""The binding plan, without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgate_export.bundle.integrity import read_manifest
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.errors import BundleError
+from tgate_export.runtime.plan import BindingPlan, Launch, RunShape, Slot, plan_run
+from tgate_export.schedule import gate_schedule
+
+
+@pytest.fixture
+def manifest(tiny_bundle: Path) -> Manifest:
+    return read_manifest(tiny_bundle)
+
+
+def plan(manifest: Manifest, steps: int = 6, gate: int = 2) -> BindingPlan:
+    return plan_run(manifest, RunShape(2, 16, 16, gate_schedule(steps, gate)))
+
+
+def launches(found: BindingPlan) -> list[Launch]:
+    return [*found.encode, *(launch for step in found.steps for launch in step), found.decode]
+
+
+def test_order_of_graphs(manifest: Manifest) -> None:
+    assert [launch.graph for launch in launches(plan(manifest, 3, 1))] == [
+        "text_encoder", "text_encoder", "full", "solver", "gated", "solver", "gated", "solver",
+        "vae_decoder",
+    ]  # fmt: skip
+
+
+def test_every_tensor_is_bound(manifest: Manifest) -> None:
+    for launch in launches(plan(manifest)):
+        graph = manifest.graph(launch.graph)
+        assert set(launch.inputs) == {tensor.name for tensor in graph.inputs}
+        assert set(launch.outputs) == {tensor.name for tensor in graph.outputs}
+
+
+def test_gated_reads_the_memory_that_full_wrote(manifest: Manifest) -> None:
+    found = plan(manifest)
+    full = next(step[0] for step in found.steps if step[0].graph == "full")
+    gated = next(step[0] for step in found.steps if step[0].graph == "gated")
+    for cache in manifest.cache:
+        assert full.outputs[cache.tensor] == gated.inputs[cache.tensor]
+
+
+def test_no_launch_reads_what_it_writes(manifest: Manifest) -> None:
+    for launch in launches(plan(manifest)):
+        assert not set(launch.inputs.values()) & set(launch.outputs.values()), launch
+
+
+def test_everything_read_was_written_by_the_host_or_before(manifest: Manifest) -> None:
+    """Replays the data flow: the host writes its inputs, launches write theirs in order."""
+    found = plan(manifest, steps=5, gate=3)
+    evaluations = len(found.steps)
+    written = {Slot(name) for name in ("input_ids", "negative_input_ids", "guidance_scale",
+                                       "sample.0", "denoiser_input", "history.0")}  # fmt: skip
+    written |= {Slot(name, row) for name in ("timestep", "weights") for row in range(evaluations)}
+    for launch in launches(found):
+        assert set(launch.inputs.values()) <= written, launch.graph
+        written |= set(launch.outputs.values())
+    last = found.steps[-1][1]
+    assert found.latents == last.outputs["next_sample"]
+    assert found.decode.inputs["latents"] == found.latents
+
+
+def test_steps_read_their_own_rows(manifest: Manifest) -> None:
+    for index, (denoiser, solver) in enumerate(plan(manifest).steps):
+        assert denoiser.inputs["timestep"] == Slot("timestep", index)
+        assert solver.inputs["weights"] == Slot("weights", index)
+
+
+def test_a_tensor_that_fits_no_buffer_is_named(manifest: Manifest) -> None:
+    gated = manifest.graphs["gated"]
+    wrong = gated.model_copy(
+        update={
+            "inputs": tuple(
+                tensor.model_copy(update={"dtype": "float16"})
+                if tensor.name == "cross_cache_1"
+                else tensor
+                for tensor in gated.inputs
+            )
+        }
+    )
+    broken = manifest.model_copy(update={"graphs": {**manifest.graphs, "gated": wrong}})
+    with pytest.raises(BundleError, match=r"'gated'.*'cross_cache_1' is float16.*float32"):
+        plan(broken)
