@@ -40,7 +40,7 @@ def test_tiny_latents(
     expected = np.concatenate(
         [
             official_latents(
-                tiny_pipeline_dir, prompt=prompt, negative_prompt=NEGATIVE, latents=latents[i, None],
+                tiny_pipeline_dir, prompt=prompt, negative_prompt=NEGATIVE, latents=latents[[i]],
                 steps=10, gate_step=gate_step, guidance_scale=6.0, scheduler=scheduler,
             )
             for i, prompt in enumerate((PROMPT, "an umbrella"))

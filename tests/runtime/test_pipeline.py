@@ -161,9 +161,9 @@ def test_bad_requests_are_named(
 def test_backends_that_cannot_run_say_so(tiny_bundle: Path, pipeline: TGatePipeline) -> None:
     import onnxruntime
 
-    with pytest.raises(InvalidRequestError, match="unknown backend 'cuda'.*onnxruntime:cuda"):
+    with pytest.raises(InvalidRequestError, match=r"unknown backend 'cuda'.*onnxruntime:cuda"):
         select("cuda", pipeline.bundle)
     assert select("auto", pipeline.bundle).name in BACKENDS
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(BackendError, match="no CUDAExecutionProvider.*pip install"):
+        with pytest.raises(BackendError, match=r"no CUDAExecutionProvider.*pip install"):
             select("onnxruntime:cuda", pipeline.bundle)

@@ -274,8 +274,8 @@ def _build(
 
 
 def _check_space(staging: Path, parts: Components) -> None:
-    modules = (parts.unet, parts.vae, parts.text_encoder)
-    needed = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    weights = [weight for module in parts.modules() for weight in module.parameters()]
+    needed = sum(weight.numel() * weight.element_size() for weight in weights)
     free = shutil.disk_usage(staging).free
     if free < needed * 1.02:
         raise TGateError(

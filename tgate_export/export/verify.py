@@ -105,7 +105,9 @@ def graph_references(
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
-    Converts `parts` to fp32 in place. The gated phase gets the caches that the full phase wrote.
+    Leaves `parts` without weights: each component is converted to fp32 for its graphs and then
+    freed, so that memory holds one of them at a time. The gated phase gets the caches that the
+    full phase wrote.
 
     Args:
         parts: the loaded pipeline.
@@ -113,13 +115,12 @@ def graph_references(
         groups: how caches are stacked.
         batch: samples in each input.
     """
-    parts.to(torch.float32)
     random = np.random.default_rng(SEED)
     downscale = manifest.latents.downscale
     height, width = manifest.size.height.opt // downscale, manifest.size.width.opt // downscale
     latents = (batch, manifest.latents.channels, height, width)
     ids = random.integers(
-        0, manifest.tokenizer.pad_token_id, (2 * batch, manifest.tokenizer.max_length)
+        0, manifest.tokenizer.eos_token_id, (2 * batch, manifest.tokenizer.max_length)
     )
     known: Arrays = {
         "input_ids": ids[:batch],
@@ -130,7 +131,9 @@ def graph_references(
         "latents": random.standard_normal(latents, dtype=np.float32),
     }
     references = {}
-    for graph in graph_exports(parts, manifest.size, groups, downscale):
+    graphs = graph_exports(parts, manifest.size, groups, downscale)
+    for index, graph in enumerate(graphs):
+        component = getattr(parts, graph.component).to(torch.float32)
         module = graph.module().eval()
         stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
         # Round to the graph's own dtype first, so that only the computation differs.
@@ -142,7 +145,9 @@ def graph_references(
             known["negative_prompt_embeds"] = negative[0]
         known |= named
         references[graph.name] = Reference(inputs, named)
-        del module
+        if all(later.component != graph.component for later in graphs[index + 1 :]):
+            component.to("meta")
+        del module, component
         gc.collect()
     return references
 
@@ -224,11 +229,12 @@ def verify_bundle(
         found = _source(bundle.manifest, source)
         parts = load(found, bundle.manifest.precision)
         groups = denoiser_cache(parts, bundle.manifest.size, bundle.manifest.latents.downscale)
+    with progress.stage("running trajectories in PyTorch"):
+        parts.to(torch.float32)
+        runs = trajectories(parts, groups, bundle.manifest, trajectory_cases(bundle.manifest))
     with progress.stage("running PyTorch for reference"):
         batch = min(2, bundle.manifest.batch.max)
         references = graph_references(parts, bundle.manifest, groups, batch=batch)
-    with progress.stage("running trajectories in PyTorch"):
-        runs = trajectories(parts, groups, bundle.manifest, trajectory_cases(bundle.manifest))
     del parts
     gc.collect()
     graphs = check_graphs(bundle, references, progress)

@@ -30,9 +30,18 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphExport:
-    """A graph to export: the module is made only when its turn comes."""
+    """A graph to export: the module is made only when its turn comes.
+
+    Attributes:
+        name: the graph's name in the bundle.
+        component: the attribute of `Components` whose weights it uses.
+        module: makes the module, in the component's dtype at that time.
+        inputs: in the order of the module's arguments.
+        outputs: in the order of its results.
+    """
 
     name: str
+    component: str
     module: Callable[[], nn.Module]
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
@@ -48,9 +57,13 @@ class Components:
     tokenizer: Any
     scheduler_config: dict[str, Any]
 
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return the parts that have weights."""
+        return self.unet, self.vae, self.text_encoder
+
     def to(self, dtype: torch.dtype) -> Components:
         """Convert every weight in place, one at a time."""
-        for module in (self.unet, self.vae, self.text_encoder):
+        for module in self.modules():
             module.to(dtype)
         return self
 
@@ -95,7 +108,7 @@ def load(source: ModelSource, precision: Precision) -> Components:
     dtype = TORCH_DTYPES[precision]
     _quiet_libraries()
     parts = _random(source) if source.kind == "random" else _pretrained(source, dtype)
-    for module in (parts.unet, parts.vae, parts.text_encoder):
+    for module in parts.modules():
         module.eval().requires_grad_(False)
     return parts.to(dtype)
 
@@ -243,12 +256,14 @@ def graph_exports(
     return (
         GraphExport(
             "text_encoder",
+            "text_encoder",
             lambda: TextEncoder(parts.text_encoder),
             (GraphInput("input_ids", torch.int64, ("batch", tokens)),),
             (prompt_embeds,),
         ),
         GraphExport(
             "full",
+            "unet",
             lambda: FullPhase(parts.unet, groups),
             (
                 sample,
@@ -261,12 +276,14 @@ def graph_exports(
         ),
         GraphExport(
             "gated",
+            "unet",
             lambda: GatedPhase(parts.unet, groups),
             (sample, timestep, *caches),
             (noise_pred,),
         ),
         GraphExport(
             "vae_decoder",
+            "vae",
             lambda: VaeDecoder(parts.vae),
             (GraphInput("latents", f32, latent_shape),),
             (GraphInput("images", f32, image_shape),),

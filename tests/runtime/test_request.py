@@ -1,0 +1,110 @@
+"""A call is completed with the bundle's defaults, and refused when it makes no sense."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bundle.test_manifest import VALID
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.request import Request, make_request
+
+OPTIONS: dict[str, Any] = {
+    "negative_prompt": "", "num_inference_steps": None, "gate_step": None, "guidance_scale": None,
+    "scheduler": None, "seed": 0, "num_images_per_prompt": 1, "height": None, "width": None,
+    "latents": None, "output_type": "np",
+}  # fmt: skip
+DYNAMIC = {"min": 16, "opt": 32, "max": 64}
+
+
+def manifest(**changes: Any) -> Manifest:
+    return Manifest.model_validate_json(json.dumps(VALID | changes))
+
+
+def request(prompt: Any = "x", *, of: Manifest | None = None, **options: Any) -> Request:
+    return make_request(of or manifest(), prompt, **(OPTIONS | options))
+
+
+def test_defaults_are_the_bundles() -> None:
+    made = request()
+    assert (made.num_inference_steps, made.gate_step, made.guidance_scale) == (25, 10, 7.5)
+    assert (made.scheduler, made.height, made.width) == ("ddim", 16, 16)
+
+
+# 10 of 25 is 40 % of a run; at least one step computes cross-attention.
+@pytest.mark.parametrize(("steps", "gate_step"), [(50, 20), (25, 10), (5, 2), (2, 1), (1, 1)])
+def test_default_gate_keeps_its_place(steps: int, gate_step: int) -> None:
+    assert request(num_inference_steps=steps).gate_step == gate_step
+
+
+def test_prompts_are_repeated_in_order() -> None:
+    made = request(["a", "b"], negative_prompt=["c", "d"], num_images_per_prompt=2)
+    assert made.prompts == ("a", "a", "b", "b")
+    assert made.negative_prompts == ("c", "c", "d", "d")
+
+
+def test_missing_seed_is_drawn_each_time() -> None:
+    # Two equal draws of 32 bits: once in four billion.
+    assert request(seed=None).seed != request(seed=None).seed
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prompt": []}, "prompt must be text"),
+        ({"prompt": [None]}, "prompt must be text"),
+        ({"prompt": "\udcff"}, "prompt must be text"),
+        ({"negative_prompt": [3]}, "negative_prompt must be text"),
+        ({"negative_prompt": "\udcff"}, "negative_prompt must be text"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"num_images_per_prompt": 0}, "at least 1, got 0"),
+        ({"num_inference_steps": 0}, "1 to 100, got 0"),
+        ({"num_inference_steps": 101}, "1 to 100, got 101"),
+        ({"gate_step": 0}, "at least 1, got 0"),
+        ({"gate_step": -1}, "at least 1, got -1"),
+        ({"guidance_scale": float("nan")}, "finite"),
+        ({"guidance_scale": float("inf")}, "finite"),
+        ({"scheduler": "heun"}, "unknown scheduler 'heun': this bundle has ddim"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**64}, "seed must be"),
+        ({"height": 18}, "built for height 16"),
+        ({"width": 15}, "built for width 16"),
+        ({"output_type": "jpg"}, "choose one of pil, np, latent"),
+        ({"latents": np.zeros((1, 4, 8, 7), np.float32)}, r"expected \[1, 4, 8, 8\]"),
+        ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_request_out_of_range(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequestError, match=reason):
+        request(**options)
+
+
+@pytest.mark.parametrize(("side", "fits"), [(16, True), (64, True), (14, False), (66, False),
+                                            (20, False)])  # fmt: skip
+def test_dynamic_size(side: int, fits: bool) -> None:
+    size = {"height": DYNAMIC, "width": DYNAMIC, "multiple": 8}
+    dynamic = manifest(size=size)
+    assert request(of=dynamic).width == 32
+    if fits:
+        assert request(of=dynamic, width=side).width == side
+    else:
+        with pytest.raises(InvalidRequestError, match="width"):
+            request(of=dynamic, width=side)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "images", "fits"),
+    [(1, 8, 9, True), (2, 2, 4, True), (2, 2, 3, False), (2, 4, 5, False), (2, 4, 6, True)],
+)
+def test_images_must_fill_batches(smallest: int, largest: int, images: int, fits: bool) -> None:
+    batch = {"min": smallest, "opt": smallest, "max": largest}
+    if fits:
+        made = request(of=manifest(batch=batch), num_images_per_prompt=images)
+        assert len(made.prompts) == images
+    else:
+        with pytest.raises(InvalidRequestError, match=f"{images} image.* batches of"):
+            request(of=manifest(batch=batch), num_images_per_prompt=images)

@@ -1,0 +1,67 @@
+"""Stable Diffusion 1.5 at full size with random weights: minutes and gigabytes, so `slow`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tgate_export.bundle.integrity import read_manifest
+
+GIB = 2**30
+UNET_PARAMETERS = 859_520_964
+
+
+def run(*arguments: str) -> tuple[str, int]:
+    """Run the command; return its stdout and the peak resident memory of all its processes."""
+    process = psutil.Popen(
+        [sys.executable, "-m", "tgate_export", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.2):
+            try:
+                members = [process, *process.children(recursive=True)]
+                peak = max(peak, sum(member.memory_info().rss for member in members))
+            except psutil.NoSuchProcess:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, _ = process.communicate()
+    done.set()
+    watcher.join()
+    assert process.returncode == 0
+    return output, peak
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("precision", "bytes_each", "limit"), [("fp32", 4, 10), ("fp16", 2, 6)])
+def test_sd15(tmp_path: Path, precision: str, bytes_each: int, limit: int) -> None:
+    bundle = tmp_path / "sd15"
+    _, peak = run("build", "--model", "sd15", "--weights", "random", "--precision", precision,
+                  "--out", str(bundle))  # fmt: skip
+    assert peak < limit * GIB
+    manifest = read_manifest(bundle)
+    # 160 constants: the frequencies of the time embedding.
+    assert manifest.graphs["full"].parameters == UNET_PARAMETERS + 160
+    assert manifest.graphs["gated"].parameters < UNET_PARAMETERS
+    assert [len(cache.layers) for cache in manifest.cache] == [5, 5, 5, 1]
+    weights = manifest.files["graphs/denoiser.weights"].bytes
+    assert weights <= 1.02 * UNET_PARAMETERS * bytes_each
+    if precision == "fp32":
+        output, _ = run("generate", str(bundle), "--prompt", "a", "--steps", "2", "--gate-step",
+                        "1", "--out", str(tmp_path / "x.png"), "--json")  # fmt: skip
+        report: dict[str, Any] = json.loads(output)
+        assert (report["width"], report["height"]) == (512, 512)
+        assert report["timings"]["outside_engines_fraction"] < 0.01
