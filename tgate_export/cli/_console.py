@@ -31,6 +31,12 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+def spinner(label: str) -> contextlib.AbstractContextManager[object]:
+    """Show that something is going on; nothing where no person looks."""
+    console = stderr()
+    return console.status(label) if console.is_terminal else contextlib.nullcontext()
+
+
 class RichProgress(Progress):
     """Draws the stages of a job on stderr: a spinner now, a line with the seconds after."""
 
@@ -46,7 +52,9 @@ class RichProgress(Progress):
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
             TimeElapsedColumn(),
         )  # fmt: skip
-        with rich.progress.Progress(*columns, console=self._console, transient=True) as self._bar:
+        with rich.progress.Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as self._bar:
             self._bar.add_task(label, total=None)
             yield
         self._bar = None

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tgate_export.cli._console import parse_size, print_json, readable_warnings, stderr
+from tgate_export.cli._console import (
+    parse_size,
+    print_json,
+    readable_warnings,
+    spinner,
+    stderr,
+)
 from tgate_export.errors import InvalidRequestError, TGateError
 
 if TYPE_CHECKING:
@@ -66,7 +72,7 @@ def command(
     from tgate_export.runtime.pipeline import TGatePipeline
 
     with readable_warnings():
-        with stderr().status("loading"):
+        with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend)
         with _StepBar() as bar:
             output = pipeline(
@@ -98,9 +104,10 @@ class _StepBar:
             TimeElapsedColumn,
         )
 
+        console = stderr()
         self._bar = Progress(
             TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=stderr(), transient=True,
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._bar.start()
         self._task = self._bar.add_task("loading", total=None)

@@ -22,15 +22,16 @@ def command(bundle: Path, as_json: bool) -> None:
         print_json(manifest.model_dump(mode="json"))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     defaults, source = manifest.defaults, manifest.source
     total = sum(file.bytes for file in manifest.files.values())
     console.print(
-        f"[bold]{manifest.name}[/]  {manifest.family}, {manifest.precision}, "
+        f"[bold]{escape(manifest.name)}[/]  {manifest.family}, {manifest.precision}, "
         f"{megabytes(total)} in {len(manifest.files)} files\n"
-        f"source     {source.kind} {source.model}"
+        f"source     {source.kind} {escape(source.model)}"
         f"{f' at {source.revision}' if source.revision else ''}\n"
         f"size       {manifest.size.width}x{manifest.size.height} pixels, "
         f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
@@ -39,7 +40,8 @@ def command(bundle: Path, as_json: bool) -> None:
         f"schedulers {', '.join(manifest.solvers)} ({manifest.prediction_type})",
         soft_wrap=True,
     )
-    graphs = Table("graph", "parameters", "inputs", "outputs", title="Graphs", title_justify="left")
+    tensors = (Column("inputs", overflow="fold"), Column("outputs", overflow="fold"))
+    graphs = Table("graph", "parameters", *tensors, title="Graphs", title_justify="left")
     for name, graph in manifest.graphs.items():
         graphs.add_row(
             name,
@@ -48,7 +50,10 @@ def command(bundle: Path, as_json: bool) -> None:
             "\n".join(_tensor(t.name, t.dtype, t.shape) for t in graph.outputs),
         )
     console.print(graphs)
-    caches = Table("tensor", "layer", "module", title="Cross-attention cache", title_justify="left")
+    module_column = Column("module", overflow="fold")
+    caches = Table(
+        "tensor", "layer", module_column, title="Cross-attention cache", title_justify="left"
+    )
     for cache in manifest.cache:
         for index, module in enumerate(cache.layers):
             caches.add_row(cache.tensor if index == 0 else "", str(index), module)

@@ -36,14 +36,14 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "what", "parameters", "size", "steps", "gate", "guidance", "scheduler",
-                  "defaults from")  # fmt: skip
+    table = Table("name", "what", "parameters", "size", "defaults", "defaults from")
     for model in NAMED_MODELS.values():
         defaults = model.defaults
         table.add_row(
             model.name, model.summary, f"{model.denoiser_parameters / 1e6:.2f} M",
-            f"{model.size}x{model.size}", str(defaults.num_inference_steps),
-            str(defaults.gate_step), f"{defaults.guidance_scale:g}", defaults.scheduler,
+            f"{model.size}x{model.size}",
+            f"{defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
+            f"guidance {defaults.guidance_scale:g}, {defaults.scheduler}",
             model.origin,
         )  # fmt: skip
     Console().print(table)

@@ -54,15 +54,15 @@ def make_request(
         InvalidRequestError: names the argument and what it may be.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise InvalidRequestError("prompt must be a string or a non-empty list of strings")
+    if not prompts or not all(_is_text(text) for text in prompts):
+        raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
     negatives = (
         [negative_prompt] * len(prompts)
         if isinstance(negative_prompt, str)
         else list(negative_prompt)
     )
-    if not all(isinstance(text, str) for text in negatives):
-        raise InvalidRequestError("negative_prompt must be a string or a list of strings")
+    if not all(_is_text(text) for text in negatives):
+        raise InvalidRequestError("negative_prompt must be text, or a list of texts")
     if len(negatives) != len(prompts):
         raise InvalidRequestError(
             f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each"
@@ -101,6 +101,12 @@ def make_request(
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
     width = _side("width", width, manifest.size.width, manifest.size.multiple)
     images = len(prompts) * num_images_per_prompt
+    rest = images % manifest.batch.max  # images of the last call
+    if 0 < rest < manifest.batch.min:
+        raise InvalidRequestError(
+            f"{images} image(s) cannot be split into batches of {manifest.batch}, which this "
+            f"bundle was built for: ask for {images - rest + manifest.batch.min} in all"
+        )
     return Request(
         prompts=tuple(text for text in prompts for _ in range(num_images_per_prompt)),
         negative_prompts=tuple(text for text in negatives for _ in range(num_images_per_prompt)),
@@ -114,6 +120,14 @@ def make_request(
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is a string that can be written down; one of undecodable bytes cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _side(name: str, value: int | None, allowed: Range, multiple: int) -> int:
