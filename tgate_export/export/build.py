@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tgate_export
 from tgate_export.bundle.integrity import (
     Bundle,
     bundle_files,
@@ -23,22 +19,20 @@ from tgate_export.bundle.integrity import (
 )
 from tgate_export.bundle.manifest import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
     Cache,
     Graph,
     Latents,
     Manifest,
     Precision,
     Range,
-    Size,
     Source,
     Tensor,
     Tokenizer,
 )
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
-from tgate_export.errors import BundleError, InvalidRequestError, TGateError
+from tgate_export.errors import BundleError, TGateError
+from tgate_export.export.options import BuildOptions, build_key, check_options, versions
 from tgate_export.export.progress import Progress
-from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 
 if TYPE_CHECKING:
@@ -47,10 +41,6 @@ if TYPE_CHECKING:
     from tgate_export.gating.cross_attention import CacheGroup
 
 DEFAULT_BATCH = Range(min=1, opt=1, max=8)
-
-_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-# Source folders of this package that decide what a bundle contains.
-_BUILD_CODE = ("bundle", "export", "families", "gating")
 
 
 @dataclass(frozen=True)
@@ -105,9 +95,9 @@ def build_bundle(
     with progress.stage("checking the source"):
         source = resolve_source(model, weights)
         out = out or Path("engines") / source.name
-        options = _options(source, precision, size, batch, gate_step)
+        options = check_options(source, precision, size, batch, gate_step)
         record = source.record()
-        key = _build_key(record, options)
+        key = build_key(record, options)
         check_replaceable(out, force=force)
         if not force and (existing := _up_to_date(out, key)):
             remove_leftovers(out)
@@ -128,80 +118,6 @@ def build_bundle(
     return BuildResult(out, False, differences, manifest)
 
 
-@dataclass(frozen=True)
-class _Options:
-    precision: Precision
-    size: Size
-    batch: Range
-    gate_step: int
-
-
-def _options(
-    source: ModelSource,
-    precision: Precision,
-    size: tuple[Range, Range] | None,
-    batch: Range,
-    gate_step: int | None,
-) -> _Options:
-    from tgate_export.families import geometry
-
-    if batch.max > MAX_BATCH:
-        raise InvalidRequestError(f"the batch may be {MAX_BATCH} at most, got {batch}")
-    if gate_step is not None and gate_step < 1:
-        raise InvalidRequestError(f"--gate-step must be at least 1, got {gate_step}")
-    if size is None:
-        side = geometry.default_size(source)
-        size = (Range(min=side, opt=side, max=side),) * 2
-    width, height = size
-    dynamic = not (width.fixed and height.fixed)
-    multiple = geometry.size_multiple(source, dynamic=dynamic)
-    for name, side_range in (("width", width), ("height", height)):
-        for value in (side_range.min, side_range.opt, side_range.max):
-            if value % multiple:
-                below = value // multiple * multiple
-                near = f"{below} or {below + multiple}" if below else str(multiple)
-                raise InvalidRequestError(
-                    f"{name} {value} is not a multiple of {multiple}"
-                    f"{', as a dynamic size must be' if dynamic else ''}: try {near}"
-                )
-    return _Options(
-        precision,
-        Size(height=height, width=width, multiple=multiple),
-        batch,
-        gate_step or source.defaults.gate_step,
-    )
-
-
-def _build_key(record: Source, options: _Options) -> str:
-    """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
-    package = Path(tgate_export.__file__).parent
-    sources = sorted(path for part in _BUILD_CODE for path in (package / part).rglob("*.py"))
-    code = hashlib.sha256()
-    for path in sources:
-        code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "source": [record.kind, record.fingerprint],
-        "precision": options.precision,
-        "size": options.size.model_dump(),
-        "batch": options.batch.model_dump(),
-        "gate_step": options.gate_step,
-        "code": code.hexdigest(),
-        "versions": _versions(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"tgate-export": tgate_export.__version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def _up_to_date(out: Path, key: str) -> Manifest | None:
     if not (out / MANIFEST_NAME).is_file():
         return None
@@ -218,7 +134,7 @@ def _up_to_date(out: Path, key: str) -> Manifest | None:
 def _build(
     source: ModelSource,
     record: Source,
-    options: _Options,
+    options: BuildOptions,
     key: str,
     staging: Path,
     progress: Progress,
@@ -259,7 +175,7 @@ def _build(
         graphs=graphs,
         cache=_cache(groups),
         solvers=solvers,
-        versions=_versions(),
+        versions=versions(),
         files=files,
     )
     with progress.stage("running PyTorch for reference"):
@@ -286,7 +202,7 @@ def _check_space(staging: Path, parts: Components) -> None:
 
 def _export_graphs(
     declared: Iterable[GraphExport],
-    options: _Options,
+    options: BuildOptions,
     downscale: int,
     staging: Path,
     progress: Progress,

@@ -1,0 +1,100 @@
+"""What a build was asked for, and the key that says when nothing has to be built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import tgate_export
+from tgate_export.bundle.manifest import SCHEMA_VERSION, Precision, Range, Size, Source
+from tgate_export.errors import InvalidRequestError
+from tgate_export.families import geometry
+from tgate_export.families.names import MAX_BATCH
+from tgate_export.families.source import ModelSource
+
+_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+# Source folders of this package that decide what a bundle contains.
+_BUILD_CODE = ("bundle", "export", "families", "gating")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """A build's settings after defaults are filled in; see `build_bundle`."""
+
+    precision: Precision
+    size: Size
+    batch: Range
+    gate_step: int
+
+
+def check_options(
+    source: ModelSource,
+    precision: Precision,
+    size: tuple[Range, Range] | None,
+    batch: Range,
+    gate_step: int | None,
+) -> BuildOptions:
+    """Fill in a build's settings from the model's own, and check them.
+
+    Raises:
+        InvalidRequestError: names the setting, and a value near it that would do.
+    """
+    if batch.max > MAX_BATCH:
+        raise InvalidRequestError(f"the batch may be {MAX_BATCH} at most, got {batch}")
+    if gate_step is not None and gate_step < 1:
+        raise InvalidRequestError(f"--gate-step must be at least 1, got {gate_step}")
+    if size is None:
+        side = geometry.default_size(source)
+        size = (Range(min=side, opt=side, max=side),) * 2
+    width, height = size
+    dynamic = not (width.fixed and height.fixed)
+    multiple = geometry.size_multiple(source, dynamic=dynamic)
+    for name, side_range in (("width", width), ("height", height)):
+        for value in (side_range.min, side_range.opt, side_range.max):
+            if value % multiple:
+                below = value // multiple * multiple
+                near = f"{below} or {below + multiple}" if below else str(multiple)
+                raise InvalidRequestError(
+                    f"{name} {value} is not a multiple of {multiple}"
+                    f"{', as a dynamic size must be' if dynamic else ''}: try {near}"
+                )
+    return BuildOptions(
+        precision,
+        Size(height=height, width=width, multiple=multiple),
+        batch,
+        gate_step or source.defaults.gate_step,
+    )
+
+
+def build_key(record: Source, options: BuildOptions) -> str:
+    """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
+    package = Path(tgate_export.__file__).parent
+    sources = sorted(path for part in _BUILD_CODE for path in (package / part).rglob("*.py"))
+    code = hashlib.sha256()
+    for path in sources:
+        code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "source": [record.kind, record.fingerprint],
+        "precision": options.precision,
+        "size": options.size.model_dump(),
+        "batch": options.batch.model_dump(),
+        "gate_step": options.gate_step,
+        "code": code.hexdigest(),
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of those that take part in a build."""
+    found = {"tgate-export": tgate_export.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
