@@ -32,10 +32,7 @@ def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
     """
     out = Path(os.path.abspath(out))  # "." has no name
     check_replaceable(out, force=force)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise BundleError(f"{out.parent} is not a folder: choose another --out") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as lock:
         # Two builds that start at once must not take each other's folder for a leftover.
         with _locked(out.parent, wait=True):
@@ -72,6 +69,9 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
     Raises:
         BundleError: names what is in the way.
     """
+    above = next(path for path in Path(os.path.abspath(out)).parents if path.exists())
+    if not above.is_dir():
+        raise BundleError(f"{above} is not a folder: choose another --out")
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
