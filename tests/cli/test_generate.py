@@ -1,0 +1,179 @@
+"""`generate`: pictures on disk, and one clear line for everything that cannot be drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
+from tests.cli.command import Result, run
+from tgate_export.bundle.integrity import read_manifest
+from tgate_export.runtime.tokenizer import PromptTokenizer
+
+Generate = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where pictures go."""
+    (path := tmp_path / "pictures").mkdir()
+    return path
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, folder: Path) -> Generate:
+    """Draw a picture with the tiny bundle; later options override earlier ones."""
+
+    def call(*options: object, bundle: Path = tiny_bundle, prompt: str = "a circle") -> Result:
+        return run(
+            capsys, "generate", bundle, "--prompt", prompt, "--out", folder / "x.png",
+            "--steps", 2, "--seed", 3, *options,
+        )  # fmt: skip
+
+    return call
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_picture_and_report(generate: Generate, folder: Path) -> None:
+    report = generate("--json", "--steps", 4, "--gate-step", 3, "--scheduler", "euler").json()
+    assert report.keys() == {
+        "images", "backend", "seed", "steps", "gate_step", "guidance_scale", "scheduler", "width",
+        "height", "timings",
+    }  # fmt: skip
+    assert report["images"] == [str(folder / "x.png")]
+    assert (report["steps"], report["gate_step"], report["seed"]) == (4, 3, 3)
+    assert (report["scheduler"], report["width"], report["height"]) == ("euler", 16, 16)
+    timings = report["timings"]
+    assert [step["phase"] for step in timings["steps"]] == ["full"] * 3 + ["gated"]
+    assert timings["phases"]["full"]["evaluations"] == 3
+    assert 0 < timings["outside_engines_s"] < timings["total_s"]
+    assert pixels(folder / "x.png").shape == (16, 16, 3)
+
+
+def test_readable_report_and_repeatable_picture(generate: Generate, folder: Path) -> None:
+    result = generate()
+    assert result.code == 0
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert "1 full steps" in line
+    assert "1 gated steps" in line
+    first = pixels(folder / "x.png")
+    generate()
+    assert np.array_equal(first, pixels(folder / "x.png"))
+    generate("--seed", 4)
+    assert not np.array_equal(first, pixels(folder / "x.png"))
+
+
+def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
+    # Ten are more than the bundle's batch of eight.
+    report = generate("--num-images", 10, "--json").json()
+    assert report["images"] == [str(folder / f"x-{index}.png") for index in range(10)]
+    assert len({pixels(folder / f"x-{index}.png").tobytes() for index in range(10)}) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--steps", 0], "steps must be 1 to 100, got 0"),
+        (["--steps", 101], "steps must be 1 to 100, got 101"),
+        (["--steps", "x"], "not a valid integer"),
+        (["--gate-step", 0], "gate_step must be at least 1, got 0"),
+        (["--gate-step", -1], "gate_step must be at least 1, got -1"),
+        (["--scheduler", "heun"], "unknown scheduler 'heun': this bundle has ddim, euler"),
+        (["--num-images", 0], "num_images must be at least 1, got 0"),
+        (["--guidance-scale", "nan"], "finite"),
+        (["--seed", -1], "seed must be"),
+        (["--size", "15x16"], "width 15 does not fit: this bundle was built for width 16"),
+        (["--size", "16x32"], "height 32 does not fit"),
+        (["--size", "16"], "is not WxH"),
+        (["--backend", "abacus"], "unknown backend 'abacus'"),
+        (["--out", "x.gif"], "must end in .png"),
+        (["--out", "nowhere/x.png"], "the folder nowhere does not exist"),
+    ],
+)
+def test_option_out_of_range(
+    generate: Generate, folder: Path, options: list[object], reason: str
+) -> None:
+    result = generate(*options)
+    assert reason in result.error()
+    assert result.code == 2
+    assert os.listdir(folder) == []
+
+
+def test_prompt_of_undecodable_bytes(generate: Generate, folder: Path) -> None:
+    assert "prompt must be text" in generate(prompt="\udcff").error()
+    assert os.listdir(folder) == []
+
+
+def test_picture_that_cannot_be_written(generate: Generate, folder: Path) -> None:
+    (folder / "x.png").mkdir()
+    result = generate()
+    assert "cannot write" in result.error()
+    assert result.code == 1
+
+
+def test_missing_bundle(generate: Generate, folder: Path, tmp_path: Path) -> None:
+    assert "no such folder" in generate(bundle=tmp_path / "nothing").error()
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(("damage", "reason"), [*SEEN_BY_SIZE, (change_byte, "sha256 differs")])
+def test_damaged_bundle(
+    generate: Generate, folder: Path, tiny_bundle_copy: Path, damage: Damage, reason: str
+) -> None:
+    damage(tiny_bundle_copy)
+    result = generate(bundle=tiny_bundle_copy)
+    assert reason in result.error()
+    assert result.code == 1
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema_version": 2}, "update tgate-export"),
+        ({"files": {}}, "used but not listed"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_changed_manifest(
+    generate: Generate, tiny_bundle_copy: Path, changes: dict[str, object], reason: str
+) -> None:
+    path = tiny_bundle_copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert reason in generate(bundle=tiny_bundle_copy).error()
+
+
+# The tiny tokenizer spells in bytes: a word of letters is as many tokens, and 77 - 2 fit.
+def test_long_prompt_is_cut_as_by_diffusers(
+    generate: Generate, folder: Path, tiny_bundle: Path, tiny_pipeline_dir: Path
+) -> None:
+    from transformers import CLIPTokenizer
+
+    fits, cut = "f" * 74 + " x", "left [/b] out [red]"
+    result = generate(prompt=f"{fits} {cut}")
+    assert result.code == 0
+    warning, _report = result.err.splitlines()
+    assert warning.startswith("warning: the prompt is longer than the 77 tokens")
+    shown = warning.split("left out: ")[1]
+    assert shown.replace(" ", "") == repr(cut.replace(" ", ""))
+    drawn = pixels(folder / "x.png")
+    assert "warning" not in generate(prompt=fits).err
+    assert np.array_equal(drawn, pixels(folder / "x.png"))
+
+    spec = read_manifest(tiny_bundle).tokenizer
+    with pytest.warns(UserWarning, match="left out"):
+        found = PromptTokenizer(tiny_bundle / spec.file, spec)([f"{fits} {cut}"])
+    expected = CLIPTokenizer.from_pretrained(tiny_pipeline_dir / "tokenizer")(
+        f"{fits} {cut}", padding="max_length", max_length=77, truncation=True, return_tensors="np"
+    ).input_ids
+    assert np.array_equal(found, expected)
