@@ -45,12 +45,10 @@ def test_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
 
 
 def test_helper_that_is_killed_fails_the_build(tmp_path: Path) -> None:
-    with (
-        SolverJobs({}, tmp_path / "solvers") as jobs,
-        pytest.raises(TGateError, match="compiling samplers failed: killed"),
-    ):
+    with SolverJobs({}, tmp_path / "solvers") as jobs:
         jobs._process.kill()
-        jobs.results("ddim", Progress())
+        with pytest.raises(TGateError, match="compiling samplers failed: killed"):
+            jobs.results("ddim", Progress())
 
 
 def test_helper_ends_with_a_killed_build(tmp_path: Path) -> None:
