@@ -94,6 +94,13 @@ def test_attention_and_group_norm_stay_single_nodes(tiny_bundle: Path) -> None:
     assert "Softmax" not in kinds
 
 
+def test_graphs_hold_no_traces_of_the_machine(tiny_bundle: Path) -> None:
+    for path in (tiny_bundle / "graphs").glob("*.onnx"):
+        content = path.read_bytes()
+        for trace in (b"site-packages", b".py", b"/tgate_export/", b"stack_trace"):
+            assert trace not in content, (path.name, trace)
+
+
 def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     """One graph, four sizes, each equal to the official package at that size."""
     sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)

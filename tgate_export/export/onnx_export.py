@@ -51,7 +51,24 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
             optimize=True,
         )
     assert program is not None
+    _drop_traces(program.model)
     return program.model
+
+
+def _drop_traces(model: onnx_ir.Model) -> None:
+    """Remove the exporter's stack traces: they hold this machine's paths, and megabytes."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values += node.outputs
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for owner in (model, graph):
+        owner.metadata_props.clear()
+        owner.doc_string = None
 
 
 class _Dims:

@@ -1,0 +1,172 @@
+"""`build`, `inspect` and `verify` on a bundle that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundle.test_integrity import change_byte, remove
+from tests.cli.command import run
+from tgate_export.bundle.integrity import open_bundle, read_manifest
+from tgate_export.bundle.manifest import Solver
+from tgate_export.export import solvers, verify
+from tgate_export.export.reference import TrajectoryCase
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def ready_samplers(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the samplers of the built bundle: to compile them is most of a small build's work."""
+
+    class ReadySamplers(contextlib.nullcontext):  # type: ignore[type-arg]
+        def __init__(self, _config: object, folder: Path) -> None:
+            super().__init__(self)
+            shutil.copytree(tiny_bundle / "solvers", folder)
+
+        def results(self, _required: str, _progress: object) -> dict[str, Solver]:
+            return read_manifest(tiny_bundle).solvers
+
+    monkeypatch.setattr(solvers, "SolverJobs", ReadySamplers)
+
+
+@pytest.fixture
+def short_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of three steps instead of sixteen of twenty-five."""
+    case = TrajectoryCase("pndm", steps=3, gate_step=1)
+    monkeypatch.setattr(verify, "trajectory_cases", lambda _manifest: (case,))
+
+
+def test_build_of_the_same_thing_is_up_to_date(
+    capsys: Capture, tiny_pipeline_dir: Path, tiny_bundle_copy: Path
+) -> None:
+    (tiny_bundle_copy.parent / ".bundle.building-x.old").mkdir()  # of a build killed at its end
+    before = tiny_bundle_copy.stat().st_ino
+    arguments = ("build", "--model", tiny_pipeline_dir, "--out", tiny_bundle_copy)
+    result = run(capsys, *arguments)
+    assert result.code == 0
+    assert "is up to date" in result.err
+    assert result.out == ""
+    report = run(capsys, *arguments, "--json").json()
+    assert report["up_to_date"] is True
+    assert report["bundle"] == str(tiny_bundle_copy)
+    assert report["bytes"] == sum(
+        file.bytes for file in open_bundle(tiny_bundle_copy).manifest.files.values()
+    )
+    assert tiny_bundle_copy.stat().st_ino == before
+    assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]
+
+
+@pytest.mark.usefixtures("ready_samplers")
+def test_build_again_by_force(
+    capsys: Capture, tiny_pipeline_dir: Path, tiny_bundle: Path, tiny_bundle_copy: Path
+) -> None:
+    change_byte(tiny_bundle_copy)
+    (tiny_bundle_copy / "notes.txt").write_text("mine")
+    arguments = ("build", "--model", tiny_pipeline_dir, "--out", tiny_bundle_copy)
+    assert "replace everything with --force" in run(capsys, *arguments).error()
+    report = run(capsys, *arguments, "--force", "--json").json()
+    assert report["up_to_date"] is False
+    assert 0 < report["largest_relative_difference"] < 1e-4  # the bound of fp32 graphs
+    built, first = open_bundle(tiny_bundle_copy).manifest, open_bundle(tiny_bundle).manifest
+    # A build is reproducible: the same source gives the same bytes.
+    for name in ("graphs/denoiser.weights", "graphs/full.onnx", "graphs/gated.onnx"):
+        assert built.files[name] == first.files[name]
+    assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]
+
+
+@pytest.mark.usefixtures("ready_samplers")
+def test_build_that_differs_from_pytorch_leaves_nothing(
+    capsys: Capture, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "GRAPH_BOUNDS", {"fp32": 0.0})
+    out = tmp_path / "out" / "bundle"
+    result = run(capsys, "build", "--model", tiny_pipeline_dir, "--out", out)
+    assert result.code == 1
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "differs from PyTorch" in last
+    assert os.listdir(out.parent) == []
+
+
+def test_inspect(capsys: Capture, tiny_bundle: Path) -> None:
+    result = run(capsys, "inspect", tiny_bundle)
+    assert result.code == 0
+    for text in ("full", "gated", "cross_cache_0", "16x16", "denoiser.weights"):
+        assert text in result.out
+    assert "2 cache tensors for 7 cross-attention modules" in result.out
+
+
+def test_inspect_json_is_the_manifest(capsys: Capture, tiny_bundle: Path) -> None:
+    report = run(capsys, "inspect", tiny_bundle, "--json").json()
+    assert report == json.loads((tiny_bundle / "manifest.json").read_text())
+    gated = {tensor["name"] for tensor in report["graphs"]["gated"]["inputs"]}
+    assert gated == {"sample", "timestep", "cross_cache_0", "cross_cache_1"}
+    assert report["graphs"]["gated"]["parameters"] < report["graphs"]["full"]["parameters"]
+
+
+def test_inspect_shows_names_with_brackets(capsys: Capture, tiny_bundle_copy: Path) -> None:
+    path = tiny_bundle_copy / "manifest.json"
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest["source"]["model"] = "/models/[/v1] :smile:"
+    path.write_text(json.dumps(manifest))
+    result = run(capsys, "inspect", tiny_bundle_copy)
+    assert "/models/[/v1] :smile:" in result.out
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_damaged_bundle(capsys: Capture, tiny_bundle_copy: Path, command: str) -> None:
+    remove(tiny_bundle_copy)
+    result = run(capsys, command, tiny_bundle_copy)
+    assert "tokenizer.json is missing" in result.error()
+    assert result.code == 1
+
+
+def test_verify_sees_a_changed_byte(capsys: Capture, tiny_bundle_copy: Path) -> None:
+    file = change_byte(tiny_bundle_copy)
+    message = run(capsys, "verify", tiny_bundle_copy).error()
+    assert str(file) in message
+    assert "sha256 differs" in message
+
+
+@pytest.mark.usefixtures("short_verification")
+def test_verify_holds(capsys: Capture, tiny_bundle: Path) -> None:
+    report = run(capsys, "verify", tiny_bundle, "--json").json()
+    assert report["holds"] is True
+    assert {row["graph"] for row in report["differences"]} == {
+        "text_encoder", "full", "gated", "vae_decoder", "pndm, gate 1 of 3",
+    }  # fmt: skip
+    for row in report["differences"]:
+        assert row["relative"] <= row["bound"] <= 1e-3
+
+
+@pytest.mark.usefixtures("short_verification")
+def test_verify_that_fails_names_graph_and_tensor(
+    capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Graphs hold; the trajectory's bound is 0, which no two programs meet.
+    monkeypatch.setattr(verify, "TRAJECTORY_BOUNDS", {"fp32": 0.0})
+    result = run(capsys, "verify", tiny_bundle)
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith(
+        "error: pndm, gate 1 of 3: latents differs from PyTorch by "
+    )
+    assert result.out.count("BROKEN") == 1
+    assert result.out.count("ok") == 6  # embeddings, noise twice, two caches, images
+
+
+def test_verify_of_another_source(
+    capsys: Capture, tiny_bundle: Path, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "other"))
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text() + "\n")
+    result = run(capsys, "verify", tiny_bundle, "--source", other)
+    assert "is not what the bundle was built from" in result.err.splitlines()[-1]
+    assert result.code == 1
