@@ -1,162 +1,40 @@
 #!/usr/bin/env python
 """Train the demo pipeline `shapes` from nothing, on the CPU.
 
-Two stages. The autoencoder learns to code a 64x64 picture as `[8, 8, 8]` latents: eightfold
-downsampling makes the denoiser four times cheaper than fourfold would, and training time decides
-how well such a small model adheres to its prompts. Then the text encoder and the denoiser learn
-together, on a pool of coded pictures that is renewed all the time.
+Two stages that do not wait for each other, because the latent space is a fixed formula
+(`shapes_parts.encode`): the autoencoder learns the formula and its inverse; the text encoder and
+the denoiser learn together to draw in it. Run them at the same time with `--stage autoencoder` and
+`--stage denoiser`, then `--stage assemble`; or all in turn, which is the default.
 
 The schedule counts steps, not seconds; the defaults are those of the weights in
-`tgate_export/data/shapes`.
+`tgate_export/data/shapes`, which leave it before its end, where averages of the weights have long
+settled.
 """
 
 import argparse
 import copy
 import math
-import os
-import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from shapes_parts import MAX_TOKENS, build_pipeline, encode, save_pipeline
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from tgate_export.data import SHAPES_DIR
-from tgate_export.data.shapes_world import COLOURS, SHAPES, all_captions, random_scene, render
+from tgate_export.data.shapes_world import all_captions, random_scene, render
 
-MAX_TOKENS = 16
-TEXT_WIDTH = 96
-LATENT_CHANNELS = 8
-LATENT_SIZE = 8
 LATENT_NOISE = 0.1
-"""Standard deviation of a picture's latents: fixed, for a learnt one starts at 1 and drowns them."""
-PRIOR_WEIGHT = 1e-3
+"""Standard deviation of the noise that the decoder learns to overlook."""
 PROMPT_DROPOUT = 0.1
 REFRESH_EVERY = 4
-"""One batch of the pool is replaced by fresh pictures every so many steps."""
-
-
-# --- the parts ---------------------------------------------------------------------------------
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer in which each word of a caption is one token."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = [chr(byte) for byte in printable]
-    # Byte-level BPE writes the other bytes as characters from U+0100 on (GPT-2's table).
-    alphabet += [chr(256 + i) for i in range(256 - len(printable))]
-    merges: list[tuple[str, str]] = []
-    words = ("a", "on", "background", *COLOURS, *SHAPES)
-    for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        for merge in merges:
-            parts = _apply_merge(parts, merge)
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = _apply_merge(parts, merges[-1])
-    tokens = [*alphabet, *(char + "</w>" for char in alphabet)]
-    tokens += ["".join(merge) for merge in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def _apply_merge(parts: list[str], merge: tuple[str, str]) -> list[str]:
-    merged: list[str] = []
-    for part in parts:
-        if merged and (merged[-1], part) == merge:
-            merged[-1] += part
-        else:
-            merged.append(part)
-    return merged
-
-
-def build_pipeline(seed: int) -> StableDiffusionPipeline:
-    """The whole pipeline with random weights."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    vae = AutoencoderKL(
-        sample_size=64,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 16, 32, 64),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=2,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        # Despite its name the number of heads: 32 channels each.
-        attention_head_dim=(2, 4),
-        cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=16,
-    )
-    scheduler = PNDMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
-    )
-    # `clip_sample` is DDIM's: kept in the config for those who switch samplers.
-    scheduler.register_to_config(clip_sample=False)
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def save_pipeline(
-    pipeline: StableDiffusionPipeline, target: Path, averages: "Iterable[Average]" = ()
-) -> None:
-    """Write the pipeline in fp16; a reader of `target` sees the old file or the new, never half."""
-    parts = dict(pipeline.components)
-    replaced = {id(average.model): average.shadow for average in averages}
-    for name in ("vae", "text_encoder", "unet"):
-        parts[name] = copy.deepcopy(replaced.get(id(parts[name]), parts[name])).half().eval()
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(staging)
-    for path in sorted(staging.rglob("*")):
-        if path.is_file():
-            place = target / path.relative_to(staging)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
-    shutil.rmtree(staging)
+"""Every so many steps one batch of the pool is replaced by fresh pictures."""
+CAPTION_INDEX = {caption: index for index, caption in enumerate(all_captions())}
 
 
 class Average:
@@ -168,12 +46,10 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Move towards the model's weights, faster in the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = list(self.shadow.parameters()), list(self.model.parameters())
         torch._foreach_lerp_(*pairs, 1.0 - decay)
-
-
-# --- the stages --------------------------------------------------------------------------------
 
 
 def rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
@@ -192,93 +68,87 @@ def draw(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0, captions
 
 
-CAPTION_INDEX = {caption: index for index, caption in enumerate(all_captions())}
-
-
-def gradients(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences between neighbouring pixels, along y and x."""
-    return picture.diff(dim=-2), picture.diff(dim=-1)
-
-
 def train_autoencoder(vae: AutoencoderKL, args: argparse.Namespace) -> None:
-    """L1 on pixels and on their gradients, which keeps edges sharp, and a weak prior."""
+    """L1 on the pixels for the decoder; for the encoder, now and then, the latents' formula."""
     torch.manual_seed(args.seed + 1)
     rng = np.random.default_rng(args.seed + 1)
+    vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(vae, 0.99)
-    start = time.perf_counter()
-    for step in range(args.vae_steps):
+    start, window = time.perf_counter(), []
+    for step in range(args.vae_stop):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.vae_steps, 2e-3)
+            group["lr"] = rate(step, args.vae_steps, args.vae_lr)
         pictures, _ = draw(args.vae_batch, rng)
-        posterior = vae.encode(pictures).latent_dist
-        latents = posterior.mean
+        latents = encode(pictures)
         decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        pixel = F.l1_loss(decoded, pictures)
-        edges = zip(gradients(decoded), gradients(pictures), strict=True)
-        edge = torch.stack([F.l1_loss(a, b) for a, b in edges]).sum()
-        # The KL of a Gaussian whose deviation is fixed, and a pull of the predicted one towards it.
-        prior = latents.square().mean()
-        spread = (posterior.logvar - 2.0 * math.log(LATENT_NOISE)).square().mean()
-        loss = pixel + 0.5 * edge + PRIOR_WEIGHT * (prior + 0.1 * spread)
+        loss = F.l1_loss(decoded, pictures)
+        window.append(loss.item())
+        if step % 4 == 0:
+            posterior = vae.encode(pictures).latent_dist
+            spread = posterior.logvar - 2.0 * math.log(LATENT_NOISE)
+            coded = F.mse_loss(posterior.mean, latents)
+            loss = loss + coded + 0.01 * spread.square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(step)
-        if step % 20 == 0 or step == args.vae_steps - 1:
+        if step % 40 == 0 or step == args.vae_stop - 1:
             speed = (step + 1) * args.vae_batch / (time.perf_counter() - start)
             print(
-                f"vae {step:5d}/{args.vae_steps}  l1 {pixel.item():.4f}  edge {edge.item():.4f}  "
-                f"prior {prior.item():.3f}  {speed:.0f} pictures/s",
+                f"autoencoder {step:5d}/{args.vae_steps}  l1 {np.mean(window):.4f}  "
+                f"latents {coded.item():.4f}  {speed:.0f} pictures/s",
                 flush=True,
             )
-    vae.load_state_dict(average.shadow.state_dict())
-    with torch.no_grad():
-        latents = vae.encode(draw(512, rng)[0]).latent_dist.mean
-    scale = 1.0 / latents.std().item()
-    print(f"latents: mean {latents.mean().item():.3f}, scaling factor {scale:.4f}", flush=True)
-    vae.register_to_config(scaling_factor=round(scale, 5))
+            window.clear()
+        if step % 500 == 499 or step == args.vae_stop - 1:
+            average.shadow.save_pretrained(args.work / "vae")
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Scaled latents `[count, 8, 8, 8]` of fresh pictures, and their captions' indices."""
-    pictures, captions = draw(count, rng)
-    return vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor, captions
+def train_denoiser(rank: int, pipeline: StableDiffusionPipeline, args: argparse.Namespace) -> None:
+    """Learn to predict v (arXiv 2202.00512), with more of the noisy steps, where layout forms.
 
-
-def train_denoiser(pipeline: StableDiffusionPipeline, args: argparse.Namespace) -> None:
-    """Learn to predict v (arXiv 2202.00512), with more of the noisy steps, where layout forms."""
-    torch.manual_seed(args.seed + 2)
-    rng = np.random.default_rng(args.seed + 2)
-    vae = pipeline.vae.eval().requires_grad_(False)
+    Each worker computes the gradient of its share of the batch on one core: two cores are used
+    better by two processes than by one process with two threads.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    rendezvous = f"file://{(args.work / 'rendezvous').resolve()}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=args.workers)
+    torch.manual_seed(args.seed + 2 + rank)
+    rng = np.random.default_rng(args.seed + 2 + rank)
     unet, text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
-    batches = [encode(vae, 64, rng) for _ in range(args.pool // 64)]
-    pool = torch.cat([latents for latents, _ in batches])
-    labels = torch.cat([captions for _, captions in batches])
-    print(f"pool of {len(pool)}, std by channel {pool.std((0, 2, 3)).tolist()}", flush=True)
-
-    prompts = [*all_captions(), ""]
+    share = args.batch // args.workers
+    pictures, labels = draw(args.pool // args.workers, rng)
+    pool = encode(pictures)
+    if rank == 0:
+        print(f"latents' deviation by channel: {pool.std((0, 2, 3)).tolist()}", flush=True)
+    del pictures
+    prompts = [*CAPTION_INDEX, ""]
     tokens = pipeline.tokenizer(
         prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
     ).input_ids
     alphas = pipeline.scheduler.alphas_cumprod
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-3)
-    averages = [Average(unet, 0.999), Average(text_encoder, 0.999)]
+    averages = {
+        "unet": Average(unet, args.ema),
+        "text_encoder": Average(text_encoder, args.ema),
+    }
     start, window = time.perf_counter(), []
-    for step in range(args.steps):
+    for step in range(args.stop):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args.steps, args.lr)
         if step % REFRESH_EVERY == 0:
-            at = (step // REFRESH_EVERY * 64) % len(pool)
-            pool[at : at + 64], labels[at : at + 64] = encode(vae, 64, rng)
-        pick = torch.randint(len(pool), (args.batch,))
+            at = (step // REFRESH_EVERY * share) % len(pool)
+            fresh, labels[at : at + share] = draw(share, rng)
+            pool[at : at + share] = encode(fresh)
+        pick = torch.randint(len(pool), (share,))
         clean, captions = pool[pick], labels[pick]
-        captions[torch.rand(args.batch) < PROMPT_DROPOUT] = len(prompts) - 1
-        # The square root of a uniform number's 1.2th power: density grows with the noise level.
-        timesteps = (1000 * torch.rand(args.batch) ** 0.65).long().clamp(0, 999)
+        captions[torch.rand(share) < PROMPT_DROPOUT] = len(prompts) - 1
+        # A power below 1 of a uniform number: density grows with the noise level.
+        timesteps = (1000 * torch.rand(share) ** 0.65).long().clamp(0, 999)
         signal = alphas[timesteps].sqrt()[:, None, None, None]
         sigma = (1.0 - alphas[timesteps]).sqrt()[:, None, None, None]
         noise = torch.randn_like(clean)
@@ -288,57 +158,86 @@ def train_denoiser(pipeline: StableDiffusionPipeline, args: argparse.Namespace) 
         loss = F.mse_loss(predicted, signal * noise - sigma * clean)
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(parameters, args.workers)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        for average in averages:
+        if rank > 0:
+            continue
+        for average in averages.values():
             average.update(step)
         window.append(loss.item())
-        if step % 100 == 0:
+        if step % 50 == 0:
             speed = (step + 1) * args.batch / (time.perf_counter() - start)
             print(
-                f"unet {step:6d}/{args.steps}  loss {np.mean(window):.4f}  {speed:.0f} samples/s",
+                f"denoiser {step:6d}/{args.steps}  loss {np.mean(window):.4f}  "
+                f"{speed:.0f} samples/s",
                 flush=True,
             )
             window.clear()
-        if step and step % args.save_every == 0:
-            save_pipeline(pipeline, args.work / "ema", averages)
-    for average in averages:
-        average.model.load_state_dict(average.shadow.state_dict())
+        if step % args.save_every == args.save_every - 1 or step == args.stop - 1:
+            for name, average in averages.items():
+                average.shadow.save_pretrained(args.work / name)
+            assemble(pipeline, args.work, args.work / "ema")
+    dist.destroy_process_group()
+
+
+def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
+    """Replace every worker's gradients by the mean over the workers."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= workers
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def assemble(pipeline: StableDiffusionPipeline, work: Path, target: Path) -> None:
+    """Write the pipeline `target` from the parts trained so far."""
+    classes = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    trained = {}
+    for name, kind in classes.items():
+        if (work / name).is_dir():
+            trained[name] = copy.deepcopy(getattr(pipeline, name))
+            trained[name].load_state_dict(kind.from_pretrained(work / name).state_dict())
+    save_pipeline(pipeline, target, trained)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--stage", choices=("all", "autoencoder", "denoiser", "assemble"), default="all"
+    )
     parser.add_argument("--output", type=Path, default=SHAPES_DIR, help="final fp16 pipeline")
     parser.add_argument("--work", type=Path, default=Path("build/shapes"), help="checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vae-steps", type=int, default=1800)
+    parser.add_argument("--vae-steps", type=int, default=2500)
+    parser.add_argument("--vae-stop", type=int, default=2000, help="leave the schedule here")
     parser.add_argument("--vae-batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--vae-lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--stop", type=int, default=3500, help="leave the schedule here")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--pool", type=int, default=16384, help="coded pictures kept")
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one core each")
+    parser.add_argument("--pool", type=int, default=8192, help="coded pictures kept")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--reuse-autoencoder", action="store_true", help="of an earlier run")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     args.work.mkdir(parents=True, exist_ok=True)
     pipeline = build_pipeline(args.seed)
     for name in ("vae", "text_encoder", "unet"):
         count = sum(p.numel() for p in getattr(pipeline, name).parameters())
         print(f"{name}: {count:,} parameters", flush=True)
-    trained = args.work / "autoencoder"
-    for name in ("vae", "unet"):
-        getattr(pipeline, name).to(memory_format=torch.channels_last)  # a third faster on CPUs
-    if args.reuse_autoencoder:
-        pipeline.register_modules(vae=AutoencoderKL.from_pretrained(trained))
-    elif args.vae_steps:
+    if args.stage in ("all", "autoencoder"):
         train_autoencoder(pipeline.vae, args)
-        pipeline.vae.save_pretrained(trained)
-    if args.steps:
-        train_denoiser(pipeline, args)
-    save_pipeline(pipeline, args.output)
+    if args.stage in ("all", "denoiser"):
+        (args.work / "rendezvous").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(train_denoiser, (pipeline, args), args.workers)
+    if args.stage in ("all", "assemble"):
+        assemble(pipeline, args.work, args.output)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MIN_AREA = 0.01
 MIN_OVERLAP = 0.75
 """Least intersection over union with a template: below it the picture shows no known shape.
 
-A circle and a square of equal spread overlap by about 0.9, a cross and a triangle by 0.6; drawn
+The templates overlap each other by 0.59 (cross, triangle) to 0.83 (circle, square); drawn
 shapes, blurred and noisy, stay above 0.85.
 """
 _GRID = 48

@@ -72,6 +72,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """What the picture is called."""
         return caption(self.shape, self.colour, self.background)
 
 

@@ -58,7 +58,7 @@ NAMED_MODELS = {
             hub_id=None,
             denoiser_parameters=4_242_568,
             size=64,
-            defaults=STABLE_DIFFUSION_DEFAULTS,
+            defaults=STABLE_DIFFUSION_DEFAULTS.model_copy(update={"guidance_scale": 5.0}),
             origin="measured with scripts/evaluate_shapes.py",
         ),
         NamedModel(
