@@ -34,7 +34,7 @@ from tgate_export.runtime.backends import select
 
 # Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
 # either case; fp16 rounds every activation to 11 bits (5e-4), over the depth of a UNet.
-GRAPH_BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2}
+GRAPH_BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
 TRAJECTORY_BOUNDS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-1}
 SEED = 0
 
@@ -176,12 +176,14 @@ def check_graphs(
 
 
 def run_graph(path: Path, inputs: Arrays) -> Arrays:
-    """Run an ONNX file once on the CPU, with as little memory as that takes."""
+    """Run an ONNX file once on the CPU as it is written, with as little memory as that takes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
+    # Folding the casts of fp16 weights would hold all of them in fp32, too.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # A packed copy of the weights pays off over many runs only.
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
