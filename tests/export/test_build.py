@@ -69,9 +69,9 @@ def test_parameter_counts_are_the_unets(tiny_bundle: Path, tiny_pipeline_dir: Pa
         array.size for name, array in arrays.items() if ".attn2." in name or ".norm2." in name
         if "transformer_blocks" in name
     )  # fmt: skip
-    # The frequencies of the time embedding are constants: half of the first level's 32 channels.
-    assert graphs["full"].parameters - whole == 16
-    assert graphs["gated"].parameters - (whole - unused) == 16
+    # Constants count, too: the 16 frequencies of the time embedding, the 4 scales of a resize.
+    assert graphs["full"].parameters - whole == 16 + 4
+    assert graphs["gated"].parameters - (whole - unused) == 16 + 4
 
 
 def test_external_data_is_page_aligned_and_inside(tiny_bundle: Path) -> None:
