@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +33,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
         downscale: pixels of an image side for one latent.
     """
     module = graph.module().eval()
-    dims = _Dims(batch, size, downscale)
+    dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes: list[Any] = [dims.dynamic(entry) for entry in graph.inputs]
     if graph.name == "gated":  # forward(sample, timestep, *caches)
@@ -74,12 +74,9 @@ def _drop_traces(model: onnx_ir.Model) -> None:
 class _Dims:
     """Sizes of an example and the `Dim` of each free dimension."""
 
-    def __init__(self, batch: Range, size: Size, downscale: int) -> None:
+    def __init__(self, sizes: Mapping[str, int], batch: Range, size: Size, downscale: int) -> None:
         # An example of 0 or 1 would be specialised.
-        self.batch = batch.opt if batch.fixed else max(2, batch.min)
-        self.height = size.height.opt // downscale
-        self.width = size.width.opt // downscale
-        self.downscale = downscale
+        self.sizes = {**sizes, "batch": batch.opt if batch.fixed else max(2, batch.min)}
         self.named: dict[str, Any] = {}
         if not batch.fixed:
             self.named["batch"] = Dim("batch", min=batch.min, max=batch.max)
@@ -90,10 +87,9 @@ class _Dims:
                     f"{name}_steps", min=side.min // size.multiple, max=side.max // size.multiple
                 )
                 self.named[f"latent_{name}"] = step * root if step > 1 else root
-        self.step = step
 
     def example(self, entry: GraphInput) -> torch.Tensor:
-        shape = tuple(self._size(dim, entry, axis) for axis, dim in enumerate(entry.shape))
+        shape = [dim if isinstance(dim, int) else self.sizes[dim] for dim in entry.shape]
         return torch.zeros(shape, dtype=entry.dtype)
 
     def dynamic(self, entry: GraphInput) -> dict[int, Any]:
@@ -107,14 +103,6 @@ class _Dims:
         if name.startswith("tokens_"):
             return Dim.AUTO
         return self.named.get(name)
-
-    def _size(self, dim: int | str, entry: GraphInput, axis: int) -> int:
-        if isinstance(dim, int):
-            return dim
-        sizes = {"batch": self.batch, "latent_height": self.height, "latent_width": self.width}
-        if dim in sizes:
-            return sizes[dim]
-        raise KeyError(f"{entry.name} axis {axis}: no size known for dimension {dim!r}")
 
 
 @contextlib.contextmanager

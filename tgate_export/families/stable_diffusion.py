@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class GraphExport:
         module: makes the module, in the component's dtype at that time.
         inputs: in the order of the module's arguments.
         outputs: in the order of its results.
+        sizes: usual size of every named dimension but the batch.
     """
 
     name: str
@@ -45,6 +46,7 @@ class GraphExport:
     module: Callable[[], nn.Module]
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
+    sizes: Mapping[str, int]
 
 
 @dataclass
@@ -249,6 +251,11 @@ def graph_exports(
         )
         for index, group in enumerate(groups)
     )
+    sizes = {
+        "latent_height": size.height.opt // downscale,
+        "latent_width": size.width.opt // downscale,
+        **{f"tokens_{index}": group.tokens for index, group in enumerate(groups)},
+    }
     sample = GraphInput("sample", f32, latent_shape)
     timestep = GraphInput("timestep", f32, ("batch",))
     noise_pred = GraphInput("noise_pred", f32, latent_shape)
@@ -260,6 +267,7 @@ def graph_exports(
             lambda: TextEncoder(parts.text_encoder),
             (GraphInput("input_ids", torch.int64, ("batch", tokens)),),
             (prompt_embeds,),
+            sizes,
         ),
         GraphExport(
             "full",
@@ -273,6 +281,7 @@ def graph_exports(
                 GraphInput("guidance_scale", f32, ("batch",)),
             ),
             (noise_pred, *caches),
+            sizes,
         ),
         GraphExport(
             "gated",
@@ -280,6 +289,7 @@ def graph_exports(
             lambda: GatedPhase(parts.unet, groups),
             (sample, timestep, *caches),
             (noise_pred,),
+            sizes,
         ),
         GraphExport(
             "vae_decoder",
@@ -287,5 +297,6 @@ def graph_exports(
             lambda: VaeDecoder(parts.vae),
             (GraphInput("latents", f32, latent_shape),),
             (GraphInput("images", f32, image_shape),),
+            sizes,
         ),
     )
