@@ -10,8 +10,6 @@ import pytest
 
 from tgate_export.bundle.integrity import (
     bundle_files,
-    hash_file,
-    hash_files,
     open_bundle,
     read_manifest,
 )
@@ -170,20 +168,3 @@ def test_bundle_behind_a_link_and_derived_files_are_fine(tiny_bundle_copy: Path)
 def test_manifest_is_read_without_the_files(tiny_bundle_copy: Path) -> None:
     remove(tiny_bundle_copy)
     assert read_manifest(tiny_bundle_copy).name == "tiny"
-
-
-def test_hash_of_known_content(tmp_path: Path) -> None:
-    # FIPS 180-2's example for "abc", and the empty file.
-    (tmp_path / "abc").write_bytes(b"abc")
-    (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "long").write_bytes(b"x" * (3 * (1 << 20) + 1))  # several chunks
-    abc = hash_file(tmp_path / "abc")
-    assert (abc.bytes, abc.sha256) == (
-        3,
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-    )
-    both = dict(hash_files(tmp_path, ["empty", "abc", "long"]))
-    assert list(both) == ["empty", "abc", "long"]
-    assert both["abc"] == abc
-    assert both["empty"].sha256.startswith("e3b0c44298fc1c14")
-    assert both["long"].bytes == 3 * (1 << 20) + 1

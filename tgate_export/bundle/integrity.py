@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest, parse_manifest
+from tgate_export.bundle.hashing import hash_files
+from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
 from tgate_export.errors import BundleError
 
-# Derived from a bundle and keyed by themselves: compiled engines, and a backend's own caches.
-DERIVED_FOLDERS = ("plans",)
-_CHUNK = 1 << 20
+# Derived from the bundle's own files, and recorded by themselves.
+DERIVED_FOLDERS = (PLANS_FOLDER,)
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
     """
     bundle = Bundle(Path(path), read_manifest(Path(path)))
     check_files(bundle, check_hashes=check_hashes)
+    check_plan_sets(bundle.path, bundle.manifest, check_hashes=check_hashes)
     return bundle
 
 
@@ -103,21 +103,3 @@ def bundle_files(path: Path) -> Iterator[str]:
         own = relative.parts[0] in DERIVED_FOLDERS or relative.as_posix() == MANIFEST_NAME
         if (file.is_file() or file.is_symlink()) and not own:
             yield relative.as_posix()
-
-
-def hash_file(path: Path) -> File:
-    """Return a file's size and sha256."""
-    digest, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-    return File(sha256=digest.hexdigest(), bytes=size)
-
-
-def hash_files(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, File]]:
-    """Hash several files below `root` in parallel (hashing releases the interpreter lock)."""
-    names = list(relatives)
-    with ThreadPoolExecutor() as pool:
-        yield from zip(names, pool.map(lambda name: hash_file(root / name), names), strict=True)

@@ -34,11 +34,13 @@ BundlePath = Annotated[str, AfterValidator(_inside_bundle)]
 Positive = Annotated[int, Field(gt=0)]
 
 
-class _Model(BaseModel):
+class BundleModel(BaseModel):
+    """What every part of a bundle's records is: frozen, typed strictly, no unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Tensor(_Model):
+class Tensor(BundleModel):
     """A graph's input or output; a dimension is a number or the name of a free one."""
 
     name: str
@@ -46,7 +48,7 @@ class Tensor(_Model):
     shape: tuple[Positive | str, ...]
 
 
-class Graph(_Model):
+class Graph(BundleModel):
     """One ONNX graph of the bundle."""
 
     file: BundlePath
@@ -56,7 +58,7 @@ class Graph(_Model):
     outputs: tuple[Tensor, ...]
 
 
-class Cache(_Model):
+class Cache(BundleModel):
     """One stacked cross-attention cache tensor [batch, layers, tokens, width].
 
     tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample).
@@ -68,7 +70,7 @@ class Cache(_Model):
     layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
 
 
-class Range(_Model):
+class Range(BundleModel):
     """Smallest, usual and largest value of a dimension; all equal when it is fixed."""
 
     min: Positive
@@ -93,7 +95,7 @@ class Range(_Model):
         return str(self.opt) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
 
 
-class Size(_Model):
+class Size(BundleModel):
     """Image size in pixels; `multiple` divides every height and width."""
 
     height: Range
@@ -101,14 +103,14 @@ class Size(_Model):
     multiple: Positive
 
 
-class Latents(_Model):
+class Latents(BundleModel):
     """The space the denoiser works in: [batch, channels, height / downscale, width / ...]."""
 
     channels: Positive
     downscale: Positive = Field(description="pixels of an image side for one latent")
 
 
-class Defaults(_Model):
+class Defaults(BundleModel):
     """What `generate` uses when it is not told otherwise."""
 
     num_inference_steps: Positive
@@ -117,7 +119,7 @@ class Defaults(_Model):
     scheduler: str
 
 
-class Source(_Model):
+class Source(BundleModel):
     """Where the weights came from."""
 
     kind: Literal["packaged", "local", "hub", "random"]
@@ -126,7 +128,7 @@ class Source(_Model):
     fingerprint: str = Field(description="sha256 over the configuration and weight files")
 
 
-class Solver(_Model):
+class Solver(BundleModel):
     """A sampler compiled to per-step weights."""
 
     file: BundlePath
@@ -135,7 +137,7 @@ class Solver(_Model):
     max_steps: Positive
 
 
-class Tokenizer(_Model):
+class Tokenizer(BundleModel):
     """A `tokenizers` file and how prompts are padded and truncated."""
 
     file: BundlePath
@@ -144,14 +146,14 @@ class Tokenizer(_Model):
     eos_token_id: int
 
 
-class File(_Model):
+class File(BundleModel):
     """Size in bytes and content hash of a file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Manifest(_Model):
+class Manifest(BundleModel):
     """The whole of `manifest.json`."""
 
     schema_version: Literal[1]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import (
     Bundle,
     bundle_files,
     check_files,
-    hash_files,
     read_manifest,
 )
 from tgate_export.bundle.manifest import (

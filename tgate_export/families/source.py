@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tgate_export.bundle.integrity import hash_files
+from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, Source
 from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.names import NAMED_MODELS, STABLE_DIFFUSION_DEFAULTS, unknown_model
