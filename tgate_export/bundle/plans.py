@@ -215,7 +215,7 @@ def read_plan_set(path: Path) -> PlanSet:
     try:
         raw = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(
+        raise BundleError(f"{record} is missing: {_again(path)}") from None
             f"{record} is missing: remove {path}, and build the plans again"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
