@@ -216,8 +216,6 @@ def read_plan_set(path: Path) -> PlanSet:
         raw = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{record} is missing: {_again(path)}") from None
-            f"{record} is missing: remove {path}, and build the plans again"
-        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {record} ({error}): {_again(path)}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
