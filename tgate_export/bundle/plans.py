@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -240,6 +242,12 @@ def read_plan_set(path: Path) -> PlanSet:
     return PlanSet(path, plans)
 
 
+def write_record(folder: Path, plans: Mapping[str, Plan]) -> None:
+    """Write the record of a plan set whose files are in `folder`."""
+    text = PlanRecord(schema_version=1, plans=dict(plans)).model_dump_json(indent=1)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
 def check_plan_sets(bundle: Path, manifest: Manifest, *, check_hashes: bool) -> None:
     """Check every plan set of a bundle: complete, unchanged, compiled from these graphs.
 
@@ -280,6 +288,40 @@ def check_plan_set(plans: PlanSet, manifest: Manifest, *, check_hashes: bool) ->
                     f"{plans.path / name} was changed after the build (its sha256 differs): "
                     f"{_again(plans.path)}"
                 )
+
+
+def keep_plans(old: Path, new: Path, manifest: Manifest) -> None:
+    """Give a new bundle the plans of the one it replaces that were compiled from the same graphs.
+
+    Args:
+        old: the bundle that is being replaced, if there is one.
+        new: the folder of the new one.
+        manifest: of the new one.
+    """
+    try:
+        found = list(plan_sets(old))
+    except BundleError:  # damaged: compile again
+        return
+    for plans in found:
+        kept = {
+            graph: plan
+            for graph, plan in plans.plans.items()
+            if not stale_parts(plan.key, manifest) and plans.file(graph).is_file()
+        }
+        if kept:
+            folder = new / PLANS_FOLDER / plans.name
+            folder.mkdir(parents=True)
+            for graph, plan in kept.items():
+                link_file(plans.file(graph), folder / plan.file)
+            write_record(folder, kept)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def stale_parts(key: PlanKey, manifest: Manifest) -> tuple[str, ...]:

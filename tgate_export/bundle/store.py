@@ -1,4 +1,4 @@
-"""Write a bundle atomically: a killed build leaves either the old bundle or none."""
+"""Write folders atomically: a killed build leaves either the old bundle or none."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ from tgate_export.errors import BundleError
 
 
 @contextlib.contextmanager
-def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
+def replace_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside `out`, and rename it to `out` when the block succeeds.
 
     On any error, interruption included, the temporary folder is removed and `out` is as it
-    was. What a killed process left behind is removed by the next build of the same bundle.
-
-    Args:
-        out: where the bundle is to be; nothing, an empty folder, or an older bundle.
-        force: replace an older bundle even when it is damaged or holds files that no build made.
+    was. What a killed process left behind is removed by the next call for the same folder.
 
     Raises:
-        BundleError: when `out` holds something else, or another build is writing it.
+        BundleError: another process is writing it.
     """
     out = Path(os.path.abspath(out))  # "." has no name
-    check_replaceable(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as lock:
         # Two builds that start at once must not take each other's folder for a leftover.
@@ -49,6 +44,22 @@ def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Replace a bundle and nothing else; see `replace_folder`.
+
+    Args:
+        out: where the bundle is to be; nothing, an empty folder, or an older bundle.
+        force: replace an older bundle even when it is damaged or holds files that no build made.
+
+    Raises:
+        BundleError: when `out` holds something else, or another build is writing it.
+    """
+    check_replaceable(out, force=force)
+    with replace_folder(out) as staging:
+        yield staging
 
 
 def remove_leftovers(out: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -16,6 +16,7 @@ from tgate_export.cli._console import (
     require_export_extra,
     stderr,
 )
+from tgate_export.cli._plan_options import plan_options, plan_requests
 
 if TYPE_CHECKING:
     from tgate_export.export.build import BuildResult
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnx"]),
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
     multiple=True,
     default=["onnx"],
     show_default=True,
-    help="What to compile to.",
+    help="What to compile to; ONNX graphs are always made. tensorrt needs the GPU that is to run "
+    "the plans, tensorrt-rtx none (see --sm). Repeat for several.",
 )
 @click.option(
     "--precision",
@@ -59,9 +61,14 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     metavar="MIN:OPT:MAX",
-    default="1:1:8",
-    show_default=True,
-    help="Images in one call; a single number fixes it.",
+    help="Images in one call; a single number fixes it. Default: graphs for 1:1:8, plans for 1.",
+)
+@click.option(
+    "--sm",
+    multiple=True,
+    metavar="X.Y",
+    help="Compute capability of a GPU to compile TensorRT-RTX plans for, such as 8.9; repeat for "
+    "several. Default: the GPU of this machine.",
 )
 @click.option(
     "--gate-step",
@@ -69,8 +76,12 @@ if TYPE_CHECKING:
     help="Default gate step of the bundle. "
     "Steps 0..N-1 compute cross-attention and guidance, the others reuse them.",
 )
+@plan_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the bundle. Default: engines/NAME."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle. "
+    "Default: engines/NAME, or engines/NAME-WxH for a size that is not the model's own.",
 )
 @click.option("--force", is_flag=True, help="Build even when up to date; replace foreign files.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
@@ -80,31 +91,35 @@ def command(
     target: tuple[str, ...],
     precision: str,
     size: str | None,
-    batch: str,
+    batch: str | None,
+    sm: tuple[str, ...],
     gate_step: int | None,
     out: Path | None,
     force: bool,
     as_json: bool,
+    **plan_settings: Any,
 ) -> None:
     """Compile a diffusers pipeline into a bundle.
 
     Exports the two denoiser graphs (full and gated), the text encoder and the VAE decoder, compiles
     the samplers, and compares every graph with PyTorch before the bundle appears in its folder.
+    With --target tensorrt or tensorrt-rtx every graph is then compiled to a plan.
     A second build of the same thing does nothing.
     """
-    del target  # onnx is the only one
     ranges = parse_size(size) if size else None
-    batch_range = parse_range(batch, "--batch")
+    batch_range = parse_range(batch, "--batch") if batch else None
+    plans = plan_requests(target, sm, batch_range, **plan_settings)
     require_export_extra()
-    from tgate_export.export.build import build_bundle
+    from tgate_export.export.build import DEFAULT_BATCH, build_bundle
 
     result = build_bundle(
         model,
         weights=cast(Literal["pretrained", "random"], weights),
         precision=cast(Literal["fp32", "fp16"], precision),
         size=ranges,
-        batch=batch_range,
+        batch=batch_range or DEFAULT_BATCH,
         gate_step=gate_step,
+        plans=plans,
         out=out,
         force=force,
         progress=RichProgress(),
@@ -123,6 +138,15 @@ def _report(result: BuildResult, as_json: bool) -> None:
                 "largest_relative_difference": max(
                     (difference.relative for difference in result.differences), default=None
                 ),
+                "plans": [
+                    {
+                        "path": str(plans.path),
+                        "bytes": plans.bytes,
+                        "compiled": plans.compiled,
+                        "reused": plans.reused,
+                    }
+                    for plans in result.plans
+                ],
             }
         )
         return
@@ -136,6 +160,9 @@ def _report(result: BuildResult, as_json: bool) -> None:
             f"{worst.relative:.1e} ({worst.graph}, {worst.tensor}).",
             soft_wrap=True,
         )
+    for plans in result.plans:
+        done = f"compiled {', '.join(plans.compiled)}" if plans.compiled else "plans are up to date"
+        console.print(f"{plans.path} ({megabytes(plans.bytes)}): {done}.", soft_wrap=True)
     console.print(
         f'Next: tgate-export generate {result.path} --prompt "..." '
         f"| tgate-export inspect {result.path}",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tgate_export.cli._console import megabytes, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tgate_export.bundle.plans import PlanSet
 
 
 @click.command(name="inspect")
@@ -14,12 +20,14 @@ from tgate_export.cli._console import megabytes, print_json
 @click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
 def command(bundle: Path, as_json: bool) -> None:
     """Show what is in a bundle, without loading it."""
-    from tgate_export.bundle.integrity import Bundle, check_files, read_manifest
+    from tgate_export.bundle.integrity import open_bundle
+    from tgate_export.bundle.plans import plan_sets
 
-    manifest = read_manifest(bundle)
-    check_files(Bundle(bundle, manifest), check_hashes=False)
+    manifest = open_bundle(bundle, check_hashes=False).manifest
+    found = list(plan_sets(bundle))
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        plans = {plans.name: _plans_json(plans) for plans in found}
+        print_json(manifest.model_dump(mode="json") | {"plans": plans})
         return
     from rich.console import Console
     from rich.markup import escape
@@ -67,6 +75,34 @@ def command(bundle: Path, as_json: bool) -> None:
             f"{file}  {megabytes(manifest.files[file].bytes)}  used by {', '.join(users)}",
             soft_wrap=True,
         )
+    for plans in found:
+        console.print(_plans_table(plans))
+
+
+def _plans_json(plans: PlanSet) -> dict[str, Any]:
+    return {graph: plan.model_dump(mode="json") for graph, plan in plans.plans.items()}
+
+
+def _plans_table(plans: PlanSet) -> Table:
+    from rich.table import Column, Table
+
+    key = plans.key
+    table = Table(
+        "plan", Column("size", justify="right"), "precision", Column("batch", justify="right"),
+        title=f"Plans for SM {', '.join(key.compute_capabilities)}, {key.flavour} {key.version}: "
+        f"plans/{plans.name}",
+        title_justify="left",
+    )  # fmt: skip
+    for graph, plan in plans.plans.items():
+        first = next(iter(plan.key.shapes.values()))
+        ends = [shape[0] for shape in (first.min, first.opt, first.max)]
+        table.add_row(
+            graph,
+            megabytes(plan.content.bytes),
+            plan.key.precision,
+            str(ends[1]) if ends[0] == ends[2] else ":".join(map(str, ends)),
+        )
+    return table
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> str:

@@ -1,11 +1,12 @@
-"""`build_bundle`: diffusers pipeline -> phase modules -> ONNX graphs -> verified bundle."""
+"""`build_bundle`: diffusers pipeline -> ONNX graphs -> verified bundle -> plans."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,22 @@ from tgate_export.bundle.manifest import (
     Tensor,
     Tokenizer,
 )
+from tgate_export.bundle.plans import keep_plans
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.errors import BundleError, TGateError
-from tgate_export.export.options import BuildOptions, build_key, check_options, versions
+from tgate_export.export.options import (
+    BuildOptions,
+    build_key,
+    check_options,
+    default_folder,
+    versions,
+)
 from tgate_export.export.progress import Progress
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 
 if TYPE_CHECKING:
+    from tgate_export.compile.compile import PlanResult, ReadyRequest
+    from tgate_export.compile.request import PlanRequest
     from tgate_export.export.verify import Difference
     from tgate_export.families.stable_diffusion import Components, GraphExport, GraphInput
     from tgate_export.gating.cross_attention import CacheGroup
@@ -52,12 +62,14 @@ class BuildResult:
         up_to_date: the bundle was there already, built from the same things.
         differences: what verification measured; empty when nothing was built.
         manifest: the bundle's manifest.
+        plans: a result for each plan request.
     """
 
     path: Path
     up_to_date: bool
     differences: tuple[Difference, ...]
     manifest: Manifest
+    plans: tuple[PlanResult, ...] = ()
 
 
 def build_bundle(
@@ -68,6 +80,7 @@ def build_bundle(
     size: tuple[Range, Range] | None = None,
     batch: Range = DEFAULT_BATCH,
     gate_step: int | None = None,
+    plans: Sequence[PlanRequest] = (),
     out: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -81,30 +94,67 @@ def build_bundle(
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call; dynamic unless fixed.
         gate_step: the bundle's default gate step; the model's own when not given.
-        out: the bundle's folder; `engines/<name>` when not given.
+        plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
+        out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
+            size that is not the model's own.
         force: build even when the bundle is up to date, and replace foreign files in its folder.
         progress: told of every stage.
 
     Raises:
         InvalidRequestError: an argument out of range.
         ModelError: a model that cannot be loaded or has nothing to gate.
-        VerificationError: a graph that differs from PyTorch.
+        VerificationError: a graph that differs from PyTorch, a plan that is not what was asked for.
+        TGateError: TensorRT is missing or cannot compile a graph.
         BundleError: `out` holds something else.
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
         source = resolve_source(model, weights)
-        out = out or Path("engines") / source.name
         options = check_options(source, precision, size, batch, gate_step)
+        out = out or default_folder(source, options)
         record = source.record()
         key = build_key(record, options)
         check_replaceable(out, force=force)
-        if not force and (existing := _up_to_date(out, key)):
+        ready = _prepare_plans(plans, options)
+        existing = None if force else _up_to_date(out, key)
+    differences: tuple[Difference, ...] = ()
+    with _readable_disk_errors(out):
+        if existing is not None:
             remove_leftovers(out)
-            return BuildResult(out, True, (), existing)
+            manifest = existing
+        else:
+            with replace_bundle(out, force=force) as staging:
+                manifest, differences = _build(source, record, options, key, staging, progress)
+                if not force:
+                    keep_plans(out, staging, manifest)
+        results = _compile_plans(Bundle(out, manifest), ready, progress, force=force)
+    return BuildResult(out, existing is not None, differences, manifest, results)
+
+
+def _prepare_plans(plans: Sequence[PlanRequest], options: BuildOptions) -> list[ReadyRequest]:
+    """Check every request before anything is built."""
+    if not plans:
+        return []
+    from tgate_export.compile.compile import prepare
+
+    return [prepare(request, options.batch) for request in plans]
+
+
+def _compile_plans(
+    bundle: Bundle, ready: Iterable[ReadyRequest], progress: Progress, *, force: bool
+) -> tuple[PlanResult, ...]:
+    results = []
+    for request in ready:
+        from tgate_export.compile.compile import compile_plans
+
+        results.append(compile_plans(bundle, request, progress, force=force))
+    return tuple(results)
+
+
+@contextlib.contextmanager
+def _readable_disk_errors(out: Path) -> Iterator[None]:
     try:
-        with replace_bundle(out, force=force) as staging:
-            manifest, differences = _build(source, record, options, key, staging, progress)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TGateError(
@@ -115,7 +165,6 @@ def build_bundle(
                 f"cannot write {out}: {error.strerror}; choose another --out"
             ) from error
         raise
-    return BuildResult(out, False, differences, manifest)
 
 
 def _up_to_date(out: Path, key: str) -> Manifest | None:

@@ -69,6 +69,20 @@ def check_options(
     )
 
 
+def default_folder(source: ModelSource, options: BuildOptions) -> Path:
+    """Return where a bundle goes that was given no folder.
+
+    A size that is not the model's own has a folder of its own: graphs of one size are of no use
+    for another, and neither are their plans.
+    """
+    side = geometry.default_size(source)
+    size = options.size
+    if size.width.fixed and size.height.fixed and size.width.opt == size.height.opt == side:
+        return Path("engines") / source.name
+    label = f"{size.width}x{size.height}".replace(":", "_")
+    return Path("engines") / f"{source.name}-{label}"
+
+
 def build_key(record: Source, options: BuildOptions) -> str:
     """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
     package = Path(tgate_export.__file__).parent

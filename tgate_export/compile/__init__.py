@@ -1,0 +1,1 @@
+"""ONNX graphs to TensorRT and TensorRT-RTX plans, through Polygraphy."""

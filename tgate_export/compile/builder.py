@@ -1,0 +1,91 @@
+"""One ONNX graph to one serialized plan."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.plans import ShapeRange
+from tgate_export.compile.checks import check_precision, check_tensors, graph_precision
+from tgate_export.compile.flavours import Toolkit
+from tgate_export.compile.monitor import build_monitor, deferred_signals
+from tgate_export.compile.request import PlanRequest
+from tgate_export.errors import TGateError, first_line
+from tgate_export.export.progress import Progress
+
+
+def compile_graph(
+    toolkit: Toolkit,
+    bundle: Bundle,
+    graph: str,
+    shapes: dict[str, ShapeRange],
+    request: PlanRequest,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Compile a graph of a bundle and write the plan to `out`.
+
+    Args:
+        toolkit: the TensorRT to use.
+        bundle: where the graph is.
+        graph: its name.
+        shapes: of every input.
+        request: target GPUs and settings.
+        out: file to write.
+        progress: told how far it is.
+
+    Raises:
+        VerificationError: the parsed network is not the graph that the manifest describes.
+        TGateError: TensorRT cannot compile it; says why in its words.
+    """
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    manifest = bundle.manifest
+    toolkit.errors.clear()
+    silent = G_LOGGER.CRITICAL + 1
+    with G_LOGGER.verbosity(silent), deferred_signals() as stopped:
+        try:
+            builder, network, parser = network_from_onnx_path(
+                str(bundle.file(manifest.graph(graph).file)),
+                strongly_typed=toolkit.strongly_typed(),
+            )
+            check_tensors(graph, manifest.graph(graph), network)
+            check_precision(toolkit, graph, graph_precision(manifest, graph), network)
+            # Without a fused kernel for its type and shape, an attention is computed in parts.
+            for attention in toolkit.attention_layers(network):
+                attention.decomposable = True
+            profile = _profile(network, shapes)
+            monitor = build_monitor(toolkit.trt, progress, stopped)
+            config = toolkit.config(request, profile, monitor)
+            timing_cache = request.timing_cache and str(request.timing_cache)
+            plan = engine_bytes_from_network(
+                (builder, network, parser), config, save_timing_cache=timing_cache
+            )
+        except PolygraphyException as error:
+            reason = toolkit.errors[-1] if toolkit.errors else first_line(error)
+            raise TGateError(
+                f"{toolkit.flavour} {toolkit.version} cannot compile graph {graph!r}: {reason}"
+            ) from None
+        with out.open("wb") as file:
+            file.write(plan)
+        # Each holds a copy of the weights.
+        del plan, config, network, parser, builder
+        gc.collect()
+
+
+def _profile(network: Any, shapes: dict[str, ShapeRange]) -> Any:
+    """Make static inputs static in the network, and return the ranges of all of them."""
+    from polygraphy.backend.trt import Profile
+
+    profile = Profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = shapes[tensor.name]
+        if shape.static:
+            tensor.shape = shape.opt
+        profile.add(tensor.name, min=shape.min, opt=shape.opt, max=shape.max)
+    return profile

@@ -1,0 +1,89 @@
+"""What is compiled is what was asked for: tensors against the manifest, layers by precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tgate_export.bundle.manifest import Graph, Manifest, Precision, Tensor
+from tgate_export.compile.flavours import Toolkit
+from tgate_export.errors import VerificationError
+
+# TensorRT's names of element types.
+TRT_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
+COMPUTE_DTYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF"}
+# Where the time goes. Other layers may compute in fp32 for safety (norms, sums, embeddings).
+_HEAVY = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT")
+
+
+def check_tensors(name: str, graph: Graph, network: Any) -> None:
+    """Compare a parsed network's inputs and outputs with the manifest.
+
+    Raises:
+        VerificationError: names the tensor, what was expected and what was found.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    _compare(name, "input", graph.inputs, inputs)
+    _compare(name, "output", graph.outputs, outputs)
+
+
+def _compare(graph: str, kind: str, expected: Iterable[Tensor], found: Iterable[Any]) -> None:
+    by_name = {tensor.name: tensor for tensor in found}
+    wanted = {tensor.name: tensor for tensor in expected}
+    for odd in sorted(by_name.keys() ^ wanted.keys()):
+        where = "the manifest" if odd in by_name else "the network"
+        raise VerificationError(f"{graph}: {kind} {odd!r} is not in {where}")
+    for name, tensor in wanted.items():
+        dtype = _dtype(by_name[name])
+        if dtype != TRT_DTYPES[tensor.dtype]:
+            raise VerificationError(
+                f"{graph}: {kind} {name!r} is {dtype}, the manifest says {tensor.dtype}"
+            )
+        # A free dimension is -1 before shapes are set.
+        shape = tuple(by_name[name].shape)
+        fits = len(shape) == len(tensor.shape) and all(
+            isinstance(want, str) or have in (want, -1)
+            for have, want in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise VerificationError(
+                f"{graph}: {kind} {name!r} has shape {list(shape)}, "
+                f"the manifest says {list(tensor.shape)}"
+            )
+
+
+def check_precision(toolkit: Toolkit, graph: str, precision: Precision, network: Any) -> None:
+    """Check that every convolution, matrix product and attention computes as asked for.
+
+    Networks are strongly typed, so the types of the parsed network are those of the plan.
+
+    Raises:
+        VerificationError: names the first layer that does not, and how many there are.
+    """
+    wanted = COMPUTE_DTYPES[precision]
+    kinds = {getattr(toolkit.trt.LayerType, kind, None) for kind in _HEAVY}
+    wrong, count = "", 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type not in kinds:
+            continue
+        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        dtypes = {_dtype(tensor) for tensor in inputs if tensor is not None}
+        if odd := sorted(dtypes - {wanted, "BOOL"}):
+            count += 1
+            wrong = wrong or f"{layer.name} computes in {odd[0]}"
+    if count:
+        raise VerificationError(
+            f"{graph}: {wrong}, {precision} was asked for ({count} such layer(s)): "
+            "export the graph in the right precision"
+        )
+
+
+def graph_precision(manifest: Manifest, graph: str) -> Precision:
+    """Return the precision that a graph computes in."""
+    return "fp32" if graph == "solver" else manifest.precision
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).rpartition(".")[2]

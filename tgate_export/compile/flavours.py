@@ -1,0 +1,226 @@
+"""TensorRT and TensorRT-RTX: everything that differs between the two, and between versions."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tgate_export.bundle.plans import Flavour, PlanSettings
+from tgate_export.compile.request import PlanRequest
+from tgate_export.errors import InvalidRequestError, TGateError, first_line
+
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# The first TensorRT whose builder takes strongly typed networks with ONNX Attention as one layer.
+MINIMUM_VERSIONS: dict[Flavour, tuple[int, int]] = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 3)}
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """An installed TensorRT.
+
+    Attributes:
+        flavour: which of the two.
+        trt: its Python module.
+        version: such as "1.7.1.116".
+        errors: what its logger reported, newest last.
+    """
+
+    flavour: Flavour
+    trt: Any
+    version: str
+    errors: list[str] = field(default_factory=list)
+
+    def compute_capabilities(self) -> tuple[str, ...]:
+        """Return the GPUs that can be named as targets; none for TensorRT."""
+        if self.flavour == "tensorrt":
+            return ()
+        names = (name[2:] for name in dir(self.trt.ComputeCapability) if name.startswith("SM"))
+        ordered = sorted((int(name[:-1]), int(name[-1])) for name in names)
+        return tuple(f"{major}.{minor}" for major, minor in ordered)
+
+    def strongly_typed(self) -> bool | None:
+        """Return the flag of a network whose precision is that of its ONNX types.
+
+        Newer versions know no other networks, and no flag.
+        """
+        flags = self.trt.NetworkDefinitionCreationFlag
+        return True if hasattr(flags, "STRONGLY_TYPED") else None
+
+    def attention_layers(self, network: Any) -> list[Any]:
+        """Return a network's fused attentions; older versions parse them into their parts."""
+        if not hasattr(self.trt, "IAttentionInputLayer"):
+            return []
+        found = []
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.type == self.trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self.trt.IAttentionInputLayer  # TensorRT's way to downcast
+                found.append(layer.attention)
+        return found
+
+    def check_settings(self, settings: PlanSettings, *, gpu: bool) -> None:
+        """Refuse what this TensorRT cannot do.
+
+        Raises:
+            InvalidRequestError: names the option and why it cannot be used.
+        """
+        rtx = self.flavour == "tensorrt-rtx"
+        if rtx and settings.hardware_compatible:
+            raise InvalidRequestError(
+                "--hardware-compatible is of --target tensorrt: name several GPUs with --sm instead"
+            )
+        if rtx and settings.version_compatible:
+            raise InvalidRequestError(
+                "--version-compatible is of --target tensorrt: TensorRT-RTX plans run with the "
+                "version that made them"
+            )
+        if settings.weights_stripped and not gpu:
+            raise InvalidRequestError(
+                "--strip-weights needs an NVIDIA GPU at build time: build there, or without it"
+            )
+
+    def config(self, request: PlanRequest, profile: Any, monitor: Any) -> Callable[..., Any]:
+        """Return what makes the builder's configuration; see Polygraphy's `CreateConfig`."""
+        common = {
+            "profiles": [profile],
+            "progress_monitor": monitor,
+            "load_timing_cache": request.timing_cache and str(request.timing_cache),
+            **self._settings(request.settings),
+        }
+        if self.flavour == "tensorrt-rtx":
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+            named = [tuple(map(int, sm.split("."))) for sm in request.compute_capabilities]
+            create = CreateConfigRTX(compute_capabilities=named, **common)
+        else:
+            from polygraphy.backend.trt import CreateConfig
+
+            create = CreateConfig(**common)
+
+        def configure(builder: Any, network: Any) -> Any:
+            config = create(builder, network)
+            # fp32 means fp32; TensorRT-RTX sets TF32 unasked.
+            config.clear_flag(self.trt.BuilderFlag.TF32)
+            return config
+
+        return configure
+
+    def _settings(self, settings: PlanSettings) -> dict[str, Any]:
+        trt = self.trt
+        verbosity = trt.ProfilingVerbosity
+        pools = {trt.MemoryPoolType.WORKSPACE: settings.workspace_bytes}
+        return {
+            "builder_optimization_level": settings.optimization_level,
+            "memory_pool_limits": pools if settings.workspace_bytes else None,
+            "refittable": settings.weights_stripped,
+            "strip_plan": settings.weights_stripped,
+            "weight_streaming": settings.weight_streaming,
+            "version_compatible": settings.version_compatible,
+            "hardware_compatibility_level": (
+                trt.HardwareCompatibilityLevel.AMPERE_PLUS if settings.hardware_compatible else None
+            ),
+            "profiling_verbosity": (
+                verbosity.DETAILED if settings.layer_info else verbosity.LAYER_NAMES_ONLY
+            ),
+        }
+
+
+def load_toolkit(flavour: Flavour) -> Toolkit:
+    """Import TensorRT or TensorRT-RTX and Polygraphy.
+
+    Raises:
+        TGateError: says what is missing and how to get it.
+    """
+    other = next(name for name in MODULES if name != flavour)
+    if "polygraphy.backend.trt" in sys.modules and _polygraphy_flavour() != flavour:
+        raise TGateError(f"{flavour} and {other} cannot be used in one process: build twice")
+    try:
+        trt = importlib.import_module(MODULES[flavour])
+        config = importlib.import_module("polygraphy.config")
+        config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"  # type: ignore[attr-defined]
+        polygraphy_trt = importlib.import_module("polygraphy.backend.trt.util")
+    except (ImportError, OSError) as error:  # OSError: a library beside the module
+        raise TGateError(f"{_how_to_install(flavour)} ({first_line(error)})") from None
+    version = str(trt.__version__)
+    minimum = MINIMUM_VERSIONS[flavour]
+    if tuple(int(part) for part in version.split(".")[:2]) < minimum:
+        wanted = ".".join(map(str, minimum))
+        raise TGateError(
+            f"{flavour} {version} is too old, {wanted} is needed: "
+            f"pip install -U 'tgate-export[{flavour}]'"
+        )
+    toolkit = Toolkit(flavour, trt, version)
+    # Polygraphy and TensorRT know one logger a process; ours keeps what went wrong for messages.
+    polygraphy_trt.TRT_LOGGER = _logger(trt, toolkit.errors)  # type: ignore[attr-defined]
+    return toolkit
+
+
+def _polygraphy_flavour() -> Flavour:
+    from polygraphy import config
+
+    return "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
+
+
+def _how_to_install(flavour: Flavour) -> str:
+    if flavour == "tensorrt-rtx":
+        return (
+            "--target tensorrt-rtx needs the packages tensorrt-rtx and polygraphy: "
+            "pip install 'tgate-export[tensorrt-rtx]'"
+        )
+    return (
+        "--target tensorrt needs the packages tensorrt and polygraphy and an NVIDIA GPU: "
+        "pip install 'tgate-export[tensorrt]' on the machine that is to run the plans, or use "
+        "--target tensorrt-rtx --sm X.Y, which compiles for a GPU that is elsewhere"
+    )
+
+
+def _logger(trt: Any, errors: list[str]) -> Any:
+    class Recorder(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(message)
+
+    return Recorder()
+
+
+def resolve_targets(toolkit: Toolkit, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the compute capabilities to compile for: those asked for, or this machine's GPU's.
+
+    Raises:
+        InvalidRequestError: one that this TensorRT cannot target.
+        TGateError: none was named and there is no GPU.
+    """
+    from tgate_export.compile.gpu import local_compute_capability
+
+    possible = toolkit.compute_capabilities()
+    local, reason = local_compute_capability()
+    if toolkit.flavour == "tensorrt":
+        if local is None:
+            raise TGateError(
+                f"--target tensorrt compiles on the GPU that is to run the plans: {reason}; "
+                "--target tensorrt-rtx --sm X.Y compiles for a GPU that is elsewhere"
+            )
+        if any(sm != local for sm in asked):
+            raise InvalidRequestError(
+                f"--target tensorrt compiles for the GPU of this machine, SM {local}: "
+                "leave --sm away, or use --target tensorrt-rtx"
+            )
+        return (local,)
+    if not asked and local is None:
+        raise TGateError(
+            f"{reason}: name the GPU to compile for with --sm, one of {', '.join(possible)}"
+        )
+    targets = tuple(dict.fromkeys(asked or (str(local),)))
+    for target in targets:
+        if target not in possible:
+            raise InvalidRequestError(
+                f"TensorRT-RTX {toolkit.version} cannot compile for SM {target}: "
+                f"choose from {', '.join(possible)}"
+            )
+    return targets
