@@ -26,8 +26,8 @@ def command(bundle: Path, as_json: bool) -> None:
     manifest = open_bundle(bundle, check_hashes=False).manifest
     found = list(plan_sets(bundle))
     if as_json:
-        plans = {plans.name: _plans_json(plans) for plans in found}
-        print_json(manifest.model_dump(mode="json") | {"plans": plans})
+        records = {plans.name: _plans_json(plans) for plans in found}
+        print_json(manifest.model_dump(mode="json") | {"plans": records})
         return
     from rich.console import Console
     from rich.markup import escape
@@ -76,6 +76,12 @@ def command(bundle: Path, as_json: bool) -> None:
             soft_wrap=True,
         )
     for plans in found:
+        key = plans.key
+        console.print(
+            f"[bold]plans/{escape(plans.name)}[/]  {key.flavour} {key.version}, "
+            f"for SM {', '.join(key.compute_capabilities)}",
+            soft_wrap=True,
+        )
         console.print(_plans_table(plans))
 
 
@@ -86,12 +92,8 @@ def _plans_json(plans: PlanSet) -> dict[str, Any]:
 def _plans_table(plans: PlanSet) -> Table:
     from rich.table import Column, Table
 
-    key = plans.key
     table = Table(
         "plan", Column("size", justify="right"), "precision", Column("batch", justify="right"),
-        title=f"Plans for SM {', '.join(key.compute_capabilities)}, {key.flavour} {key.version}: "
-        f"plans/{plans.name}",
-        title_justify="left",
     )  # fmt: skip
     for graph, plan in plans.plans.items():
         first = next(iter(plan.key.shapes.values()))

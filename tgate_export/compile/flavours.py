@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from tgate_export.bundle.plans import Flavour, PlanSettings
@@ -134,16 +135,17 @@ def load_toolkit(flavour: Flavour) -> Toolkit:
     Raises:
         TGateError: says what is missing and how to get it.
     """
-    other = next(name for name in MODULES if name != flavour)
+    if find_spec(MODULES[flavour]) is None or find_spec("polygraphy") is None:
+        raise TGateError(_how_to_install(flavour))
     if "polygraphy.backend.trt" in sys.modules and _polygraphy_flavour() != flavour:
-        raise TGateError(f"{flavour} and {other} cannot be used in one process: build twice")
+        raise TGateError("one process compiles with TensorRT or TensorRT-RTX: build twice")
     try:
         trt = importlib.import_module(MODULES[flavour])
         config = importlib.import_module("polygraphy.config")
         config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"  # type: ignore[attr-defined]
         polygraphy_trt = importlib.import_module("polygraphy.backend.trt.util")
     except (ImportError, OSError) as error:  # OSError: a library beside the module
-        raise TGateError(f"{_how_to_install(flavour)} ({first_line(error)})") from None
+        raise TGateError(f"cannot import {flavour}: {first_line(error)}") from error
     version = str(trt.__version__)
     minimum = MINIMUM_VERSIONS[flavour]
     if tuple(int(part) for part in version.split(".")[:2]) < minimum:
