@@ -1,0 +1,32 @@
+"""Where a bundle goes that was given no folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgate_export.bundle.manifest import Range
+from tgate_export.export.options import check_options, default_folder
+from tgate_export.families.source import resolve_source
+
+
+def fixed(side: int) -> Range:
+    return Range(min=side, opt=side, max=side)
+
+
+@pytest.mark.parametrize(
+    ("size", "folder"),
+    [
+        (None, "engines/tiny"),
+        ((fixed(16), fixed(16)), "engines/tiny"),  # the model's own
+        ((fixed(32), fixed(16)), "engines/tiny-32x16"),
+        ((Range(min=16, opt=16, max=32), fixed(16)), "engines/tiny-16_16_32x16"),
+    ],
+)
+def test_each_size_has_a_folder(
+    tiny_pipeline_dir: Path, size: tuple[Range, Range] | None, folder: str
+) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained")
+    options = check_options(source, "fp32", size, Range(min=1, opt=1, max=8), None)
+    assert default_folder(source, options) == Path(folder)
