@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tgate_export.compile.flavours import Toolkit
 from tgate_export.compile.monitor import build_monitor, deferred_signals
 from tgate_export.compile.request import PlanRequest
 from tgate_export.errors import TGateError, first_line
+from tgate_export.export.memory import release_memory
 from tgate_export.export.progress import Progress
 
 
@@ -46,6 +46,7 @@ def compile_graph(
 
     manifest = bundle.manifest
     toolkit.errors.clear()
+    release_memory()
     silent = G_LOGGER.CRITICAL + 1
     with G_LOGGER.verbosity(silent), deferred_signals() as stopped:
         try:
@@ -74,7 +75,7 @@ def compile_graph(
             file.write(plan)
         # Each holds a copy of the weights.
         del plan, config, network, parser, builder
-        gc.collect()
+        release_memory()
 
 
 def _profile(network: Any, shapes: dict[str, ShapeRange]) -> Any:
