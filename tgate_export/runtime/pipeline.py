@@ -15,7 +15,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable, read_solver_table
 from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import select
-from tgate_export.runtime.backends.base import Backend, Execute, Memory
+from tgate_export.runtime.backends.base import Backend, BackendOptions, Execute, Memory
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, plan_run
 from tgate_export.runtime.request import Request, make_request
@@ -37,6 +37,8 @@ class StepInfo:
         phase: the graph that ran.
         timestep: what the denoiser was given, in training steps.
         latents: returns the current sample [B, C, h, w] f32, copied to the host when called.
+
+    A GPU may still be at an earlier step: a step is only queued, and `latents` waits for it.
     """
 
     step: int
@@ -78,21 +80,28 @@ class TGatePipeline:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, backend: str = "auto", *, check_hashes: bool = True
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        *,
+        check_hashes: bool = True,
+        options: BackendOptions | None = None,
     ) -> TGatePipeline:
         """Open a bundle.
 
         Args:
             path: folder that `tgate-export build` wrote.
-            backend: "auto", "onnxruntime", or "onnxruntime:" and cpu, cuda or tensorrt.
+            backend: "auto"; "onnxruntime", or "onnxruntime:" and cpu, cuda, tensorrt or
+                tensorrt-rtx; "tensorrt" or "tensorrt-rtx" for the bundle's plans.
             check_hashes: compare every file with its sha256 first (about a second for 2 GB).
+            options: for plans; see `BackendOptions`.
 
         Raises:
             BundleError: the bundle is missing, damaged, or newer than this package.
             BackendError: the backend cannot be used here.
         """
         bundle = open_bundle(path, check_hashes=check_hashes)
-        return cls(bundle, select(backend, bundle))
+        return cls(bundle, select(backend, bundle, options))
 
     @property
     def manifest(self) -> Manifest:
@@ -193,31 +202,38 @@ class TGatePipeline:
         run = self._prepare(RunShape(len(prompts), request.height, request.width, schedule))
         started = perf_counter()
         run.write_inputs(self._tokenizer, request, part, solver)
-        encode_started = perf_counter()
+        # Launches may only be queued: nothing waits for the device before the end.
+        mark, seconds = self.backend.mark, self.backend.seconds
+        encode_started = mark()
         for execute in run.encode:
             execute()
-        encoded = perf_counter()
-        steps = []
+        encoded = mark()
+        marks = []
         for index, (denoise, solve) in enumerate(run.steps):
-            before = perf_counter()
+            before = mark()
             denoise()
-            between = perf_counter()
+            between = mark()
             solve()
-            after = perf_counter()
-            steps.append(StepTiming(schedule.phases[index], between - before, after - between))
+            marks.append((before, between, mark()))
             if callback is not None:
                 callback(run.step_info(index, float(solver.timesteps[index])))
-        decode_started = perf_counter()
+        decode_started = decoded = mark()
         if request.output_type == "latent":
-            result, decoded = run.memory.read(run.plan.latents), decode_started
+            result = run.memory.read(run.plan.latents)
         else:
             run.decode()
-            decoded = perf_counter()
+            decoded = mark()
             result = run.memory.read(Slot("images"))
+        self.backend.synchronize()
         ended = perf_counter()
-        return result, Timings(
-            encoded - encode_started, tuple(steps), decoded - decode_started, ended - started
+        steps = tuple(
+            StepTiming(phase, seconds(before, between), seconds(between, after))
+            for phase, (before, between, after) in zip(schedule.phases, marks, strict=True)
         )
+        return result, Timings(
+            seconds(encode_started, encoded), steps, seconds(decode_started, decoded),
+            ended - started,
+        )  # fmt: skip
 
     def _prepare(self, shape: RunShape) -> _PreparedRun:
         """Allocate and bind for a run's shape, or return what the last call of it used."""
@@ -241,7 +257,7 @@ class _PreparedRun:
     @classmethod
     def create(cls, backend: Backend, manifest: Manifest, shape: RunShape) -> _PreparedRun:
         plan = plan_run(manifest, shape)
-        memory = backend.allocate(plan.buffers)
+        memory = backend.allocate(plan)
         return cls(
             shape=shape,
             plan=plan,

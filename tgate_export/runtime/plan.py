@@ -77,6 +77,11 @@ class BindingPlan:
     decode: Launch
     latents: Slot
 
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """Every launch, in order."""
+        return (*self.encode, *(launch for step in self.steps for launch in step), self.decode)
+
 
 def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     """Decide the memory and every launch of a run.

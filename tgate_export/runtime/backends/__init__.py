@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.plans import Flavour, plan_sets
 from tgate_export.errors import InvalidRequestError
-from tgate_export.runtime.backends.base import Backend
+from tgate_export.runtime.backends.base import Backend, BackendError, BackendOptions
 
-BACKENDS = ("auto", "onnxruntime", "onnxruntime:cpu", "onnxruntime:cuda", "onnxruntime:tensorrt")
+ONNXRUNTIME = (
+    "onnxruntime",
+    "onnxruntime:cpu",
+    "onnxruntime:cuda",
+    "onnxruntime:tensorrt",
+    "onnxruntime:tensorrt-rtx",
+)
+PLANS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+BACKENDS = ("auto", *ONNXRUNTIME, *PLANS)
 
 
-def select(name: str, bundle: Bundle) -> Backend:
+def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
     """Return the backend of that name, ready to load the bundle's graphs.
 
-    `auto` and `onnxruntime` run on CUDA where ONNX Runtime can, else on the CPU; the TensorRT
-    execution provider compiles for minutes on its first run, so it is used only when named.
+    `auto` is the fastest that works here: the bundle's plans, ONNX Runtime on CUDA, ONNX Runtime
+    on the CPU. Its TensorRT execution providers compile for minutes on their first run, so they
+    are used only when named.
 
     Raises:
         InvalidRequestError: an unknown name.
@@ -21,7 +34,56 @@ def select(name: str, bundle: Bundle) -> Backend:
     """
     if name not in BACKENDS:
         raise InvalidRequestError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    options = options or BackendOptions()
+    if name in ONNXRUNTIME and options != BackendOptions():
+        raise InvalidRequestError(
+            f"--no-cuda-graphs and --weight-streaming-budget are for plans, not for {name}"
+        )
+    if name == "auto":
+        return _fastest(bundle, options)
+    for flavour in PLANS:
+        if name == flavour:
+            return _plans(bundle, flavour, options)
+    return _onnxruntime(bundle, name.partition(":")[2] or None)
+
+
+def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
+    """Try every backend that the bundle can use, fastest first; the last one's error is raised."""
+    passed = []
+    candidates = list(_candidates(bundle, options))
+    for name, make in candidates:
+        try:
+            backend = make()
+        except BackendError as error:
+            if name == candidates[-1][0]:
+                raise
+            passed.append(f"{name}: {error.reason}")
+        else:
+            break
+    backend.reason = "the fastest that works here"
+    if passed:
+        backend.reason += f" ({'; '.join(passed)})"
+    return backend
+
+
+def _candidates(
+    bundle: Bundle, options: BackendOptions
+) -> Iterator[tuple[str, Callable[[], Backend]]]:
+    built = {plans.key.flavour for plans in plan_sets(bundle.path)}
+    for flavour in PLANS:
+        if flavour in built:
+            yield flavour, partial(_plans, bundle, flavour, options)
+    for device in ("cuda", "cpu"):
+        yield f"onnxruntime:{device}", partial(_onnxruntime, bundle, device)
+
+
+def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend:
+    from tgate_export.runtime.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(bundle, flavour, options)
+
+
+def _onnxruntime(bundle: Bundle, device: str | None) -> Backend:
     from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    _, _, device = name.partition(":")
-    return OnnxRuntimeBackend(bundle, device or None)
+    return OnnxRuntimeBackend(bundle, device)

@@ -4,17 +4,66 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from tgate_export.errors import TGateError
-from tgate_export.runtime.plan import BufferSpec, Launch, Slot
+from tgate_export.runtime.plan import BindingPlan, Launch, Slot
 
 Execute = Callable[[], None]
 
 
 class BackendError(TGateError):
-    """A backend is not installed, cannot run here, or failed to load a graph."""
+    """A backend is not installed, cannot run here, or failed to load a graph.
+
+    Attributes:
+        reason: the message without what to do about it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a caller can choose about plans; other backends have no use for it.
+
+    Attributes:
+        cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
+        weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
+            being streamed from the host; all of them when None. Needs plans built for it.
+    """
+
+    cuda_graphs: bool = True
+    weight_streaming_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Device memory of a loaded run, in bytes.
+
+    Attributes:
+        weights: resident weights of each loaded plan.
+        activations: the block that all plans share for intermediate results.
+        buffers: inputs, outputs and caches.
+    """
+
+    weights: Mapping[str, int]
+    activations: int
+    buffers: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `generate --json` prints."""
+        return {
+            "weights_bytes": dict(self.weights),
+            "activations_bytes": self.activations,
+            "buffers_bytes": self.buffers,
+            "total_bytes": sum(self.weights.values()) + self.activations + self.buffers,
+        }
 
 
 class Memory(ABC):
@@ -26,26 +75,48 @@ class Memory(ABC):
 
     @abstractmethod
     def read(self, slot: Slot) -> np.ndarray:
-        """Return a copy of a slot's contents on the host."""
+        """Wait for every launch before it, and return a copy of the slot's contents."""
 
 
 class Backend(ABC):
-    """Loads the graphs of one bundle and runs them on bound buffers."""
+    """Loads the graphs of one bundle and runs them on bound buffers.
+
+    Launches run in the order in which they are made. On an asynchronous device they are only
+    queued: `synchronize` and `Memory.read` wait, nothing else does.
+
+    Attributes:
+        name: what `--backend` calls it.
+        reason: why it was chosen.
+    """
 
     name: str
+    reason: str = "asked for by name"
 
     @abstractmethod
-    def load(self, graph: str) -> None:
-        """Make a graph ready to run; does nothing when it already is.
+    def allocate(self, plan: BindingPlan) -> Memory:
+        """Load what the plan launches, and allocate its buffers, zeroed.
+
+        A backend serves one run shape at a time: drop the last one's memory first.
 
         Raises:
             BackendError: names the graph that cannot be loaded, and why.
         """
 
     @abstractmethod
-    def allocate(self, buffers: Mapping[str, BufferSpec]) -> Memory:
-        """Allocate zeroed buffers."""
-
-    @abstractmethod
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
-        """Bind a launch's tensors; the result runs it, and returns when it has ended."""
+        """Bind a launch's tensors; the result queues it. May run it, on zeros, to warm up."""
+
+    def mark(self) -> Any:
+        """Note the moment when the device has done everything queued so far."""
+        return perf_counter()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Return the time between two marks; call `synchronize` before."""
+        return float(end - start)
+
+    def synchronize(self) -> None:  # noqa: B027 - most backends have nothing to wait for
+        """Wait for everything that was queued."""
+
+    def memory_report(self) -> MemoryReport | None:
+        """Return the device memory in use, where the backend knows it."""
+        return None

@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPU, CUDA or TensorRT execution provider, zero-copy through I/O binding."""
+"""ONNX Runtime: CPU, CUDA or a TensorRT execution provider, zero-copy through I/O binding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy as np
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.errors import first_line
 from tgate_export.runtime.backends.base import Backend, BackendError, Execute, Memory
-from tgate_export.runtime.plan import BufferSpec, Launch, Slot
+from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+_INSTALL = {
+    "cpu": "pip install 'tgate-export[cpu]'",
+    "cuda": "pip install 'tgate-export[gpu]'",
+    "tensorrt": "pip install 'tgate-export[gpu]'",
+    "tensorrt-rtx": "install an onnxruntime that was built with it",
 }
 
 
@@ -28,15 +35,16 @@ class OnnxRuntimeBackend(Backend):
             import onnxruntime
         except ImportError:
             raise BackendError(
-                "onnxruntime is not installed: pip install 'tgate-export[cpu]' (or [gpu] for CUDA)"
+                "onnxruntime is not installed",
+                "pip install 'tgate-export[cpu]' (or [gpu] for CUDA)",
             ) from None
         available = onnxruntime.get_available_providers()
         if device is None:
             device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
         if PROVIDERS[device] not in available:
             raise BackendError(
-                f"this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)}): "
-                "pip install 'tgate-export[gpu]', or use --backend onnxruntime:cpu"
+                f"this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)})",
+                f"{_INSTALL[device]}, or use --backend onnxruntime:cpu",
             )
         self.name = f"onnxruntime:{device}"
         self.device = device
@@ -45,14 +53,14 @@ class OnnxRuntimeBackend(Backend):
         self._sessions: dict[str, Any] = {}
 
     def load(self, graph: str) -> None:
-        """Create the graph's session; see `Backend.load`."""
+        """Create the graph's session, unless there is one."""
         if graph in self._sessions:
             return
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         path = self._bundle.file(self._bundle.manifest.graph(graph).file)
         providers = [PROVIDERS[self.device]]
-        if self.device == "tensorrt":
+        if self.device.startswith("tensorrt"):
             providers.append(PROVIDERS["cuda"])
         if self.device != "cpu":
             providers.append(PROVIDERS["cpu"])
@@ -68,14 +76,15 @@ class OnnxRuntimeBackend(Backend):
             )
         self._sessions[graph] = session
 
-    def allocate(self, buffers: Mapping[str, BufferSpec]) -> OrtMemory:
+    def allocate(self, plan: BindingPlan) -> OrtMemory:
         """Allocate one OrtValue for each slot; see `Backend.allocate`."""
-        return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", buffers)
+        for launch in plan.launches:
+            self.load(launch.graph)
+        return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", plan.buffers)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch once; see `Backend.prepare`."""
         assert isinstance(memory, OrtMemory)
-        self.load(launch.graph)
         session = self._sessions[launch.graph]
         binding = session.io_binding()
         for name, slot in launch.inputs.items():

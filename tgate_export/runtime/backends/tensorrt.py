@@ -1,0 +1,221 @@
+"""Plans on TensorRT or TensorRT-RTX: shared activations, fixed addresses, CUDA graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.plans import Flavour, PlanSet, plan_sets
+from tgate_export.runtime.backends.base import (
+    Backend,
+    BackendError,
+    BackendOptions,
+    Execute,
+    Memory,
+    MemoryReport,
+)
+from tgate_export.runtime.backends.bindings import View
+from tgate_export.runtime.backends.cuda import Block, Cuda, Event
+from tgate_export.runtime.backends.plan_choice import Machine, choose, input_shapes
+from tgate_export.runtime.backends.tensorrt_engine import Bindings, Engine, PlanLoader
+from tgate_export.runtime.backends.tensorrt_versions import collecting_logger, import_module
+from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
+
+
+class TensorRTBackend(Backend):
+    """Runs a bundle's plans; all work is queued on one stream."""
+
+    def __init__(self, bundle: Bundle, flavour: Flavour, options: BackendOptions) -> None:
+        self.name = flavour
+        self._bundle = bundle
+        self._options = options
+        self._sets = [plans for plans in plan_sets(bundle.path) if plans.key.flavour == flavour]
+        if not self._sets:
+            raise BackendError(
+                f"{bundle.path} has no {flavour} plans",
+                f"make them with `{build_command(bundle, flavour)}`, or use --backend onnxruntime",
+            )
+        trt = import_module(flavour)
+        self._cuda = Cuda(extra=flavour)
+        self._machine = Machine(flavour, trt.__version__, self._cuda.compute_capability())
+        choose(self._sets, self._machine, {}, self._build_command())
+        self._loader = PlanLoader(trt, collecting_logger(trt), self._cuda)
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._activations: Block | None = None
+        self._buffers_bytes = 0
+
+    def _build_command(self) -> str:
+        command = build_command(self._bundle, self._machine.flavour)
+        if self._machine.flavour == "tensorrt-rtx":
+            command += f" --sm {self._machine.compute_capability}"
+        return command
+
+    def allocate(self, plan: BindingPlan) -> DeviceMemory:
+        """Choose plans for the run's shapes, load them, and allocate; see `Backend.allocate`."""
+        shapes = input_shapes(plan)
+        plans = choose(self._sets, self._machine, shapes, self._build_command())
+        engines = {graph: self._load(plans, graph) for graph in shapes}
+        needed = max(engine.set_shapes(shapes[graph]) for graph, engine in engines.items())
+        if self._activations is None or self._activations.bytes < needed:
+            self._activations = None  # free the smaller one first
+            self._activations = self._cuda.allocate(needed, "the activations of all plans")
+        for engine in engines.values():
+            engine.set_activations(self._activations)
+        memory = DeviceMemory(self._cuda, plan.buffers, engines, self._activations)
+        self._buffers_bytes = memory.bytes
+        return memory
+
+    def _load(self, plans: PlanSet, graph: str) -> Engine:
+        if (plans.name, graph) not in self._engines:
+            stripped = plans.plans[graph].key.settings.weights_stripped
+            onnx = self._bundle.file(self._bundle.manifest.graph(graph).file)
+            budget = self._options.weight_streaming_budget
+            self._engines[plans.name, graph] = self._loader.load(
+                graph, plans.file(graph), onnx if stripped else None, budget
+            )
+        return self._engines[plans.name, graph]
+
+    def prepare(self, launch: Launch, memory: Memory) -> Execute:
+        """Bind a launch; capture it unless one of the same addresses was. See `Backend.prepare`."""
+        assert isinstance(memory, DeviceMemory)
+        engine = memory.engines[launch.graph]
+        bindings = engine.bind(
+            {tensor: memory.view(slot) for tensor, slot in launch.inputs.items()},
+            {tensor: memory.view(slot) for tensor, slot in launch.outputs.items()},
+        )
+        key = (launch.graph, frozenset(bindings.addresses.items()))
+        if key not in memory.runs:
+            memory.runs[key] = self._run(engine, bindings)
+        copies = [copy for slot in launch.inputs.values() if (copy := memory.staging_copy(slot))]
+        return partial(_execute, copies, memory.runs[key])
+
+    def _run(self, engine: Engine, bindings: Bindings) -> Execute:
+        """Return what queues a graph on these addresses: a CUDA graph where that can be."""
+        enqueue = partial(engine.enqueue, bindings)
+        # Streamed weights are copied by the host's hand at every run.
+        if not self._options.cuda_graphs or self._options.weight_streaming_budget is not None:
+            return enqueue
+        enqueue()  # what TensorRT defers to the first run with new shapes cannot be captured
+        if not engine.capturable():
+            return enqueue
+        try:
+            return self._cuda.capture(enqueue).launch
+        except BackendError as error:
+            raise BackendError(f"graph {engine.graph!r}: {error}", "try --no-cuda-graphs") from None
+
+    def mark(self) -> Event:
+        """Queue a time stamp; see `Backend.mark`."""
+        return self._cuda.record()
+
+    def seconds(self, start: Event, end: Event) -> float:
+        """See `Backend.seconds`."""
+        return self._cuda.seconds(start, end)
+
+    def synchronize(self) -> None:
+        """See `Backend.synchronize`."""
+        self._cuda.synchronize()
+
+    def memory_report(self) -> MemoryReport:
+        """See `Backend.memory_report`."""
+        return MemoryReport(
+            weights={
+                f"{plans}/{graph}": engine.resident_weights()
+                for (plans, graph), engine in self._engines.items()
+            },
+            activations=self._activations.bytes if self._activations else 0,
+            buffers=self._buffers_bytes,
+        )
+
+
+def _execute(copies: list[Callable[[], None]], run: Execute) -> None:
+    for copy in copies:
+        copy()
+    run()
+
+
+def build_command(bundle: Bundle, flavour: Flavour) -> str:
+    """Return the command that adds plans to a bundle."""
+    manifest = bundle.manifest
+    model = f"--model {manifest.source.model} --out {bundle.path}"
+    return f"tgate-export build {model} --precision {manifest.precision} --target {flavour}"
+
+
+class DeviceMemory(Memory):
+    """One block for each buffer, and a staging tensor for each buffer that has rows.
+
+    A launch that reads row `i` is queued after a copy of the row into the staging tensor, so that
+    it has the same addresses at every step, and 256-byte alignment whatever the row's size.
+    """
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        buffers: Mapping[str, BufferSpec],
+        engines: Mapping[str, Engine],
+        activations: Block,
+    ) -> None:
+        self.engines = engines
+        self.runs: dict[tuple[str, frozenset[tuple[str, int]]], Execute] = {}
+        self._activations = activations  # what was captured writes there
+        self._cuda = cuda
+        self._specs = dict(buffers)
+        self._blocks: dict[str, Block] = {}
+        self._staging: dict[str, Block] = {}
+        for name, spec in buffers.items():
+            self._blocks[name] = self._zeros(name, spec.slots * _row_bytes(spec))
+            if spec.rows is not None:
+                self._staging[name] = self._zeros(name, _row_bytes(spec))
+
+    def _zeros(self, name: str, size: int) -> Block:
+        block = self._cuda.allocate(size, f"buffer {name!r}")
+        self._cuda.fill_zero(block)
+        return block
+
+    @property
+    def bytes(self) -> int:
+        """Size of all buffers."""
+        return sum(block.bytes for block in (*self._blocks.values(), *self._staging.values()))
+
+    def view(self, slot: Slot) -> View:
+        """Return what a launch is bound to for a slot."""
+        spec = self._specs[slot.buffer]
+        block = (self._blocks if slot.row is None else self._staging)[slot.buffer]
+        return View(spec.dtype, spec.shape, block.address)
+
+    def staging_copy(self, slot: Slot) -> Callable[[], None] | None:
+        """Return what queues the copy of a row to where launches read it."""
+        if slot.row is None:
+            return None
+        target = self._staging[slot.buffer].address
+        size = _row_bytes(self._specs[slot.buffer])
+        return partial(self._cuda.copy, target, self._address(slot), size)
+
+    def _address(self, slot: Slot) -> int:
+        return self._blocks[slot.buffer].address + (slot.row or 0) * _row_bytes(
+            self._specs[slot.buffer]
+        )
+
+    def write(self, slot: Slot, value: np.ndarray) -> None:
+        """See `Memory.write`."""
+        spec = self._specs[slot.buffer]
+        if value.shape != spec.shape or value.dtype != spec.dtype:
+            raise ValueError(
+                f"buffer {slot.buffer!r} holds {spec.dtype} {list(spec.shape)}, "
+                f"not {value.dtype} {list(value.shape)}"
+            )
+        self._cuda.upload(self._address(slot), np.ascontiguousarray(value))
+
+    def read(self, slot: Slot) -> np.ndarray:
+        """See `Memory.read`."""
+        spec = self._specs[slot.buffer]
+        value = np.empty(spec.shape, spec.dtype)
+        self._cuda.download(value, self._address(slot))
+        return value
+
+
+def _row_bytes(spec: BufferSpec) -> int:
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
