@@ -46,8 +46,8 @@ def pixels(path: Path) -> np.ndarray:
 def test_picture_and_report(generate: Generate, folder: Path) -> None:
     report = generate("--json", "--steps", 4, "--gate-step", 3, "--scheduler", "euler").json()
     assert report.keys() == {
-        "images", "backend", "seed", "steps", "gate_step", "guidance_scale", "scheduler", "width",
-        "height", "timings",
+        "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
+        "guidance_scale", "scheduler", "width", "height", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
     assert (report["steps"], report["gate_step"], report["seed"]) == (4, 3, 3)
@@ -63,7 +63,9 @@ def test_readable_report_and_repeatable_picture(generate: Generate, folder: Path
     result = generate()
     assert result.code == 0
     assert result.out == ""
-    (line,) = result.err.splitlines()
+    chosen, line = result.err.splitlines()
+    assert chosen.startswith("Backend onnxruntime:")
+    assert ": the fastest that works here" in chosen
     assert "1 full steps" in line
     assert "1 gated steps" in line
     first = pixels(folder / "x.png")
@@ -96,6 +98,8 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--size", "16x32"], "height 32 does not fit"),
         (["--size", "16"], "is not WxH"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
+        (["--weight-streaming-budget", -1], "is not in the range x>=0"),
+        (["--backend", "onnxruntime", "--no-cuda-graphs"], "for plans, not for onnxruntime"),
         (["--out", "x.gif"], "must end in .png"),
         (["--out", "nowhere/x.png"], "the folder nowhere does not exist"),
     ],
@@ -162,7 +166,7 @@ def test_long_prompt_is_cut_as_by_diffusers(
     fits, cut = "f" * 74 + " x", "left [/b] out [red]"
     result = generate(prompt=f"{fits} {cut}")
     assert result.code == 0
-    warning, _report = result.err.splitlines()
+    warning, _backend, _report = result.err.splitlines()
     assert warning.startswith("warning: the prompt is longer than the 77 tokens")
     shown = warning.split("left out: ")[1]
     assert shown.replace(" ", "") == repr(cut.replace(" ", ""))

@@ -8,6 +8,7 @@ that were bound.
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,7 @@ def reference(tiny_bundle: Path) -> TGatePipeline:
     return TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
 
 
-def open_pipeline(
-    bundle: Path, flavour: Flavour = "tensorrt-rtx", **options: Any
-) -> TGatePipeline:
+def open_pipeline(bundle: Path, flavour: Flavour = "tensorrt-rtx", **options: Any) -> TGatePipeline:
     options_ = BackendOptions(**options)
     return TGatePipeline.from_bundle(bundle, flavour, check_hashes=False, options=options_)
 
@@ -98,13 +97,15 @@ def test_same_pictures_as_onnxruntime(
     np.testing.assert_array_equal(latents_of(pipeline, **run), latents_of(reference, **run))
 
 
-def test_dynamic_sizes(gpu: Emulation, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_dynamic_sizes_in_half_precision(
+    gpu: Emulation, tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
     from tgate_export.bundle.manifest import Range
     from tgate_export.export.build import build_bundle
 
     side = Range(min=16, opt=16, max=32)
     bundle = build_bundle(
-        str(tiny_pipeline_dir), out=tmp_path / "bundle", width=side, height=side
+        str(tiny_pipeline_dir), size=(side, side), precision="fp16", out=tmp_path / "bundle"
     ).path
     write_emulated(bundle, size=(16, 16, 32))
     cpu, pipeline = TGatePipeline.from_bundle(bundle, "onnxruntime:cpu"), open_pipeline(bundle)
@@ -121,7 +122,7 @@ def test_no_waiting_and_no_memory_calls_between_steps(gpu: Emulation, planned: P
         "a", num_inference_steps=20, gate_step=2, seed=5, output_type="latent",
         callback_on_step_end=lambda _info: seen.append(dict(gpu.cuda.calls)),
     )  # fmt: skip
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         made = {name: after[name] - before.get(name, 0) for name in after}
         assert {name: count for name, count in made.items() if count} == {
             "cudaEventCreate": 3,
@@ -230,9 +231,7 @@ def test_stripped_plans_get_the_bundles_weights(
     np.testing.assert_array_equal(latents_of(pipeline), latents_of(reference))
 
 
-def test_weight_streaming(
-    gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
-) -> None:
+def test_weight_streaming(gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline) -> None:
     write_emulated(tiny_bundle_copy, settings=PlanSettings(weight_streaming=True))
     pipeline = open_pipeline(tiny_bundle_copy, weight_streaming_budget=1000)
     np.testing.assert_array_equal(latents_of(pipeline), latents_of(reference))

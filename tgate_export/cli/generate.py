@@ -17,6 +17,7 @@ from tgate_export.cli._console import (
 from tgate_export.errors import InvalidRequestError, TGateError
 
 if TYPE_CHECKING:
+    from tgate_export.runtime.backends.base import Backend
     from tgate_export.runtime.pipeline import PipelineOutput
 
 
@@ -41,7 +42,18 @@ if TYPE_CHECKING:
     "--backend",
     default="auto",
     show_default=True,
-    help="auto, onnxruntime, or onnxruntime:cpu, :cuda, :tensorrt.",
+    help="auto (the fastest that works here); tensorrt or tensorrt-rtx (the bundle's plans); "
+    "onnxruntime, or onnxruntime:cpu, :cuda, :tensorrt, :tensorrt-rtx.",
+)
+@click.option(
+    "--no-cuda-graphs", is_flag=True, help="Enqueue plans anew at every step. For debugging."
+)
+@click.option(
+    "--weight-streaming-budget",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="Weights of each plan that may stay on the GPU; for plans built with "
+    "--weight-streaming. Default: all.",
 )
 @click.option(
     "--out",
@@ -63,17 +75,25 @@ def command(
     num_images: int,
     size: str | None,
     backend: str,
+    no_cuda_graphs: bool,
+    weight_streaming_budget: float | None,
     out: Path,
     as_json: bool,
 ) -> None:
     """Draw with a bundle: full graph before the gate step, gated graph from it on."""
     _check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
+    from tgate_export.runtime.backends.base import BackendOptions
     from tgate_export.runtime.pipeline import TGatePipeline
 
+    budget = weight_streaming_budget
+    options = BackendOptions(
+        cuda_graphs=not no_cuda_graphs,
+        weight_streaming_budget=None if budget is None else int(budget * 2**30),
+    )
     with readable_warnings():
         with spinner("loading"):
-            pipeline = TGatePipeline.from_bundle(bundle, backend)
+            pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
         with _StepBar() as bar:
             output = pipeline(
                 prompt,
@@ -89,7 +109,11 @@ def command(
                 callback_on_step_end=bar.update,
             )
     files = _save(output, out)
-    _report(output, files, pipeline.backend.name, as_json)
+    if backend == "auto" and not as_json:
+        stderr().print(
+            f"Backend {pipeline.backend.name}: {pipeline.backend.reason}", soft_wrap=True
+        )
+    _report(output, files, pipeline.backend, as_json)
 
 
 class _StepBar:
@@ -143,13 +167,16 @@ def _save(output: PipelineOutput, out: Path) -> list[Path]:
     return files
 
 
-def _report(output: PipelineOutput, files: list[Path], backend: str, as_json: bool) -> None:
+def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json: bool) -> None:
     request, timings = output.request, output.timings
     if as_json:
+        memory = backend.memory_report()
         print_json(
             {
                 "images": [str(file) for file in files],
-                "backend": backend,
+                "backend": backend.name,
+                "backend_reason": backend.reason,
+                "device_memory": memory.as_dict() if memory else None,
                 "seed": request.seed,
                 "steps": request.num_inference_steps,
                 "gate_step": request.gate_step,
@@ -169,7 +196,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: str, as_json: bo
         if entry["evaluations"]
     ]
     stderr().print(
-        f"Wrote {', '.join(str(file) for file in files)} (seed {request.seed}, {backend}): "
+        f"Wrote {', '.join(str(file) for file in files)} (seed {request.seed}, {backend.name}): "
         f"{timings.total:.2f} s, {' and '.join(parts)}",
         soft_wrap=True,
     )

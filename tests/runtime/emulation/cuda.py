@@ -4,10 +4,15 @@ What a GPU does late happens late here too: a stream only queues, until somebody
 wait shows as an old value, memory that was freed or never written as NaN.
 """
 
+# The library's names.
+# ruff: noqa: N801, N802, N803, N815
+
 from __future__ import annotations
 
 import ctypes
 import enum
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +23,7 @@ POISON = 0xFF  # every float of these bytes is NaN
 Operation = Callable[[], None]
 
 
-class cudaError_t(enum.IntEnum):  # noqa: N801 - the library's name
+class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
@@ -29,17 +34,17 @@ class cudaError_t(enum.IntEnum):  # noqa: N801 - the library's name
     cudaErrorStreamCaptureInvalidated = 901
 
 
-class cudaMemcpyKind(enum.IntEnum):  # noqa: N801
+class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
 
 
-class cudaStreamCaptureMode(enum.IntEnum):  # noqa: N801
+class cudaStreamCaptureMode(enum.IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
-class cudaDeviceAttr(enum.IntEnum):  # noqa: N801
+class cudaDeviceAttr(enum.IntEnum):
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
 
@@ -69,11 +74,11 @@ class CudaEmulation:
         live: size of every block, by address.
     """
 
-    cudaError_t = cudaError_t  # noqa: N815
-    cudaMemcpyKind = cudaMemcpyKind  # noqa: N815
-    cudaStreamCaptureMode = cudaStreamCaptureMode  # noqa: N815
-    cudaDeviceAttr = cudaDeviceAttr  # noqa: N815
-    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaError_t = cudaError_t
+    cudaMemcpyKind = cudaMemcpyKind
+    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaDeviceAttr = cudaDeviceAttr
+    cudaStreamNonBlocking = 1
 
     def __init__(self) -> None:
         self.driver, self.version, self.devices = 13020, 13050, 1
@@ -90,10 +95,16 @@ class CudaEmulation:
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name.startswith("cuda") and callable(value) and not isinstance(value, type):
-            calls = super().__getattribute__("calls")
-            calls[name] = calls.get(name, 0) + 1
-        return value
+        if not name.startswith("cuda") or not inspect.ismethod(value):
+            return value
+
+        @functools.wraps(value)
+        def counted(*arguments: Any) -> tuple[Any, ...]:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            result: tuple[Any, ...] = value(*arguments)
+            return result
+
+        return counted
 
     def _handle(self) -> int:
         self._handles += 1
@@ -151,13 +162,13 @@ class CudaEmulation:
         self.live[address] = size
         return OK, address
 
-    def cudaFree(self, devPtr: int) -> tuple[Any, ...]:  # noqa: N803
+    def cudaFree(self, devPtr: int) -> tuple[Any, ...]:
         for stream in self.streams.values():  # as the real one, it waits
             stream.drain()
         ctypes.memset(devPtr, POISON, self.live.pop(devPtr))
         return (OK,)
 
-    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any, ...]:  # noqa: N803
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any, ...]:
         self.block_of(devPtr, count)
         self.streams[stream].put(lambda: ctypes.memset(devPtr, value, count) and None)
         return (OK,)
@@ -236,7 +247,7 @@ class CudaEmulation:
         self.graphs[handle := self._handle()] = list(self.graphs[graph])
         return OK, handle
 
-    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[Any, ...]:  # noqa: N803
+    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[Any, ...]:
         for operation in self.graphs[graphExec]:
             self.streams[stream].put(operation)
         return (OK,)
@@ -245,6 +256,6 @@ class CudaEmulation:
         del self.graphs[graph]
         return (OK,)
 
-    def cudaGraphExecDestroy(self, graphExec: int) -> tuple[Any, ...]:  # noqa: N803
+    def cudaGraphExecDestroy(self, graphExec: int) -> tuple[Any, ...]:
         del self.graphs[graphExec]
         return (OK,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,14 +59,14 @@ class ILogger:
         raise NotImplementedError
 
 
-@lru_cache(maxsize=None)
+@cache
 def session(path: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def output_shapes(path: str, inputs: tuple[tuple[str, Shape, str], ...]) -> dict[str, Shape]:
     """Run the graph on zeros to see what shapes come out."""
     feed = {name: np.zeros(shape, dtype) for name, shape, dtype in inputs}
@@ -89,7 +89,7 @@ class RuntimeConfig:
 
 
 class Engine:
-    """`alter` in the plan changes what the engine declares: tensor -> mode, dtype or name."""
+    """`alter` in the plan changes what the engine declares: tensor -> mode and dtype."""
 
     def __init__(self, module: TensorRTEmulation, plan: dict[str, Any]) -> None:
         self.module = module
@@ -107,11 +107,13 @@ class Engine:
             for entry in entries:
                 shape = tuple(dim if isinstance(dim, int) else -1 for dim in entry.shape)
                 self.tensors[entry.name] = (mode, DataType[types[entry.type]], shape)
+        self.declared = {name: (mode, dtype) for name, (mode, dtype, _) in self.tensors.items()}
         for name, (mode, dtype) in plan["alter"].items():
-            old = self.tensors[name]
-            self.tensors[name] = (
-                TensorIOMode[mode] if mode else old[0], DataType[dtype] if dtype else old[1], old[2],
-            )  # fmt: skip
+            old = self.declared[name]
+            self.declared[name] = (
+                TensorIOMode[mode] if mode else old[0],
+                DataType[dtype] if dtype else old[1],
+            )
 
     @property
     def num_io_tensors(self) -> int:
@@ -121,10 +123,10 @@ class Engine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return self.tensors[name][0]
+        return self.declared[name][0]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return self.tensors[name][1]
+        return self.declared[name][1]
 
     def get_engine_stat(self, stat: EngineStat = EngineStat.TOTAL_WEIGHTS_SIZE) -> int:
         return int(self.plan["weights"])

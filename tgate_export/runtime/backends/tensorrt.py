@@ -71,11 +71,16 @@ class TensorRTBackend(Backend):
 
     def _load(self, plans: PlanSet, graph: str) -> Engine:
         if (plans.name, graph) not in self._engines:
-            stripped = plans.plans[graph].key.settings.weights_stripped
+            settings = plans.plans[graph].key.settings
             onnx = self._bundle.file(self._bundle.manifest.graph(graph).file)
             budget = self._options.weight_streaming_budget
+            if budget is not None and not settings.weight_streaming:
+                raise BackendError(
+                    f"{plans.path} was not built to stream weights",
+                    "leave out the budget, or build the plans again with --weight-streaming",
+                )
             self._engines[plans.name, graph] = self._loader.load(
-                graph, plans.file(graph), onnx if stripped else None, budget
+                graph, plans.file(graph), onnx if settings.weights_stripped else None, budget
             )
         return self._engines[plans.name, graph]
 

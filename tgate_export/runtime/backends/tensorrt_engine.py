@@ -60,12 +60,7 @@ class PlanLoader:
             raise self.failure(f"{path} cannot be loaded", path.stat().st_size)
         if refit_from is not None:
             self._refit(engine, path, refit_from)
-        if budget is not None:
-            if not engine.streamable_weights_size:
-                raise BackendError(
-                    f"{path} was not built to stream weights",
-                    "leave out the budget, or build the plans again with --weight-streaming",
-                )
+        if budget is not None and engine.streamable_weights_size:
             engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
         context = create_context(self.trt, engine)
         if context is None:

@@ -1,0 +1,117 @@
+"""Which backend runs a bundle, and what is said when none or another does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.emulation.install import Emulation, install
+from tests.runtime.emulation.plans import write_emulated
+from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.plans import Flavour
+from tgate_export.runtime.backends import select
+from tgate_export.runtime.backends.base import BackendError, BackendOptions
+from tgate_export.runtime.pipeline import TGatePipeline
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def without_cuda_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def unimported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_rtx", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def planned(path: Path, *flavours: Flavour, **options: Any) -> Bundle:
+    for flavour in flavours:
+        write_emulated(path, flavour, name=flavour, **options)
+    return open_bundle(path)
+
+
+def test_auto_takes_plans_first(gpu: Emulation, tiny_bundle_copy: Path) -> None:
+    bundle = planned(tiny_bundle_copy, "tensorrt-rtx")
+    backend = select("auto", bundle)
+    assert (backend.name, backend.reason) == ("tensorrt-rtx", "the fastest that works here")
+    assert select("auto", planned(tiny_bundle_copy, "tensorrt")).name == "tensorrt"
+
+
+def test_auto_passes_over_plans_that_do_not_run_here(
+    gpu: Emulation, tiny_bundle_copy: Path, without_cuda_provider: None
+) -> None:
+    write_emulated(tiny_bundle_copy, "tensorrt", name="other", compute_capabilities=["9.0"])
+    backend = select("auto", planned(tiny_bundle_copy, "tensorrt-rtx"))
+    assert backend.name == "tensorrt-rtx"
+    assert backend.reason == (
+        "the fastest that works here (tensorrt: no tensorrt plans for tensorrt 10.13.3.9 on "
+        "compute capability 8.9 fit (other: compute capability 9.0))"
+    )
+    gpu.cuda.driver = 0
+    backend = select("auto", open_bundle(tiny_bundle_copy))
+    assert backend.name == "onnxruntime:cpu"
+    assert "tensorrt-rtx: no CUDA driver on this machine; onnxruntime:cuda: this" in backend.reason
+
+
+def test_auto_probes_nothing_that_the_bundle_cannot_use(
+    tiny_bundle: Path, unimported: None, without_cuda_provider: None
+) -> None:
+    backend = select("auto", open_bundle(tiny_bundle))
+    assert backend.name == "onnxruntime:cpu"
+    assert "tensorrt" not in backend.reason
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_a_bundle_without_plans(tiny_bundle: Path, unimported: None, flavour: Flavour) -> None:
+    with pytest.raises(BackendError) as caught:
+        select(flavour, open_bundle(tiny_bundle))
+    assert f"has no {flavour} plans: make them with `tgate-export build --model" in str(
+        caught.value
+    )
+    assert f"--target {flavour}`, or use --backend onnxruntime" in str(caught.value)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_a_module_that_is_not_installed(
+    tiny_bundle_copy: Path, unimported: None, flavour: Flavour
+) -> None:
+    with pytest.raises(BackendError, match=rf"install 'tgate-export\[{flavour}\]'"):
+        select(flavour, planned(tiny_bundle_copy, flavour))
+
+
+def test_plans_for_another_machine(gpu: Emulation, tiny_bundle_copy: Path) -> None:
+    write_emulated(tiny_bundle_copy, name="old", version="1.6.0.1")
+    write_emulated(tiny_bundle_copy, name="blackwell", compute_capabilities=["12.0"])
+    with pytest.raises(BackendError) as caught:
+        select("tensorrt-rtx", open_bundle(tiny_bundle_copy))
+    message = str(caught.value)
+    assert "blackwell: compute capability 12.0; old: version 1.6.0.1" in message
+    assert "--target tensorrt-rtx --sm 8.9`" in message
+
+
+def test_plans_for_another_shape(gpu: Emulation, tiny_bundle_copy: Path) -> None:
+    bundle = planned(tiny_bundle_copy, "tensorrt-rtx", batch=(1, 1, 1))
+    pipeline = TGatePipeline(bundle, select("tensorrt-rtx", bundle))
+    with pytest.raises(BackendError, match=r"text_encoder's input_ids 1x77, not 2x77"):
+        pipeline(["a", "b"], num_inference_steps=2)
+
+
+def test_options_are_for_plans(tiny_bundle: Path) -> None:
+    with pytest.raises(ValueError, match="for plans, not for onnxruntime:cpu"):
+        select("onnxruntime:cpu", open_bundle(tiny_bundle), BackendOptions(cuda_graphs=False))
+
+
+def test_onnxruntimes_own_tensorrt_rtx(tiny_bundle: Path, without_cuda_provider: None) -> None:
+    with pytest.raises(BackendError, match="no NvTensorRTRTXExecutionProvider"):
+        select("onnxruntime:tensorrt-rtx", open_bundle(tiny_bundle))
