@@ -101,10 +101,13 @@ def test_plans_for_another_machine(gpu: Emulation, tiny_bundle_copy: Path) -> No
 
 
 def test_plans_for_another_shape(gpu: Emulation, tiny_bundle_copy: Path) -> None:
-    bundle = planned(tiny_bundle_copy, "tensorrt-rtx", batch=(1, 1, 1))
+    bundle = planned(tiny_bundle_copy, "tensorrt-rtx", batch=(2, 2, 2))
     pipeline = TGatePipeline(bundle, select("tensorrt-rtx", bundle))
-    with pytest.raises(BackendError, match=r"text_encoder's input_ids 1x77, not 2x77"):
-        pipeline(["a", "b"], num_inference_steps=2)
+    with pytest.raises(BackendError) as caught:
+        pipeline("a", num_inference_steps=2)
+    assert "(tensorrt-rtx: text_encoder's input_ids 2x77, not 1x77)" in str(caught.value)
+    assert "--size 16x16" in str(caught.value)
+    assert "--target tensorrt-rtx --sm 8.9 --batch 1`" in str(caught.value)
 
 
 def test_options_are_for_plans(tiny_bundle: Path) -> None:

@@ -14,7 +14,7 @@ from tgate_export.bundle.plans import (
     ShapeRange,
 )
 from tgate_export.runtime.backends.base import BackendError
-from tgate_export.runtime.backends.plan_choice import Machine, choose
+from tgate_export.runtime.backends.plan_choice import Machine, batch_size, choose
 
 HASH = "0" * 64
 ADA = Machine("tensorrt-rtx", "1.7.1.116", "8.9")
@@ -64,6 +64,28 @@ def test_one_shape_goes_before_a_range() -> None:
 
 def test_any_of_several_gpus() -> None:
     assert chosen(plan_set("a", gpus=("8.9", "12.0"))) == "a"
+
+
+@pytest.mark.parametrize(
+    ("sets", "runs"),
+    [
+        ([(1, 1, 8)], [6]),
+        ([(1, 1, 1)], [1] * 6),
+        ([(1, 1, 1), (4, 4, 4)], [4, 1, 1]),
+        ([(1, 1, 4)], [4, 2]),
+        ([(4, 4, 4)], [4, 2]),  # which is refused later, with the list
+    ],
+)
+def test_batches_are_those_that_plans_take(
+    sets: list[tuple[int, int, int]], runs: list[int]
+) -> None:
+    plans = [plan_set(str(index), batch=batch) for index, batch in enumerate(sets)]
+    plans.append(plan_set("foreign", batch=(1, 1, 8), version="1.6.0.1"))
+    found, left = [], 6
+    while left:
+        found.append(batch_size(plans, ADA, left))
+        left -= found[-1]
+    assert found == runs
 
 
 def test_every_misfit_is_listed_with_the_command() -> None:

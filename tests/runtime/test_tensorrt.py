@@ -89,6 +89,16 @@ def test_same_latents_as_onnxruntime(
     assert ("cudaGraphLaunch" in gpu.cuda.calls) == cuda_graphs
 
 
+def test_plans_of_one_image_draw_several(
+    gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
+) -> None:
+    write_emulated(tiny_bundle_copy, batch=(1, 1, 1))
+    found = latents_of(open_pipeline(tiny_bundle_copy), ["a", "b c", "d"])
+    expected = latents_of(reference, ["a", "b c", "d"])
+    # Other sums in the kernels of another batch.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_same_pictures_as_onnxruntime(
     gpu: Emulation, planned: Path, reference: TGatePipeline
 ) -> None:

@@ -164,8 +164,10 @@ class TGatePipeline:
         )
         results: list[np.ndarray] = []
         timings: Timings | None = None
-        for first in range(0, len(request.prompts), self.manifest.batch.max):
-            part = slice(first, first + self.manifest.batch.max)
+        first = 0
+        while left := len(request.prompts) - first:
+            batch = self.backend.batch_size(min(left, self.manifest.batch.max))
+            part = slice(first, first := first + batch)
             result, timing = self._run(request, part, callback_on_step_end)
             results.append(result)
             timings = timing if timings is None else timings + timing

@@ -41,13 +41,23 @@ def write_real(
         profile = Profile()
         for tensor, found in shapes[graph].items():
             profile.add(tensor, found.min, found.opt, found.max)
-        network = network_from_onnx_path(
+        parsed = network_from_onnx_path(
             str(bundle / manifest.graph(graph).file), strongly_typed=True
         )
+        _decompose_attention(parsed[1])
         config = _config(flavour, compute_capability, profile)
-        contents = {**contents, graph: bytes(engine_bytes_from_network(network, config=config))}
+        contents = {**contents, graph: bytes(engine_bytes_from_network(parsed, config=config))}
     version = importlib.import_module(flavour.replace("-", "_")).__version__
     return write_plan_set(bundle, name, flavour, version, [compute_capability], shapes, contents)
+
+
+def _decompose_attention(network: Any) -> None:
+    """Allow what has no fused kernel: the tiny pipeline's heads are too small for one."""
+    trt = importlib.import_module(type(network).__module__.partition("_bindings")[0])
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # TensorRT's way to downcast
+            layer.attention.decomposable = True
 
 
 def _config(flavour: Flavour, compute_capability: str, profile: Any) -> Any:

@@ -106,6 +106,10 @@ class Backend(ABC):
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch's tensors; the result queues it. May run it, on zeros, to warm up."""
 
+    def batch_size(self, images: int) -> int:
+        """Return how many of the images that are left to draw one run can take."""
+        return images
+
     def mark(self) -> Any:
         """Note the moment when the device has done everything queued so far."""
         return perf_counter()

@@ -20,7 +20,13 @@ from tgate_export.runtime.backends.base import (
 )
 from tgate_export.runtime.backends.bindings import View
 from tgate_export.runtime.backends.cuda import Block, Cuda, Event
-from tgate_export.runtime.backends.plan_choice import Machine, choose, input_shapes
+from tgate_export.runtime.backends.plan_choice import (
+    Machine,
+    batch_size,
+    build_command,
+    choose,
+    input_shapes,
+)
 from tgate_export.runtime.backends.tensorrt_engine import Bindings, Engine, PlanLoader
 from tgate_export.runtime.backends.tensorrt_versions import collecting_logger, import_module
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
@@ -37,7 +43,8 @@ class TensorRTBackend(Backend):
         if not self._sets:
             raise BackendError(
                 f"{bundle.path} has no {flavour} plans",
-                f"make them with `{build_command(bundle, flavour)}`, or use --backend onnxruntime",
+                f"make them with `{build_command(bundle.manifest, bundle.path, flavour)}`, "
+                "or use --backend onnxruntime",
             )
         trt = import_module(flavour)
         self._cuda = Cuda(extra=flavour)
@@ -49,15 +56,21 @@ class TensorRTBackend(Backend):
         self._buffers_bytes = 0
 
     def _build_command(self) -> str:
-        command = build_command(self._bundle, self._machine.flavour)
+        command = build_command(self._bundle.manifest, self._bundle.path, self._machine.flavour)
         if self._machine.flavour == "tensorrt-rtx":
             command += f" --sm {self._machine.compute_capability}"
         return command
 
+    def batch_size(self, images: int) -> int:
+        """See `Backend.batch_size`."""
+        return batch_size(self._sets, self._machine, images)
+
     def allocate(self, plan: BindingPlan) -> DeviceMemory:
         """Choose plans for the run's shapes, load them, and allocate; see `Backend.allocate`."""
         shapes = input_shapes(plan)
-        plans = choose(self._sets, self._machine, shapes, self._build_command())
+        batch = next(iter(shapes["full"].values()))[0]
+        command = f"{self._build_command()} --batch {batch}"
+        plans = choose(self._sets, self._machine, shapes, command)
         engines = {graph: self._load(plans, graph) for graph in shapes}
         needed = max(engine.set_shapes(shapes[graph]) for graph, engine in engines.items())
         if self._activations is None or self._activations.bytes < needed:
@@ -140,13 +153,6 @@ def _execute(copies: list[Callable[[], None]], run: Execute) -> None:
     for copy in copies:
         copy()
     run()
-
-
-def build_command(bundle: Bundle, flavour: Flavour) -> str:
-    """Return the command that adds plans to a bundle."""
-    manifest = bundle.manifest
-    model = f"--model {manifest.source.model} --out {bundle.path}"
-    return f"tgate-export build {model} --precision {manifest.precision} --target {flavour}"
 
 
 class DeviceMemory(Memory):
