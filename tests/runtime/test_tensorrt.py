@@ -153,6 +153,13 @@ def test_one_capture_for_each_graph_and_addresses(gpu: Emulation, planned: Path)
     assert launched == 2 + 2 * 20
     latents_of(pipeline, num_inference_steps=20, seed=9, scheduler="euler", prompt="other")
     assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
+    allocated = gpu.cuda.calls["cudaMalloc"]
+    latents_of(pipeline, num_inference_steps=10, gate_step=7)
+    latents_of(pipeline, num_inference_steps=30, gate_step=99)  # no gated step
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
+    assert gpu.cuda.calls["cudaMalloc"] == allocated + 2 * 2  # timesteps and weights
+    latents_of(pipeline, num_inference_steps=11)
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 8  # the decoder reads the other buffer
 
 
 def test_caches_are_the_same_memory_on_both_sides(gpu: Emulation, planned: Path) -> None:
@@ -174,7 +181,7 @@ def test_callback_reads_the_step_it_was_called_for(
         seen: list[np.ndarray] = []
 
         def record(info: StepInfo) -> None:
-            seen.append(info.latents())
+            seen.append(info.latents().copy())  # at once: a later wait would hide a missing one
 
         latents_of(pipeline, callback_on_step_end=record)
         return seen

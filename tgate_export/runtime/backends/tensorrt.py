@@ -53,7 +53,7 @@ class TensorRTBackend(Backend):
         self._loader = PlanLoader(trt, collecting_logger(trt), self._cuda)
         self._engines: dict[tuple[str, str], Engine] = {}
         self._activations: Block | None = None
-        self._buffers_bytes = 0
+        self._memory: DeviceMemory | None = None
 
     def _build_command(self) -> str:
         command = build_command(self._bundle.manifest, self._bundle.path, self._machine.flavour)
@@ -72,15 +72,21 @@ class TensorRTBackend(Backend):
         command = f"{self._build_command()} --batch {batch}"
         plans = choose(self._sets, self._machine, shapes, command)
         engines = {graph: self._load(plans, graph) for graph in shapes}
+        if self._memory is not None and self._memory.serves(plan.buffers, engines):
+            # Another number of steps or another gate: what was captured stays valid.
+            self._memory = DeviceMemory(
+                self._cuda, plan.buffers, engines, self._memory.activations, self._memory
+            )
+            return self._memory
+        self._memory = None  # free it first
         needed = max(engine.set_shapes(shapes[graph]) for graph, engine in engines.items())
         if self._activations is None or self._activations.bytes < needed:
             self._activations = None  # free the smaller one first
             self._activations = self._cuda.allocate(needed, "the activations of all plans")
         for engine in engines.values():
             engine.set_activations(self._activations)
-        memory = DeviceMemory(self._cuda, plan.buffers, engines, self._activations)
-        self._buffers_bytes = memory.bytes
-        return memory
+        self._memory = DeviceMemory(self._cuda, plan.buffers, engines, self._activations)
+        return self._memory
 
     def _load(self, plans: PlanSet, graph: str) -> Engine:
         if (plans.name, graph) not in self._engines:
@@ -145,7 +151,7 @@ class TensorRTBackend(Backend):
                 for (plans, graph), engine in self._engines.items()
             },
             activations=self._activations.bytes if self._activations else 0,
-            buffers=self._buffers_bytes,
+            buffers=self._memory.bytes if self._memory else 0,
         )
 
 
@@ -156,10 +162,10 @@ def _execute(copies: list[Callable[[], None]], run: Execute) -> None:
 
 
 class DeviceMemory(Memory):
-    """One block for each buffer, and a staging tensor for each buffer that has rows.
+    """One block for each tensor that launches are bound to, and one for all rows of a buffer.
 
-    A launch that reads row `i` is queued after a copy of the row into the staging tensor, so that
-    it has the same addresses at every step, and 256-byte alignment whatever the row's size.
+    A launch that reads row `i` is queued after a copy of the row to the bound block, so that it
+    has the same addresses at every step, and 256-byte alignment whatever the row's size.
     """
 
     def __init__(
@@ -168,47 +174,59 @@ class DeviceMemory(Memory):
         buffers: Mapping[str, BufferSpec],
         engines: Mapping[str, Engine],
         activations: Block,
+        predecessor: DeviceMemory | None = None,
     ) -> None:
-        self.engines = engines
-        self.runs: dict[tuple[str, frozenset[tuple[str, int]]], Execute] = {}
-        self._activations = activations  # what was captured writes there
+        self.engines: Mapping[str, Engine] = (
+            {**predecessor.engines, **engines} if predecessor else engines
+        )
+        self.runs: dict[tuple[str, frozenset[tuple[str, int]]], Execute] = (
+            predecessor.runs if predecessor else {}
+        )
+        self.activations = activations  # what was captured writes there
         self._cuda = cuda
         self._specs = dict(buffers)
-        self._blocks: dict[str, Block] = {}
-        self._staging: dict[str, Block] = {}
+        self._bound: dict[str, Block] = predecessor._bound if predecessor else {}
+        self._rows: dict[str, Block] = {}
         for name, spec in buffers.items():
-            self._blocks[name] = self._zeros(name, spec.slots * _row_bytes(spec))
             if spec.rows is not None:
-                self._staging[name] = self._zeros(name, _row_bytes(spec))
+                self._rows[name] = self._allocate(name, spec.rows * _row_bytes(spec))
+            if predecessor is None:
+                self._bound[name] = self._allocate(name, _row_bytes(spec))
+        for block in (*self._bound.values(), *self._rows.values()):
+            cuda.fill_zero(block)
 
-    def _zeros(self, name: str, size: int) -> Block:
-        block = self._cuda.allocate(size, f"buffer {name!r}")
-        self._cuda.fill_zero(block)
-        return block
+    def _allocate(self, name: str, size: int) -> Block:
+        return self._cuda.allocate(size, f"buffer {name!r}")
+
+    def serves(self, buffers: Mapping[str, BufferSpec], engines: Mapping[str, Engine]) -> bool:
+        """Whether launches would be bound to the same addresses, whatever the number of steps."""
+        return {name: (spec.dtype, spec.shape) for name, spec in buffers.items()} == {
+            name: (spec.dtype, spec.shape) for name, spec in self._specs.items()
+        } and all(self.engines.get(graph) is engine for graph, engine in engines.items())
 
     @property
     def bytes(self) -> int:
         """Size of all buffers."""
-        return sum(block.bytes for block in (*self._blocks.values(), *self._staging.values()))
+        return sum(block.bytes for block in (*self._bound.values(), *self._rows.values()))
 
     def view(self, slot: Slot) -> View:
         """Return what a launch is bound to for a slot."""
         spec = self._specs[slot.buffer]
-        block = (self._blocks if slot.row is None else self._staging)[slot.buffer]
-        return View(spec.dtype, spec.shape, block.address)
+        return View(spec.dtype, spec.shape, self._bound[slot.buffer].address)
 
     def staging_copy(self, slot: Slot) -> Callable[[], None] | None:
         """Return what queues the copy of a row to where launches read it."""
         if slot.row is None:
             return None
-        target = self._staging[slot.buffer].address
+        target = self._bound[slot.buffer].address
         size = _row_bytes(self._specs[slot.buffer])
         return partial(self._cuda.copy, target, self._address(slot), size)
 
     def _address(self, slot: Slot) -> int:
-        return self._blocks[slot.buffer].address + (slot.row or 0) * _row_bytes(
-            self._specs[slot.buffer]
-        )
+        if slot.row is None:
+            return self._bound[slot.buffer].address
+        size = _row_bytes(self._specs[slot.buffer])
+        return self._rows[slot.buffer].address + slot.row * size
 
     def write(self, slot: Slot, value: np.ndarray) -> None:
         """See `Memory.write`."""
