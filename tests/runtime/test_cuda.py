@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import gc
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.runtime.emulation import tensorrt as emulated_tensorrt
 from tests.runtime.emulation.cuda import CudaEmulation
 from tests.runtime.emulation.install import Emulation, install
 from tgate_export.runtime.backends.base import BackendError
-from tgate_export.runtime.backends.cuda import Cuda
+from tgate_export.runtime.backends.cuda import Block, Cuda, Event, Graph
 
 
 @pytest.fixture
@@ -128,6 +129,40 @@ def test_the_emulated_runtime_has_the_names_of_the_real_one() -> None:
             assert parameters(real) == list(inspect.signature(ours).parameters), name
         else:
             assert int(real) == ours
+
+
+def test_the_real_runtime_takes_what_we_pass() -> None:
+    """Without a driver every call fails, after its arguments were converted."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    if real.cudaDriverGetVersion()[1]:
+        pytest.skip("this machine has a CUDA driver")
+    cuda = Cuda.__new__(Cuda)  # as after a probe that found a GPU
+    cuda.runtime, cuda.stream = real, 1
+    block = Block(real, 256, 4)
+    event, value = Event(real, real.cudaEvent_t(1)), np.zeros(1, np.float32)
+    graph = Graph(cuda, real.cudaGraphExec_t(1))
+    calls: list[Callable[[], object]] = [
+        cuda.compute_capability,
+        lambda: cuda.allocate(4, "a test"),
+        lambda: cuda.fill_zero(block),
+        lambda: cuda.copy(256, 512, 4),
+        lambda: cuda.upload(256, value),
+        lambda: cuda.download(value, 256),
+        cuda.synchronize,
+        cuda.record,
+        lambda: cuda.seconds(event, event),
+        lambda: cuda.capture(lambda: None),
+        graph.launch,
+        lambda: cuda.check(real.cudaStreamCreateWithFlags(real.cudaStreamNonBlocking), "x"),
+        lambda: cuda.check(real.cudaStreamEndCapture(1), "x"),
+        lambda: cuda.check(real.cudaGraphInstantiate(real.cudaGraph_t(1), 0), "x"),
+        lambda: cuda.check(real.cudaEventRecord(event.handle, 1), "x"),
+        lambda: cuda.check(real.cudaStreamDestroy(1), "x"),
+    ]
+    for call in calls:
+        with pytest.raises(BackendError, match=r"CUDA driver version is insufficient .*Driver\)$"):
+            call()
+    assert cuda.free_bytes() == 0
 
 
 def test_the_emulated_tensorrt_has_the_names_of_the_real_one() -> None:

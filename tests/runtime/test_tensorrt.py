@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.runtime.emulation.cuda import cudaError_t
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
@@ -285,11 +286,33 @@ def test_out_of_memory_says_what_was_needed_and_free(gpu: Emulation, planned: Pa
     assert np.isfinite(latents_of(pipeline)).all()
 
 
+def test_a_shapes_memory_is_freed_before_the_next_is_allocated(
+    gpu: Emulation, planned: Path
+) -> None:
+    pipeline = open_pipeline(planned)
+    latents_of(pipeline, num_images_per_prompt=8)
+    gpu.cuda.memory_limit = sum(gpu.cuda.live.values()) + 4096
+    latents_of(pipeline, num_images_per_prompt=7)
+
+
 def test_out_of_memory_while_loading(gpu: Emulation, planned: Path) -> None:
     pipeline = open_pipeline(planned)
     gpu.tensorrt["tensorrt_rtx"].refuse = "CUDA: out of memory (2)"
     with pytest.raises(BackendError, match=r"out of GPU memory: .*\.plan .* is free"):
         latents_of(pipeline)
+
+
+def test_a_launch_that_cannot_be_captured(
+    gpu: Emulation, planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def invalidated(_stream: int) -> tuple[cudaError_t, None]:
+        return cudaError_t.cudaErrorStreamCaptureInvalidated, None
+
+    monkeypatch.setattr(gpu.cuda, "cudaStreamEndCapture", invalidated)
+    with pytest.raises(
+        BackendError, match=r"'text_encoder' cannot become a CUDA graph .*: use --no-cuda-graphs$"
+    ):
+        latents_of(open_pipeline(planned))
 
 
 def test_a_plan_that_does_not_deserialise(gpu: Emulation, tiny_bundle_copy: Path) -> None:

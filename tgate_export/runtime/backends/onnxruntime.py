@@ -59,11 +59,11 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         path = self._bundle.file(self._bundle.manifest.graph(graph).file)
-        providers = [PROVIDERS[self.device]]
-        if self.device.startswith("tensorrt"):
-            providers.append(PROVIDERS["cuda"])
-        if self.device != "cpu":
-            providers.append(PROVIDERS["cpu"])
+        # What a provider does not know falls to the next.
+        fallbacks = {"cpu": (), "cuda": ("cpu",)}.get(self.device, ("cuda", "cpu"))
+        available = self._ort.get_available_providers()
+        providers = [PROVIDERS[name] for name in (self.device, *fallbacks)]
+        providers = [provider for provider in providers if provider in available]
         try:
             session = self._ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime raises many types of its own

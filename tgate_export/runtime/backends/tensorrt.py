@@ -129,7 +129,10 @@ class TensorRTBackend(Backend):
         try:
             return self._cuda.capture(enqueue).launch
         except BackendError as error:
-            raise BackendError(f"graph {engine.graph!r}: {error}", "try --no-cuda-graphs") from None
+            raise BackendError(
+                f"graph {engine.graph!r} cannot become a CUDA graph ({error.reason})",
+                "use --no-cuda-graphs",
+            ) from None
 
     def mark(self) -> Event:
         """Queue a time stamp; see `Backend.mark`."""
