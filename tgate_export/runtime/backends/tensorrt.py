@@ -68,7 +68,8 @@ class TensorRTBackend(Backend):
     def allocate(self, plan: BindingPlan) -> DeviceMemory:
         """Choose plans for the run's shapes, load them, and allocate; see `Backend.allocate`."""
         shapes = input_shapes(plan)
-        batch = next(iter(plan.buffers.values())).shape[0]
+        usual = next(iter(plan.buffers.values())).shape[0]
+        batch = self._bundle.manifest.batch.model_copy(update={"opt": usual})
         command = f"{self._build_command()} --batch {batch}"
         plans = choose(self._sets, self._machine, shapes, command)
         engines = {graph: self._load(plans, graph) for graph in shapes}
