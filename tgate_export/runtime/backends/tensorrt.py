@@ -107,6 +107,8 @@ class TensorRTBackend(Backend):
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch; capture it unless one of the same addresses was. See `Backend.prepare`."""
         assert isinstance(memory, DeviceMemory)
+        # Rows are written by the host alone.
+        assert all(slot.row is None for slot in launch.outputs.values())
         engine = memory.engines[launch.graph]
         bindings = engine.bind(
             {tensor: memory.view(slot) for tensor, slot in launch.inputs.items()},
@@ -121,7 +123,7 @@ class TensorRTBackend(Backend):
     def _run(self, engine: Engine, bindings: Bindings) -> Execute:
         """Return what queues a graph on these addresses: a CUDA graph where that can be."""
         enqueue = partial(engine.enqueue, bindings)
-        # Streamed weights are copied by the host's hand at every run.
+        # Streaming weights is work of the host at every run, which a CUDA graph would leave out.
         if not self._options.cuda_graphs or self._options.weight_streaming_budget is not None:
             return enqueue
         enqueue()  # what TensorRT defers to the first run with new shapes cannot be captured
