@@ -75,7 +75,7 @@ def prepare(request: PlanRequest, batch: Range) -> ReadyRequest:
         )
     toolkit = load_toolkit(request.flavour)
     targets = resolve_targets(toolkit, request.compute_capabilities)
-    gpu = local_compute_capability()[0] is not None
+    gpu = local_compute_capability(toolkit.flavour)[0] is not None
     toolkit.check_settings(request.settings, gpu=gpu)
     return ReadyRequest(toolkit, replace(request, compute_capabilities=targets))
 

@@ -201,7 +201,7 @@ def resolve_targets(toolkit: Toolkit, asked: tuple[str, ...]) -> tuple[str, ...]
     from tgate_export.compile.gpu import local_compute_capability
 
     possible = toolkit.compute_capabilities()
-    local, reason = local_compute_capability()
+    local, reason = local_compute_capability(toolkit.flavour)
     if toolkit.flavour == "tensorrt":
         if local is None:
             raise TGateError(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from tgate_export.bundle.plans import Flavour
 
-def local_compute_capability() -> tuple[str | None, str]:
-    """Return the compute capability of the first GPU, such as "8.9", or None and the reason."""
+
+def local_compute_capability(flavour: Flavour) -> tuple[str | None, str]:
+    """Return the compute capability of the GPU, such as "8.9", or None and the reason."""
+    from tgate_export.runtime.backends.base import BackendError
+    from tgate_export.runtime.backends.cuda import Cuda
+
     try:
-        from cuda.bindings import runtime
-    except ImportError:
-        return None, "no NVIDIA GPU can be seen, as cuda-bindings is not installed"
-    try:
-        status, count = runtime.cudaGetDeviceCount()
-        if status != runtime.cudaError_t.cudaSuccess or not count:
-            return None, "this machine has no NVIDIA GPU or no CUDA driver"
-        _, properties = runtime.cudaGetDeviceProperties(0)
-    except RuntimeError as error:  # no CUDA runtime library
-        return None, f"no NVIDIA GPU can be seen ({error})"
-    return f"{properties.major}.{properties.minor}", ""
+        return Cuda(extra=flavour).compute_capability(), ""
+    except BackendError as error:
+        return None, error.reason
