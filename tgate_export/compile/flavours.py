@@ -105,6 +105,10 @@ class Toolkit:
             config = create(builder, network)
             # fp32 means fp32; TensorRT-RTX sets TF32 unasked.
             config.clear_flag(self.trt.BuilderFlag.TF32)
+            # Small shapes of a dynamic plan then need less activation memory.
+            resize = getattr(self.trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+            if resize is not None:
+                config.set_preview_feature(resize, True)
             return config
 
         return configure
