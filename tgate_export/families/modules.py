@@ -19,6 +19,27 @@ class ClipTextEncoder(nn.Module):
         return hidden
 
 
+class DualClipTextEncoder(nn.Module):
+    """SDXL's two CLIP text encoders: token ids [B, T] of each to `prompt_embeds`, `text_embeds`."""
+
+    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.text_encoder_2 = text_encoder_2
+
+    def forward(
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both penultimate hidden states [B, T, D + D2], and the second's projection.
+
+        As diffusers without `clip_skip`: the last layers, and the first's final norm, are unused.
+        """
+        first = self.text_encoder(input_ids, output_hidden_states=True)
+        second = self.text_encoder_2(input_ids_2, output_hidden_states=True)
+        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return embeds, second.text_embeds
+
+
 class VaeDecoder(nn.Module):
     """Latents [B, C, h, w] f32 to images [B, H, W, 3] f32 in [0, 1]."""
 

@@ -15,8 +15,14 @@ def random_tokenizer(spec: TokenizerSpec, source: ModelSource) -> Any:
     return byte_tokenizer(size, spec.max_length)
 
 
-def byte_tokenizer(vocabulary_size: int, max_length: int) -> Any:
-    """Return a CLIP tokenizer that spells every word in bytes."""
+def byte_tokenizer(vocabulary_size: int, max_length: int, **special: str) -> Any:
+    """Return a CLIP tokenizer that spells every word in bytes.
+
+    Args:
+        vocabulary_size: of the text encoder; its last two ids are the start and the end.
+        max_length: tokens that the text encoder takes.
+        **special: other special tokens than CLIP's own, such as `pad_token`.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -25,4 +31,4 @@ def byte_tokenizer(vocabulary_size: int, max_length: int) -> Any:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     vocabulary["<|startoftext|>"] = vocabulary_size - 2
     vocabulary["<|endoftext|>"] = vocabulary_size - 1
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length, **special)

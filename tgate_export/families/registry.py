@@ -5,8 +5,9 @@ from __future__ import annotations
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family
 from tgate_export.families.stable_diffusion import STABLE_DIFFUSION
+from tgate_export.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 
-FAMILIES = {family.name: family for family in (STABLE_DIFFUSION,)}
+FAMILIES = {family.name: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)}
 
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 
