@@ -12,7 +12,7 @@ import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
-from tgate_export.families.loading import Components
+from tgate_export.families.loading import Components, computing_in_fp32
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase
@@ -64,7 +64,7 @@ def trajectories(
     manifest: Manifest,
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
-    """Run every case in PyTorch, in the precision of `parts`."""
+    """Run every case in PyTorch in fp32."""
     denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
     values = _conditions(source, parts, manifest)
     full_inputs = [values[name] for entry in conditioning.conditions for name in entry.full_inputs]
@@ -81,13 +81,14 @@ def trajectories(
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
-        expected = _run(
-            case,
-            parts.scheduler_config,
-            lambda sample, time: full(sample, time, *full_inputs),
-            lambda sample, time, caches: gated(sample, time, *gated_inputs, *caches),
-            latents,
-        )
+        with computing_in_fp32(full, gated):
+            expected = _run(
+                case,
+                parts.scheduler_config,
+                lambda sample, time: full(sample, time, *full_inputs),
+                lambda sample, time, caches: gated(sample, time, *gated_inputs, *caches),
+                latents,
+            )
         found.append(Trajectory(case, latents, expected))
     return tuple(found)
 
@@ -111,10 +112,11 @@ def _conditions(
                 return_attention_mask=True, return_tensors="pt",
             )  # fmt: skip
             inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
-        outputs = encoder(*inputs)
+        with computing_in_fp32(encoder):
+            outputs = encoder(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for entry, value in zip(text, outputs, strict=True):
-            values[prefix + entry.name] = value
+            values[prefix + entry.name] = value.float()
     return values
 
 

@@ -23,7 +23,7 @@ from tgate_export.export.reference import (
     trajectory_cases,
 )
 from tgate_export.families.graphs import GraphInput, denoiser_cache, graph_exports
-from tgate_export.families.loading import Components, load
+from tgate_export.families.loading import Components, computing_in_fp32, convert, load
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.runtime.backends import select
@@ -108,9 +108,8 @@ def graph_references(
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
-    Leaves `parts` without weights: each component is converted to fp32 for its graphs and then
-    freed, so that memory holds one of them at a time. The gated phase gets the caches that the
-    full phase wrote.
+    Leaves `parts` without weights: each component is freed after its last graph. Weights are
+    converted to fp32 layer by layer. The gated phase gets the caches that the full phase wrote.
 
     Args:
         source: where the pipeline came from.
@@ -123,22 +122,23 @@ def graph_references(
     references = {}
     graphs = graph_exports(source, parts, manifest.size, groups)
     for index, graph in enumerate(graphs):
-        for component in graph.components:
-            parts[component].to(torch.float32)
+        if graph.name == "vae_decoder":
+            convert(parts["vae"], torch.float32)
         module = graph.module().eval()
         # Round to the graph's own dtype first, so that only the computation differs.
         stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
         inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
-        named = _call(module, inputs, graph.outputs)
-        if graph.name == "text_encoder":
-            negative = {name: known[NEGATIVE + name] for name in inputs}
-            for name, value in _call(module, negative, graph.outputs).items():
-                known[NEGATIVE + name] = value
+        with computing_in_fp32(module):
+            named = _call(module, inputs, graph.outputs)
+            if graph.name == "text_encoder":
+                negative = {name: known[NEGATIVE + name] for name in inputs}
+                for name, value in _call(module, negative, graph.outputs).items():
+                    known[NEGATIVE + name] = value
         known |= named
         references[graph.name] = Reference(inputs, named)
         later = {component for entry in graphs[index + 1 :] for component in entry.components}
-        for component in set(graph.components) - later:
-            parts[component].to("meta")
+        for name in set(graph.components) - later:
+            parts[name].to("meta")
         del module
         gc.collect()
     return references
@@ -250,7 +250,6 @@ def verify_bundle(
         parts = load(found, bundle.manifest.precision)
         groups = denoiser_cache(found, parts, bundle.manifest.size)
     with progress.stage("running trajectories in PyTorch"):
-        parts.to(torch.float32)
         cases = trajectory_cases(bundle.manifest)
         runs = trajectories(found, parts, groups, bundle.manifest, cases)
     with progress.stage("running PyTorch for reference"):

@@ -49,6 +49,9 @@ class FullPhase(nn.Module):
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
                 (`Condition.full_inputs`); at the end `guidance_scale` [B] f32.
         """
+        for value in inputs:
+            # Tells an export that every batch is the same one, before a layer divides by it.
+            torch._check(value.shape[0] == sample.shape[0])
         rest = iter(inputs)
         conditions = {}
         for entry in self.conditioning.conditions:
