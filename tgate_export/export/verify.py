@@ -74,9 +74,15 @@ class Reference:
 def compare(
     graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float
 ) -> Difference:
-    """Measure how far `found` is from `expected`; a shape that differs never holds."""
+    """Measure how far `found` is from `expected`.
+
+    A shape that differs never holds, nor does a value that is not finite: those differences are
+    infinite and NaN.
+    """
     if found.shape != expected.shape:
         return Difference(graph, tensor, float("inf"), float("inf"), bound)
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return Difference(graph, tensor, float("nan"), float("nan"), bound)
     reference = expected.astype(np.float64)
     max_abs = float(np.abs(found.astype(np.float64) - reference).max())
     scale = float(np.abs(reference).max())
@@ -90,6 +96,11 @@ def require(differences: Iterable[Difference]) -> None:
         VerificationError: names graph and tensor, and says by how much.
     """
     for difference in differences:
+        if np.isnan(difference.relative):
+            raise VerificationError(
+                f"{difference.graph}: {difference.tensor} holds values that are not finite: "
+                "where fp16 overflows, build with --precision fp32"
+            )
         if not difference.holds:
             raise VerificationError(
                 f"{difference.graph}: {difference.tensor} differs from PyTorch by "
