@@ -70,7 +70,7 @@ def test_option_out_of_range(
     ("name", "code", "reason"),
     [
         ("shape", 2, "did you mean shapes"),
-        ("sd51", 2, "did you mean sd15"),
+        ("sd155", 2, "did you mean sd15"),
         ("/no/such/folder", 2, "unknown model"),
         ("", 1, "is not a diffusers pipeline"),
     ],

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tgate_export.bundle.manifest import Graph, Tensor
+from tgate_export.bundle.manifest import Graph, Precision, Tensor
 from tgate_export.compile.checks import check_precision, check_tensors
 from tgate_export.compile.flavours import Toolkit, load_toolkit
 from tgate_export.errors import VerificationError
@@ -53,20 +53,28 @@ def network_of(*, island: bool) -> Any:
 def test_island_is_named(toolkit: Toolkit) -> None:
     _, network, _parser = network_of(island=True)
     with pytest.raises(VerificationError, match=r"full: island.* computes in FLOAT, fp16 was ask"):
-        check_precision(toolkit, "full", "fp16", network)
+        check_precision("full", graph(), network)
 
 
 def test_right_precision_passes_and_the_other_does_not(toolkit: Toolkit) -> None:
     _, network, _parser = network_of(island=False)
-    check_precision(toolkit, "full", "fp16", network)
+    check_precision("full", graph(), network)
     with pytest.raises(VerificationError, match=r"computes in HALF, fp32 was asked for \(2 such"):
-        check_precision(toolkit, "full", "fp32", network)
+        check_precision("full", graph(precision="fp32"), network)
 
 
-def graph(*, name: str = "x", dtype: str = "float16", shape: tuple[int | str, ...]) -> Graph:
+def graph(
+    *,
+    name: str = "x",
+    dtype: str = "float16",
+    shape: tuple[int | str, ...] = ("batch", 16),
+    precision: Precision = "fp16",
+) -> Graph:
     x = Tensor.model_validate({"name": name, "dtype": dtype, "shape": shape})
     z = Tensor(name="z", dtype="float16", shape=("batch", 16))
-    return Graph(file="a.onnx", weights=None, parameters=0, inputs=(x,), outputs=(z,))
+    return Graph(
+        file="a.onnx", weights=None, precision=precision, parameters=0, inputs=(x,), outputs=(z,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,6 +90,6 @@ def test_tensors_that_differ_are_named(
     toolkit: Toolkit, changes: dict[str, Any], message: str
 ) -> None:
     _, network, _parser = network_of(island=False)
-    check_tensors("full", graph(shape=("batch", 16)), network)
+    check_tensors("full", graph(), network)
     with pytest.raises(VerificationError, match=f"full: {message}"):
-        check_tensors("full", graph(**({"shape": ("batch", 16)} | changes)), network)
+        check_tensors("full", graph(**changes), network)

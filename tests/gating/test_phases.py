@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tgate_export.errors import ModelError
+from tgate_export.gating.conditioning import Condition, Conditioning
 from tgate_export.gating.cross_attention import (
     cross_attention_layers,
     group_caches,
@@ -18,6 +19,13 @@ from tgate_export.gating.cross_attention import (
 from tgate_export.gating.phases import FullPhase, GatedPhase, cache_groups
 
 BATCH, TOKENS, WIDTH = 3, 77, 32
+
+
+def predict(unet: Any, sample: Any, timestep: Any, conditions: Any) -> Any:
+    return unet(sample, timestep, conditions.get("prompt_embeds"), return_dict=False)[0]
+
+
+TEXT = Conditioning((Condition("prompt_embeds", (TOKENS, WIDTH), negative=True),), predict)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +37,7 @@ def unet(tiny_pipeline_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def groups(unet: Any) -> Any:
-    return cache_groups(
-        unet, in_channels=4, latent_height=8, latent_width=8, tokens=TOKENS, embedding_width=WIDTH
-    )
+    return cache_groups(unet, TEXT, in_channels=4, latent_height=8, latent_width=8)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def hooked(unet: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, di
 def test_full_is_guidance_of_two_runs_and_caches_their_mean(
     unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:
-    noise_pred, *caches = FullPhase(unet, groups)(**inputs)
+    noise_pred, *caches = FullPhase(unet, groups, TEXT)(*inputs.values())
     negative, without = hooked(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
@@ -92,7 +98,7 @@ def test_gated_is_the_unet_with_attn2_outputs_replaced(
     caches = [
         torch.randn(BATCH, len(g.layers), g.tokens, g.width, generator=generator) for g in groups
     ]
-    found = GatedPhase(unet, groups)(inputs["sample"], inputs["timestep"], *caches)
+    found = GatedPhase(unet, groups, TEXT)(inputs["sample"], inputs["timestep"], *caches)
     by_path = {
         path: cache[:, index]
         for group, cache in zip(groups, caches, strict=True)
@@ -110,7 +116,7 @@ def test_gated_is_the_unet_with_attn2_outputs_replaced(
 
 
 def test_gated_has_no_cross_attention_weight(unet: Any, groups: Any) -> None:
-    names = [name for name, _ in GatedPhase(unet, groups).named_parameters()]
+    names = [name for name, _ in GatedPhase(unet, groups, TEXT).named_parameters()]
     assert names
     assert not [name for name in names if "attn2" in name]
 
@@ -128,8 +134,8 @@ def test_building_phases_leaves_the_unet_alone(
     arguments = (inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
     with torch.no_grad():
         before = unet(*arguments)[0]
-        FullPhase(unet, groups)(**inputs)
-        GatedPhase(unet, groups)
+        FullPhase(unet, groups, TEXT)(*inputs.values())
+        GatedPhase(unet, groups, TEXT)
         torch.testing.assert_close(unet(*arguments)[0], before, atol=0, rtol=0)
 
 

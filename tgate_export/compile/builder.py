@@ -7,7 +7,7 @@ from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import ShapeRange
-from tgate_export.compile.checks import check_precision, check_tensors, graph_precision
+from tgate_export.compile.checks import check_precision, check_tensors
 from tgate_export.compile.flavours import Toolkit
 from tgate_export.compile.monitor import build_monitor, deferred_signals
 from tgate_export.compile.request import PlanRequest
@@ -55,7 +55,7 @@ def compile_graph(
                 strongly_typed=toolkit.strongly_typed(),
             )
             check_tensors(graph, manifest.graph(graph), network)
-            check_precision(toolkit, graph, graph_precision(manifest, graph), network)
+            check_precision(graph, manifest.graph(graph), network)
             # Without a fused kernel for its type and shape, an attention is computed in parts.
             for attention in toolkit.attention_layers(network):
                 attention.decomposable = True

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tgate_export.bundle.manifest import Graph, Manifest, Precision, Tensor
-from tgate_export.compile.flavours import Toolkit
+from tgate_export.bundle.manifest import Graph, Precision, Tensor
 from tgate_export.errors import VerificationError
 
 # TensorRT's names of element types.
 TRT_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
 COMPUTE_DTYPES: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "HALF"}
 # Where the time goes. Other layers may compute in fp32 for safety (norms, sums, embeddings).
-_HEAVY = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT")
+_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+_ATTENTION = "ATTENTION_INPUT"
 
 
 def check_tensors(name: str, graph: Graph, network: Any) -> None:
@@ -53,36 +53,32 @@ def _compare(graph: str, kind: str, expected: Iterable[Tensor], found: Iterable[
             )
 
 
-def check_precision(toolkit: Toolkit, graph: str, precision: Precision, network: Any) -> None:
-    """Check that every convolution, matrix product and attention computes as asked for.
+def check_precision(name: str, graph: Graph, network: Any) -> None:
+    """Check that every convolution, matrix product and attention computes as the manifest says.
 
     Networks are strongly typed, so the types of the parsed network are those of the plan.
 
     Raises:
         VerificationError: names the first layer that does not, and how many there are.
     """
-    wanted = COMPUTE_DTYPES[precision]
-    kinds = {getattr(toolkit.trt.LayerType, kind, None) for kind in _HEAVY}
+    wanted = dict.fromkeys(_LAYERS, COMPUTE_DTYPES[graph.precision])
+    wanted[_ATTENTION] = COMPUTE_DTYPES["fp32" if graph.float32_attention else graph.precision]
     wrong, count = "", 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type not in kinds:
+        kind = str(layer.type).rpartition(".")[2]
+        if kind not in wanted:
             continue
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
         dtypes = {_dtype(tensor) for tensor in inputs if tensor is not None}
-        if odd := sorted(dtypes - {wanted, "BOOL"}):
+        if odd := sorted(dtypes - {wanted[kind], "BOOL"}):
             count += 1
             wrong = wrong or f"{layer.name} computes in {odd[0]}"
     if count:
         raise VerificationError(
-            f"{graph}: {wrong}, {precision} was asked for ({count} such layer(s)): "
+            f"{name}: {wrong}, {graph.precision} was asked for ({count} such layer(s)): "
             "export the graph in the right precision"
         )
-
-
-def graph_precision(manifest: Manifest, graph: str) -> Precision:
-    """Return the precision that a graph computes in."""
-    return "fp32" if graph == "solver" else manifest.precision
 
 
 def _dtype(tensor: Any) -> str:

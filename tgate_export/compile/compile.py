@@ -24,7 +24,6 @@ from tgate_export.bundle.plans import (
 )
 from tgate_export.bundle.store import replace_folder
 from tgate_export.compile.builder import compile_graph
-from tgate_export.compile.checks import graph_precision
 from tgate_export.compile.flavours import Toolkit, load_toolkit, resolve_targets
 from tgate_export.compile.gpu import local_compute_capability
 from tgate_export.compile.profiles import graph_shapes
@@ -140,7 +139,7 @@ def plan_key(bundle: Bundle, graph: str, ready: ReadyRequest) -> PlanKey:
         flavour=request.flavour,
         version=ready.toolkit.version,
         compute_capabilities=request.compute_capabilities,
-        precision=graph_precision(manifest, graph),
+        precision=entry.precision,
         shapes=graph_shapes(manifest, graph, request.batch),
         settings=request.settings,
         code_sha256=_code_sha256(),

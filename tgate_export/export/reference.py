@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
-from tgate_export.families.stable_diffusion import Components, TextEncoder
+from tgate_export.families.loading import Components, computing_in_fp32
+from tgate_export.families.source import ModelSource
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase
+from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.noise import standard_normal
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
@@ -56,46 +58,73 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
 
 @torch.no_grad()
 def trajectories(
+    source: ModelSource,
     parts: Components,
     groups: tuple[CacheGroup, ...],
     manifest: Manifest,
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
-    """Run every case in PyTorch, in the precision of `parts`."""
-    ids = parts.tokenizer(
-        [PROMPT, NEGATIVE_PROMPT],
-        padding="max_length",
-        max_length=manifest.tokenizer.max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    embeds, negative = TextEncoder(parts.text_encoder)(ids).chunk(2)
-    full, gated = FullPhase(parts.unet, groups), GatedPhase(parts.unet, groups)
+    """Run every case in PyTorch in fp32."""
+    denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
+    values = _conditions(source, parts, manifest)
+    full_inputs = [values[name] for entry in conditioning.conditions for name in entry.full_inputs]
+    full_inputs.append(torch.tensor([manifest.defaults.guidance_scale]))
+    gated_inputs = [values[entry.gated_input] for entry in conditioning.gated]
+    full = FullPhase(denoiser, groups, conditioning)
+    gated = GatedPhase(denoiser, groups, conditioning)
     downscale = manifest.latents.downscale
     shape = (
         manifest.latents.channels,
         manifest.size.height.opt // downscale,
         manifest.size.width.opt // downscale,
     )
-    guidance = torch.tensor([manifest.defaults.guidance_scale])
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
-        expected = _run(
-            case, parts.scheduler_config, full, gated, embeds, negative, guidance, latents
-        )
+        with computing_in_fp32(full, gated):
+            expected = _run(
+                case,
+                parts.scheduler_config,
+                lambda sample, time: full(sample, time, *full_inputs),
+                lambda sample, time, caches: gated(sample, time, *gated_inputs, *caches),
+                latents,
+            )
         found.append(Trajectory(case, latents, expected))
     return tuple(found)
+
+
+def _conditions(
+    source: ModelSource, parts: Components, manifest: Manifest
+) -> dict[str, torch.Tensor]:
+    """Return every condition of `PROMPT` and `NEGATIVE_PROMPT` by graph input, [1, ...]."""
+    height, width = manifest.size.height.opt, manifest.size.width.opt
+    values = {
+        name: torch.from_numpy(host_input(kind, 1, height, width))
+        for name, kind in manifest.conditioning.items()
+    }
+    encoder = source.family.text_encoder(parts)
+    text = source.family.conditioning(source).text
+    for prefix, prompt in (("", PROMPT), ("negative_", NEGATIVE_PROMPT)):
+        inputs = []
+        for spec in source.family.tokenizers(source):
+            encoded = parts.tokenizers[spec.input](
+                [prompt], padding="max_length", max_length=spec.max_length, truncation=True,
+                return_attention_mask=True, return_tensors="pt",
+            )  # fmt: skip
+            inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
+        with computing_in_fp32(encoder):
+            outputs = encoder(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for entry, value in zip(text, outputs, strict=True):
+            values[prefix + entry.name] = value.float()
+    return values
 
 
 def _run(
     case: TrajectoryCase,
     scheduler_config: dict[str, Any],
-    full: FullPhase,
-    gated: GatedPhase,
-    embeds: torch.Tensor,
-    negative: torch.Tensor,
-    guidance: torch.Tensor,
+    full: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    gated: Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor],
     latents: np.ndarray,
 ) -> np.ndarray:
     spec = SOLVERS[case.scheduler]
@@ -111,10 +140,10 @@ def _run(
         scaled = scheduler.scale_model_input(sample, timestep)
         time = timestep[None].float()
         if index - extra < case.gate_step:
-            noise_pred, *rest = full(scaled, time, embeds, negative, guidance)
+            noise_pred, *rest = full(scaled, time)
             caches = tuple(rest)
         else:
-            noise_pred = gated(scaled, time, *caches)
+            noise_pred = gated(scaled, time, caches)
         sample = scheduler.step(noise_pred, timestep, sample, return_dict=False)[0]
     result: np.ndarray = sample.numpy()
     return result

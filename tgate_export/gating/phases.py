@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import (
     CacheBox,
     CacheGroup,
@@ -23,20 +24,18 @@ def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
 class FullPhase(nn.Module):
     """One semantics-planning evaluation: guidance inside, cross-attention computed and cached."""
 
-    def __init__(self, denoiser: nn.Module, groups: tuple[CacheGroup, ...]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, groups: tuple[CacheGroup, ...], conditioning: Conditioning
+    ) -> None:
         super().__init__()
         self.box = CacheBox()
         self.denoiser = recording_copy(denoiser, self.box)
         self.groups = groups
+        self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
 
     def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor,
-        guidance_scale: torch.Tensor,
+        self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Return `noise_pred` [B, C, h, w] and one cache [B, L, S, C] for each group.
 
@@ -47,16 +46,25 @@ class FullPhase(nn.Module):
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            prompt_embeds: [B, T, D].
-            negative_prompt_embeds: [B, T, D].
-            guidance_scale: [B] f32.
+            *inputs: [B, ...]: for every condition its value, and its negative one if it has one
+                (`Condition.full_inputs`); at the end `guidance_scale` [B] f32.
         """
-        noise_pred = self.denoiser(
+        for value in inputs:
+            # Tells an export that every batch is the same one, before a layer divides by it.
+            torch._check(value.shape[0] == sample.shape[0])
+        rest = iter(inputs)
+        conditions = {}
+        for entry in self.conditioning.conditions:
+            value = next(rest)
+            negative = next(rest) if entry.negative else value
+            conditions[entry.name] = torch.cat([negative, value])
+        guidance_scale = next(rest)
+        noise_pred = self.conditioning.predict(
+            self.denoiser,
             torch.cat([sample, sample]).to(self.compute_dtype),
             torch.cat([timestep, timestep]),
-            encoder_hidden_states=torch.cat([negative_prompt_embeds, prompt_embeds]),
-            return_dict=False,
-        )[0].float()
+            conditions,
+        ).float()
         # unflatten and not chunk: its guard would pin the batch to the example's.
         unconditional, conditional = noise_pred.unflatten(0, (2, sample.shape[0])).unbind(0)
         guided = unconditional + broadcast_to_sample(guidance_scale) * (conditional - unconditional)
@@ -70,41 +78,48 @@ class FullPhase(nn.Module):
 class GatedPhase(nn.Module):
     """One fidelity-improving evaluation: no guidance, cross-attention read from the cache."""
 
-    def __init__(self, denoiser: nn.Module, groups: tuple[CacheGroup, ...]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, groups: tuple[CacheGroup, ...], conditioning: Conditioning
+    ) -> None:
         super().__init__()
         self.box = CacheBox()
         self.denoiser = replaying_copy(denoiser, self.box)
         self.groups = groups
+        self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, *caches: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> torch.Tensor:
         """Return `noise_pred` [B, C, h, w].
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *caches: one [B, L, S, C] for each group, as `FullPhase` returned them.
+            *inputs: the unconditional value of every gated condition, then one cache
+                [B, L, S, C] for each group, as `FullPhase` returned them.
         """
-        for group, cache in zip(self.groups, caches, strict=True):
+        gated = self.conditioning.gated
+        conditions = {
+            entry.name: value for entry, value in zip(gated, inputs[: len(gated)], strict=True)
+        }
+        for group, cache in zip(self.groups, inputs[len(gated) :], strict=True):
             for path, value in zip(group.layers, cache.unbind(1), strict=True):
                 self.box.values[path] = value
-        noise_pred: torch.Tensor = self.denoiser(
-            sample.to(self.compute_dtype), timestep, encoder_hidden_states=None, return_dict=False
-        )[0]
+        noise_pred: torch.Tensor = self.conditioning.predict(
+            self.denoiser, sample.to(self.compute_dtype), timestep, conditions
+        )
         return noise_pred.float()
 
 
 @torch.no_grad()
 def cache_groups(
     denoiser: nn.Module,
+    conditioning: Conditioning,
     *,
     in_channels: int,
     latent_height: int,
     latent_width: int,
-    tokens: int,
-    embedding_width: int,
 ) -> tuple[CacheGroup, ...]:
     """Find how cross-attention outputs group into cache tensors, without computing anything.
 
@@ -114,11 +129,14 @@ def cache_groups(
     recorder = recording_copy(denoiser, box)
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
-        recorder(
+        conditioning.predict(
+            recorder,
             torch.empty(1, in_channels, latent_height, latent_width, dtype=dtype),
             torch.zeros(1),
-            encoder_hidden_states=torch.empty(1, tokens, embedding_width, dtype=dtype),
-            return_dict=False,
+            {
+                entry.name: torch.empty(1, *entry.shape, dtype=dtype if not entry.host else None)
+                for entry in conditioning.conditions
+            },
         )
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
     return group_caches(shapes, latent_height, latent_width)

@@ -1,0 +1,78 @@
+"""Final latents of any family: from the official `tgate` 1.0.0 package, and from diffusers."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import tgate
+import torch
+
+from tests.oracle.official_tgate import SCHEDULERS
+
+LOADERS = {
+    "StableDiffusionPipeline": tgate.TgateSDLoader,
+    "StableDiffusionXLPipeline": tgate.TgateSDXLLoader,
+    "PixArtAlphaPipeline": tgate.TgatePixArtAlphaLoader,
+    "PixArtSigmaPipeline": tgate.TgatePixArtSigmaLoader,
+}
+
+
+@cache
+def load_pipeline(directory: Path, purpose: str) -> Any:
+    """Load a pipeline once for each purpose: `tgate` patches its modules in place."""
+    del purpose
+    diffusers.utils.logging.disable_progress_bar()
+    name = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    pipe = getattr(diffusers, name).from_pretrained(os.fspath(directory), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _with_scheduler(pipe: Any, scheduler: str) -> Any:
+    scheduler_class, overrides = SCHEDULERS[scheduler]
+    pipe.scheduler = getattr(diffusers, scheduler_class).from_config(
+        pipe.scheduler.config, **overrides
+    )
+    return pipe
+
+
+def _options(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Add the size; PixArt would replace it by one of a list."""
+    side = call["latents"].shape[-1] * pipe.vae_scale_factor
+    options = {"height": side, "width": side} | call
+    if type(pipe).__name__.startswith("PixArt"):
+        options |= {"use_resolution_binning": False}
+    return options
+
+
+def official_latents(
+    directory: Path, *, latents: np.ndarray, scheduler: str, gate_step: int, **call: Any
+) -> np.ndarray:
+    """Run pure cross-attention gating (version 1 of the paper): latents [B, C, h, w]."""
+    pipe = _with_scheduler(load_pipeline(directory, "tgate"), scheduler)
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    for module in denoiser.modules():  # the package keeps each layer's cache between calls
+        if hasattr(module, "cache"):
+            module.cache = None
+    run = LOADERS[type(pipe).__name__](pipe).tgate
+    version_1 = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    call |= {"latents": torch.from_numpy(latents), "output_type": "latent"}
+    result = run(gate_step=gate_step, **version_1, **_options(pipe, call))
+    images: np.ndarray = result.images.numpy()
+    return images
+
+
+def diffusers_run(
+    directory: Path, *, latents: np.ndarray, scheduler: str, output_type: str, **call: Any
+) -> np.ndarray:
+    """Run diffusers itself, without a gate: latents [B, C, h, w] or images [B, H, W, 3]."""
+    pipe = _with_scheduler(load_pipeline(directory, "diffusers"), scheduler)
+    call |= {"latents": torch.from_numpy(latents), "output_type": output_type}
+    result = pipe(**_options(pipe, call)).images
+    return result.numpy() if isinstance(result, torch.Tensor) else np.asarray(result)
