@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from tests.tiny import CONFIGS
 from tgate_export.bundle.manifest import Range
@@ -33,6 +34,20 @@ def test_parameters(name: str) -> None:
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     assert count == named.denoiser_parameters
     assert count / 1e6 == pytest.approx(PUBLISHED.get(name, count / 1e6), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "parameters"),
+    [("sd-turbo", 865_910_724), ("sdxl-turbo", 2_567_463_684),
+     # and a bias-free projection of the guidance embedding
+     ("lcm-sd15", 859_520_964 + 256 * 320), ("lcm-sdxl", 2_567_463_684 + 256 * 320)],
+)  # fmt: skip
+def test_parameters_of_guidance_free_models(folder: str, parameters: int) -> None:
+    """Packaged, but without a name: a graph without guidance cannot be built yet."""
+    config = json.loads((CONFIGS / folder / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", NAMED_MODELS)
