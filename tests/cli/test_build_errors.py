@@ -126,7 +126,7 @@ def no_levels(folder: Path) -> None:
         (no_index, "is not a diffusers pipeline: it has no model_index.json"),
         (other_class("FluxPipeline"), "T-GATE does not apply"),
         (other_class("StableDiffusion3Pipeline"), "T-GATE does not apply"),
-        (other_class("StableDiffusionXLPipeline"), "not supported"),
+        (other_class("StableVideoDiffusionPipeline"), "not supported"),
         (inpainting, "inpainting"),
         (pickled, "diffusion_pytorch_model.bin"),
         (truncated, "is truncated: "),

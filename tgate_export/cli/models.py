@@ -12,8 +12,8 @@ from tgate_export.cli._console import print_json
 def command(as_json: bool) -> None:
     """List the models that build accepts by name.
 
-    Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x
-    or 2.x pipeline.
+    Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x,
+    2.x or XL pipeline, or of PixArt-alpha or PixArt-Sigma.
     """
     from tgate_export.families.names import NAMED_MODELS
 
@@ -34,16 +34,23 @@ def command(as_json: bool) -> None:
         print_json(rows)
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "what", "parameters", "size", "defaults", "defaults from")
+    name = Column("name", no_wrap=True)
+    numbers = (Column(title, justify="right") for title in ("size", "steps", "gate", "guidance"))
+    table = Table(name, Column("parameters", justify="right"), *numbers, "sampler")
     for model in NAMED_MODELS.values():
         defaults = model.defaults
         table.add_row(
-            model.name, model.summary, f"{model.denoiser_parameters / 1e6:.2f} M",
-            f"{model.size}x{model.size}",
-            f"{defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
-            f"guidance {defaults.guidance_scale:g}, {defaults.scheduler}",
-            model.origin,
-        )  # fmt: skip
-    Console().print(table)
+            model.name,
+            f"{model.denoiser_parameters / 1e6:.2f} M",
+            str(model.size),
+            str(defaults.num_inference_steps),
+            str(defaults.gate_step),
+            f"{defaults.guidance_scale:g}",
+            defaults.scheduler,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for model in NAMED_MODELS.values():
+        console.print(f"[bold]{model.name}[/]: {model.summary}. Defaults: {model.origin}.")

@@ -194,6 +194,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
     folder = source.folder(component)
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
+        try:
+            importlib.import_module("sentencepiece")
+        except ImportError:
+            raise ModelError(
+                f"{folder} holds a SentencePiece vocabulary: pip install sentencepiece to read it"
+            ) from None
     try:
         return _class(class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
