@@ -13,6 +13,7 @@ import pytest
 from tests import tiny
 from tests.oracle.families import diffusers_run, official_latents
 from tgate_export import TGatePipeline
+from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
@@ -93,6 +94,28 @@ def test_ungated_as_diffusers(built: Built, negative: dict[str, str]) -> None:
                 output_type=output_type, **run,
             )  # fmt: skip
             assert relative(ours.images[index], expected[0]) < RELATIVE
+
+
+def test_sdxl_is_told_sizes_as_by_diffusers(built: Built) -> None:
+    if built.pipeline.manifest.family != "stable-diffusion-xl":
+        with pytest.raises(InvalidRequestError, match="original_size is for SDXL"):
+            built.pipeline(PROMPTS, original_size=(64, 128))
+        return
+    latents = noise(built, 8)
+    run = {
+        "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "original_size": (64, 128),
+        "crops_coords_top_left": (3, 5), "target_size": (32, 48), "output_type": "latent",
+    }  # fmt: skip
+    ours = built.pipeline(PROMPTS, gate_step=STEPS, scheduler="euler", latents=latents, **run)
+    usual = run | {"original_size": None, "crops_coords_top_left": (0, 0), "target_size": None}
+    expected, other = (
+        diffusers_run(
+            built.folder, prompt=PROMPTS[0], latents=latents[:1], scheduler="euler", **options
+        )
+        for options in (run, usual)
+    )
+    assert relative(ours.images[0], expected[0]) < RELATIVE
+    assert relative(other, expected) > 3 * RELATIVE
 
 
 def test_the_bound_tells_gates_and_prompts_apart(built: Built) -> None:

@@ -11,12 +11,14 @@ import pytest
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.conditioning import ImageSize
 from tgate_export.runtime.request import Request, make_request
 
 OPTIONS: dict[str, Any] = {
     "negative_prompt": "", "num_inference_steps": None, "gate_step": None, "guidance_scale": None,
     "scheduler": None, "seed": 0, "num_images_per_prompt": 1, "height": None, "width": None,
-    "latents": None, "output_type": "np",
+    "original_size": None, "crops_coords_top_left": None, "target_size": None, "latents": None,
+    "output_type": "np",
 }  # fmt: skip
 DYNAMIC = {"min": 16, "opt": 32, "max": 64}
 
@@ -45,6 +47,18 @@ def test_prompts_are_repeated_in_order() -> None:
     made = request(["a", "b"], negative_prompt=["c", "d"], num_images_per_prompt=2)
     assert made.prompts == ("a", "a", "b", "b")
     assert made.negative_prompts == ("c", "c", "d", "d")
+
+
+def test_told_sizes_are_for_models_that_are_told() -> None:
+    with pytest.raises(InvalidRequestError, match=r"original_size is for SDXL.*stable-diffusion"):
+        request(original_size=(16, 16))
+    told = manifest(conditioning={"time_ids": "time_ids"})
+    assert request(of=told).told_size == ImageSize.of(16, 16)
+    made = request(of=told, original_size=(32, 64), crops_coords_top_left=(1, 2))
+    assert made.told_size == ImageSize((16, 16), (32, 64), (1, 2), (16, 16))
+    for wrong in [(1,), (1, -2), (1, 2, 3), (1.5, 2)]:
+        with pytest.raises(InvalidRequestError, match="target_size must be two whole numbers"):
+            request(of=told, target_size=wrong)
 
 
 def test_a_missing_negative_prompt_is_the_models_own() -> None:

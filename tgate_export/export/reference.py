@@ -16,7 +16,7 @@ from tgate_export.families.loading import Components, computing_in_fp32
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase
-from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.conditioning import ImageSize, host_input
 from tgate_export.runtime.noise import standard_normal
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
@@ -99,7 +99,7 @@ def _conditions(
     """Return every condition of `PROMPT` and `NEGATIVE_PROMPT` by graph input, [1, ...]."""
     height, width = manifest.size.height.opt, manifest.size.width.opt
     values = {
-        name: torch.from_numpy(host_input(kind, 1, height, width))
+        name: torch.from_numpy(host_input(kind, 1, ImageSize.of(height, width)))
         for name, kind in manifest.conditioning.items()
     }
     encoder = source.family.text_encoder(parts)

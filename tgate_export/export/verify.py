@@ -27,7 +27,7 @@ from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.runtime.backends import select
-from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.conditioning import ImageSize, host_input
 from tgate_export.runtime.plan import NEGATIVE
 
 # Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
@@ -175,7 +175,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
                 filled = random.integers(1, length, (batch, 1))
                 known[prefix + spec.mask] = (np.arange(length) < filled).astype(np.int64)
     for name, kind in manifest.conditioning.items():
-        known[name] = host_input(kind, batch, height, width)
+        known[name] = host_input(kind, batch, ImageSize.of(height, width))
     return known
 
 

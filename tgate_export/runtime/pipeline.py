@@ -124,6 +124,9 @@ class TGatePipeline:
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         latents: np.ndarray | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -144,6 +147,10 @@ class TGatePipeline:
             num_images_per_prompt: images of each prompt, with different starting latents.
             height: pixels; the bundle's default when not given.
             width: pixels; the bundle's default when not given.
+            original_size: SDXL: (height, width) that the model is told the image had before
+                scaling; the image's own when not given.
+            crops_coords_top_left: SDXL: (top, left) of the crop that it is told; (0, 0).
+            target_size: SDXL: (height, width) that it is told; the image's own when not given.
             latents: starting latents [B, C, h, w] of unit variance, instead of a seed.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
@@ -163,6 +170,9 @@ class TGatePipeline:
             num_images_per_prompt=num_images_per_prompt,
             height=height,
             width=width,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
             latents=latents,
             output_type=output_type,
         )
@@ -296,7 +306,7 @@ class _PreparedRun:
                 spec = self.plan.buffers[slot.buffer]
                 write(slot, np.zeros(spec.shape, dtype=spec.dtype))
         for name, kind in manifest.conditioning.items():
-            write(Slot(name), host_input(kind, batch, self.shape.height, self.shape.width))
+            write(Slot(name), host_input(kind, batch, request.told_size))
         write(Slot("guidance_scale"), np.full(batch, request.guidance_scale, dtype=np.float32))
         for step, (timestep, weights) in enumerate(
             zip(solver.timesteps, solver.weights, strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.conditioning import ImageSize
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
@@ -31,6 +32,7 @@ class Request:
     seed: int
     height: int
     width: int
+    told_size: ImageSize
     latents: np.ndarray | None
     output_type: str
 
@@ -48,6 +50,9 @@ def make_request(
     num_images_per_prompt: int,
     height: int | None,
     width: int | None,
+    original_size: tuple[int, int] | None,
+    crops_coords_top_left: tuple[int, int] | None,
+    target_size: tuple[int, int] | None,
     latents: np.ndarray | None,
     output_type: str,
 ) -> Request:
@@ -114,6 +119,12 @@ def make_request(
         seed=seed,
         height=height,
         width=width,
+        told_size=ImageSize(
+            size=(height, width),
+            original=_told(manifest, "original_size", original_size) or (height, width),
+            crop=_told(manifest, "crops_coords_top_left", crops_coords_top_left) or (0, 0),
+            target=_told(manifest, "target_size", target_size) or (height, width),
+        ),
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
@@ -142,6 +153,20 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def _told(manifest: Manifest, name: str, value: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Check a size or a corner that only a model with SDXL's `time_ids` is told."""
+    if value is None:
+        return None
+    if "time_ids" not in manifest.conditioning.values():
+        raise InvalidRequestError(
+            f"{name} is for SDXL: this bundle's family is {manifest.family}, which is not told it"
+        )
+    pair = tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 0 for side in pair):
+        raise InvalidRequestError(f"{name} must be two whole numbers of pixels, got {value!r}")
+    return pair
 
 
 def _side(name: str, value: int | None, allowed: Range, multiple: int) -> int:
