@@ -37,8 +37,9 @@ def official(cur_step: int, **schedule: int) -> tuple[dict[str, bool], dict[str,
 
 @settings(max_examples=500)
 @given(steps=POSITIVE, extra=st.integers(min_value=0, max_value=1), schedule=schedules())
-@example(steps=25, extra=0, schedule={"gate_step": 10, "sp_interval": 5, "fi_interval": 1,
-                                      "warm_up": 2})  # the official default
+@example(
+    steps=25, extra=0, schedule={"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
+)  # the official default
 def test_equals_the_official_scheduler(steps: int, extra: int, schedule: dict[str, int]) -> None:
     """The graph says what is reused, and every cache that is read is from the same step."""
     found = gate_schedule(steps, schedule["gate_step"], extra, **without_gate(schedule))

@@ -57,12 +57,17 @@ class Graph(_Model):
 
 
 class Cache(_Model):
-    """One stacked cross-attention cache tensor [batch, layers, tokens, width].
+    """One stacked cache tensor of attention outputs [batch, layers, tokens, width].
 
-    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample).
+    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample). A cache of every
+    guidance pass is [batch, passes, layers, tokens, width].
     """
 
     tensor: str
+    kind: Literal["cross_cache", "self_passes", "self_cache"]
+    passes: Positive | None = Field(
+        description="unconditional, then conditional; null: one for all"
+    )
     downsample: Positive
     width: Positive
     layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
@@ -115,6 +120,9 @@ class Defaults(_Model):
     gate_step: Positive
     guidance_scale: float
     scheduler: str
+    sp_interval: Positive = 1
+    fi_interval: Positive = 1
+    warm_up: Annotated[int, Field(ge=0)] = 0
 
 
 class Source(_Model):

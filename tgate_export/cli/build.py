@@ -70,6 +70,28 @@ if TYPE_CHECKING:
     "Steps 0..N-1 compute cross-attention and guidance, the others reuse them.",
 )
 @click.option(
+    "--sp-interval",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Default of the bundle. Above 1, it gets a graph for steps before the gate that reuse "
+    "self-attention; generate may then use any interval.",
+)
+@click.option(
+    "--fi-interval",
+    type=int,
+    default=1,
+    show_default=True,
+    help="The same for steps from the gate on.",
+)
+@click.option(
+    "--warm-up",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Default of the bundle: steps 0..N never reuse self-attention.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the bundle. Default: engines/NAME."
 )
 @click.option("--force", is_flag=True, help="Build even when up to date; replace foreign files.")
@@ -82,6 +104,9 @@ def command(
     size: str | None,
     batch: str,
     gate_step: int | None,
+    sp_interval: int,
+    fi_interval: int,
+    warm_up: int,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -105,6 +130,9 @@ def command(
         size=ranges,
         batch=batch_range,
         gate_step=gate_step,
+        sp_interval=sp_interval,
+        fi_interval=fi_interval,
+        warm_up=warm_up,
         out=out,
         force=force,
         progress=RichProgress(),

@@ -34,6 +34,7 @@ from tgate_export.errors import BundleError, TGateError
 from tgate_export.export.options import BuildOptions, build_key, check_options, versions
 from tgate_export.export.progress import Progress
 from tgate_export.families.source import ModelSource, Weights, resolve_source
+from tgate_export.schedule import PHASES
 
 if TYPE_CHECKING:
     from tgate_export.export.verify import Difference
@@ -68,6 +69,9 @@ def build_bundle(
     size: tuple[Range, Range] | None = None,
     batch: Range = DEFAULT_BATCH,
     gate_step: int | None = None,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
     out: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -81,6 +85,10 @@ def build_bundle(
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call; dynamic unless fixed.
         gate_step: the bundle's default gate step; the model's own when not given.
+        sp_interval: the bundle's default; above 1, the bundle can reuse self-attention before the
+            gate, in any interval.
+        fi_interval: the same from the gate on.
+        warm_up: the bundle's default number of steps that never reuse self-attention.
         out: the bundle's folder; `engines/<name>` when not given.
         force: build even when the bundle is up to date, and replace foreign files in its folder.
         progress: told of every stage.
@@ -95,7 +103,9 @@ def build_bundle(
     with progress.stage("checking the source"):
         source = resolve_source(model, weights)
         out = out or Path("engines") / source.name
-        options = check_options(source, precision, size, batch, gate_step)
+        options = check_options(
+            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up
+        )
         record = source.record()
         key = build_key(record, options)
         check_replaceable(out, force=force)
@@ -148,7 +158,7 @@ def _build(
     with progress.stage("loading the model"):
         parts = stable_diffusion.load(source, options.precision)
         _check_space(staging, parts)
-        groups = stable_diffusion.denoiser_cache(parts, options.size, downscale)
+        groups = stable_diffusion.denoiser_cache(parts, options.size, downscale, options.caches)
     declared = stable_diffusion.graph_exports(parts, options.size, groups, downscale)
     with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
         graphs = _export_graphs(declared, options, downscale, staging, progress)
@@ -167,7 +177,14 @@ def _build(
         precision=options.precision,
         build_key=key,
         prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
-        defaults=source.defaults.model_copy(update={"gate_step": options.gate_step}),
+        defaults=source.defaults.model_copy(
+            update={
+                "gate_step": options.gate_step,
+                "sp_interval": options.sp_interval,
+                "fi_interval": options.fi_interval,
+                "warm_up": options.warm_up,
+            }
+        ),
         batch=options.batch,
         size=options.size,
         latents=Latents(channels=parts.unet.config.in_channels, downscale=downscale),  # type: ignore[union-attr, arg-type]
@@ -218,7 +235,7 @@ def _export_graphs(
         for graph in declared:
             with progress.stage(f"exporting {graph.name}"):
                 model = export_graph(graph, options.batch, options.size, downscale)
-                shared = "denoiser" if graph.name in ("full", "gated") else graph.name
+                shared = "denoiser" if graph.name in PHASES else graph.name
                 files[shared].externalize(model)
                 onnx_ir.save(model, staging / "graphs" / f"{graph.name}.onnx")
                 graphs[graph.name] = Graph(
@@ -242,7 +259,14 @@ def _tensors(entries: Iterable[GraphInput]) -> tuple[Tensor, ...]:
 
 def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
     return tuple(
-        Cache(tensor=g.name, downsample=g.downsample, width=g.width, layers=g.layers)
+        Cache(
+            tensor=g.name,
+            kind=g.kind,
+            passes=g.passes,
+            downsample=g.downsample,
+            width=g.width,
+            layers=g.layers,
+        )
         for g in groups
     )
 

@@ -36,8 +36,9 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes: list[Any] = [dims.dynamic(entry) for entry in graph.inputs]
-    if graph.name == "gated":  # forward(sample, timestep, *caches)
-        shapes = [*shapes[:2], tuple(shapes[2:])]
+    if graph.variadic:  # forward(sample, timestep, ..., *caches)
+        first = len(shapes) - graph.variadic
+        shapes = [*shapes[:first], tuple(shapes[first:])]
     with _quiet():
         program = torch.onnx.export(
             module,

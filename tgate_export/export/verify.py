@@ -230,7 +230,12 @@ def verify_bundle(
     with progress.stage("loading the source"):
         found = _source(bundle.manifest, source)
         parts = load(found, bundle.manifest.precision)
-        groups = denoiser_cache(parts, bundle.manifest.size, bundle.manifest.latents.downscale)
+        groups = denoiser_cache(
+            parts,
+            bundle.manifest.size,
+            bundle.manifest.latents.downscale,
+            {cache.kind for cache in bundle.manifest.cache},
+        )
     with progress.stage("running trajectories in PyTorch"):
         parts.to(torch.float32)
         runs = trajectories(parts, groups, bundle.manifest, trajectory_cases(bundle.manifest))
@@ -257,6 +262,9 @@ def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Diff
             negative_prompt=NEGATIVE_PROMPT,
             num_inference_steps=run.case.steps,
             gate_step=run.case.gate_step,
+            sp_interval=run.case.sp_interval,
+            fi_interval=run.case.fi_interval,
+            warm_up=run.case.warm_up,
             scheduler=run.case.scheduler,
             latents=run.latents,
             output_type="latent",

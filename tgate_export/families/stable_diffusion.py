@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from tgate_export.bundle.manifest import Precision, Size
 from tgate_export.errors import ModelError, first_line
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.cross_attention import CacheGroup
-from tgate_export.gating.phases import FullPhase, GatedPhase, cache_groups
+from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
+from tgate_export.schedule import READS, WRITES, CacheKind, Phase
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 RANDOM_SEED = 0
@@ -39,6 +40,7 @@ class GraphExport:
         inputs: in the order of the module's arguments.
         outputs: in the order of its results.
         sizes: usual size of every named dimension but the batch.
+        variadic: how many of the last inputs the module takes as `*args`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class GraphExport:
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
     sizes: Mapping[str, int]
+    variadic: int = 0
 
 
 @dataclass
@@ -200,7 +203,9 @@ def _byte_tokenizer(vocabulary_size: int, max_length: int) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
 
 
-def denoiser_cache(parts: Components, size: Size, downscale: int) -> tuple[CacheGroup, ...]:
+def denoiser_cache(
+    parts: Components, size: Size, downscale: int, kinds: Collection[CacheKind]
+) -> tuple[CacheGroup, ...]:
     """Return the stacked cache tensors of the UNet at the bundle's usual size."""
     config: Any = parts.unet.config
     return cache_groups(
@@ -210,6 +215,7 @@ def denoiser_cache(parts: Components, size: Size, downscale: int) -> tuple[Cache
         latent_width=size.width.opt // downscale,
         tokens=parts.tokenizer.model_max_length,
         embedding_width=config.cross_attention_dim,
+        kinds=kinds,
     )
 
 
@@ -238,19 +244,20 @@ def graph_exports(
         3,
     )
     fixed = size.height.fixed and size.width.fixed
-    caches = tuple(
-        GraphInput(
+    caches = {
+        group.name: GraphInput(
             group.name,
             compute,
             (
                 "batch",
+                *([] if group.passes is None else [group.passes]),
                 len(group.layers),
                 group.tokens if fixed else f"tokens_{index}",
                 group.width,
             ),
         )
         for index, group in enumerate(groups)
-    )
+    }
     sizes = {
         "latent_height": size.height.opt // downscale,
         "latent_width": size.width.opt // downscale,
@@ -260,6 +267,29 @@ def graph_exports(
     timestep = GraphInput("timestep", f32, ("batch",))
     noise_pred = GraphInput("noise_pred", f32, latent_shape)
     prompt_embeds = GraphInput("prompt_embeds", compute, ("batch", tokens, width))
+    conditions: Mapping[Phase, tuple[GraphInput, ...]] = {
+        "full": (
+            prompt_embeds,
+            GraphInput("negative_prompt_embeds", compute, ("batch", tokens, width)),
+            GraphInput("guidance_scale", f32, ("batch",)),
+        ),
+        "gated": (),
+    }
+
+    def denoiser(phase: Phase) -> GraphExport:
+        reads = [caches[group.name] for group in groups_of(groups, READS[phase])]
+        writes = [caches[group.name] for group in groups_of(groups, WRITES[phase])]
+
+        return GraphExport(
+            phase,
+            "unet",
+            lambda: make_phase(parts.unet, groups, phase),
+            (sample, timestep, *conditions["full" if "full" in phase else "gated"], *reads),
+            (noise_pred, *writes),
+            sizes,
+            variadic=len(reads),
+        )
+
     return (
         GraphExport(
             "text_encoder",
@@ -269,28 +299,7 @@ def graph_exports(
             (prompt_embeds,),
             sizes,
         ),
-        GraphExport(
-            "full",
-            "unet",
-            lambda: FullPhase(parts.unet, groups),
-            (
-                sample,
-                timestep,
-                prompt_embeds,
-                GraphInput("negative_prompt_embeds", compute, ("batch", tokens, width)),
-                GraphInput("guidance_scale", f32, ("batch",)),
-            ),
-            (noise_pred, *caches),
-            sizes,
-        ),
-        GraphExport(
-            "gated",
-            "unet",
-            lambda: GatedPhase(parts.unet, groups),
-            (sample, timestep, *caches),
-            (noise_pred,),
-            sizes,
-        ),
+        *(denoiser(phase) for phase in phases(groups)),
         GraphExport(
             "vae_decoder",
             "vae",

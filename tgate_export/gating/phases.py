@@ -1,6 +1,8 @@
-"""The denoiser's two phases as modules: what is exported, and what verification runs."""
+"""The denoiser's phases as modules: what is exported, and what verification runs."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -9,10 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tgate_export.gating.cross_attention import (
     CacheBox,
     CacheGroup,
+    cross_attention_layers,
     group_caches,
     recording_copy,
     replaying_copy,
+    self_attention_layers,
 )
+from tgate_export.schedule import READS, WRITES, CacheKind, Phase
+
+GUIDANCE_PASSES = 2  # unconditional and conditional
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -20,15 +27,48 @@ def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
     return per_sample[:, None, None, None]
 
 
-class FullPhase(nn.Module):
-    """One semantics-planning evaluation: guidance inside, cross-attention computed and cached."""
+def groups_of(groups: Iterable[CacheGroup], kinds: Collection[CacheKind]) -> list[CacheGroup]:
+    """Return the cache tensors of these kinds, in the order of `groups`."""
+    return [group for group in groups if group.kind in kinds]
 
-    def __init__(self, denoiser: nn.Module, groups: tuple[CacheGroup, ...]) -> None:
+
+def phases(groups: Iterable[CacheGroup]) -> tuple[Phase, ...]:
+    """Return the phases that read and write these caches: the denoiser graphs of a bundle."""
+    kinds = {group.kind for group in groups}
+    return tuple(phase for phase, reads in READS.items() if kinds.issuperset(reads))
+
+
+class _Phase(nn.Module):
+    """A denoiser that reads some caches and writes others; shares its weights with the original."""
+
+    def __init__(self, denoiser: nn.Module, groups: Iterable[CacheGroup], phase: Phase) -> None:
         super().__init__()
+        groups = tuple(groups)
         self.box = CacheBox()
-        self.denoiser = recording_copy(denoiser, self.box)
-        self.groups = groups
+        self.reads = groups_of(groups, READS[phase])
+        self.writes = groups_of(groups, WRITES[phase])
+        written = {path: None for group in self.writes for path in group.layers}
+        read = {path: None for group in self.reads for path in group.layers}
+        recorder = recording_copy(denoiser, self.box, written)
+        self.denoiser = replaying_copy(recorder, self.box, read)
         self.compute_dtype = next(denoiser.parameters()).dtype
+
+    def load(self, caches: Iterable[torch.Tensor]) -> None:
+        """Make the denoiser read these caches, one for each group in `reads`."""
+        for group, cache in zip(self.reads, caches, strict=True):
+            group.unstack(cache, self.box)
+
+
+class FullPhase(_Phase):
+    """One semantics-planning evaluation: guidance inside, cross-attention computed."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        phase: Phase = "full",
+    ) -> None:
+        super().__init__(denoiser, groups, phase)
 
     def forward(
         self,
@@ -37,12 +77,14 @@ class FullPhase(nn.Module):
         prompt_embeds: torch.Tensor,
         negative_prompt_embeds: torch.Tensor,
         guidance_scale: torch.Tensor,
+        *caches: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return `noise_pred` [B, C, h, w] and one cache [B, L, S, C] for each group.
+        """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
-        The cache is the mean of the unconditional and the conditional half, taken after
-        `to_out` and before the residual (arXiv 2404.02747, and `tgate_processor` of the
-        official package).
+        What is cached is the output of attention after `to_out` and before the residual
+        (arXiv 2404.02747, and `tgate_processor` of the official package): of cross-attention the
+        mean of the unconditional and the conditional pass, of self-attention that mean, for after
+        the gate, and both passes, for before it.
 
         Args:
             sample: [B, C, h, w] f32.
@@ -50,7 +92,10 @@ class FullPhase(nn.Module):
             prompt_embeds: [B, T, D].
             negative_prompt_embeds: [B, T, D].
             guidance_scale: [B] f32.
+            *caches: those that this phase reads.
         """
+        batch = sample.shape[0]
+        self.load(caches)
         noise_pred = self.denoiser(
             torch.cat([sample, sample]).to(self.compute_dtype),
             torch.cat([timestep, timestep]),
@@ -58,42 +103,46 @@ class FullPhase(nn.Module):
             return_dict=False,
         )[0].float()
         # unflatten and not chunk: its guard would pin the batch to the example's.
-        unconditional, conditional = noise_pred.unflatten(0, (2, sample.shape[0])).unbind(0)
+        unconditional, conditional = noise_pred.unflatten(0, (GUIDANCE_PASSES, batch)).unbind(0)
         guided = unconditional + broadcast_to_sample(guidance_scale) * (conditional - unconditional)
-        return guided, *(self._stacked(group, sample.shape[0]) for group in self.groups)
-
-    def _stacked(self, group: CacheGroup, batch: int) -> torch.Tensor:
-        halves = (self.box.values[path].unflatten(0, (2, batch)) for path in group.layers)
-        return torch.stack([(half[0] + half[1]) / 2 for half in halves], dim=1)
+        return guided, *(group.stack(self.box, GUIDANCE_PASSES, batch) for group in self.writes)
 
 
-class GatedPhase(nn.Module):
+class GatedPhase(_Phase):
     """One fidelity-improving evaluation: no guidance, cross-attention read from the cache."""
 
-    def __init__(self, denoiser: nn.Module, groups: tuple[CacheGroup, ...]) -> None:
-        super().__init__()
-        self.box = CacheBox()
-        self.denoiser = replaying_copy(denoiser, self.box)
-        self.groups = groups
-        self.compute_dtype = next(denoiser.parameters()).dtype
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        phase: Phase = "gated",
+    ) -> None:
+        super().__init__(denoiser, groups, phase)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, *caches: torch.Tensor
-    ) -> torch.Tensor:
-        """Return `noise_pred` [B, C, h, w].
+    ) -> tuple[torch.Tensor, ...]:
+        """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *caches: one [B, L, S, C] for each group, as `FullPhase` returned them.
+            *caches: those that this phase reads.
         """
-        for group, cache in zip(self.groups, caches, strict=True):
-            for path, value in zip(group.layers, cache.unbind(1), strict=True):
-                self.box.values[path] = value
+        batch = sample.shape[0]
+        self.load(caches)
         noise_pred: torch.Tensor = self.denoiser(
             sample.to(self.compute_dtype), timestep, encoder_hidden_states=None, return_dict=False
         )[0]
-        return noise_pred.float()
+        return noise_pred.float(), *(group.stack(self.box, 1, batch) for group in self.writes)
+
+
+def make_phase(
+    denoiser: nn.Module, groups: Iterable[CacheGroup], phase: Phase
+) -> FullPhase | GatedPhase:
+    """Make the module of a phase."""
+    gated = "cross_cache" in READS[phase]
+    return (GatedPhase if gated else FullPhase)(denoiser, groups, phase)
 
 
 @torch.no_grad()
@@ -105,13 +154,28 @@ def cache_groups(
     latent_width: int,
     tokens: int,
     embedding_width: int,
+    kinds: Collection[CacheKind],
 ) -> tuple[CacheGroup, ...]:
-    """Find how cross-attention outputs group into cache tensors, without computing anything.
+    """Find how attention outputs group into cache tensors, without computing anything.
 
-    Runs the denoiser on fake tensors, which carry shapes only.
+    Runs the denoiser on fake tensors, which carry shapes only. The cache of cross-attention is
+    always there, and comes first.
+
+    Args:
+        denoiser: a diffusers UNet or transformer.
+        in_channels: channels of the latents.
+        latent_height: h.
+        latent_width: w.
+        tokens: text tokens.
+        embedding_width: width of a text token.
+        kinds: which caches a bundle holds.
     """
+    cross = cross_attention_layers(denoiser)
+    wanted = set(cross)
+    if set(kinds) - {"cross_cache"}:
+        wanted |= self_attention_layers(denoiser).keys()
     box = CacheBox()
-    recorder = recording_copy(denoiser, box)
+    recorder = recording_copy(denoiser, box, wanted)
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
         recorder(
@@ -121,4 +185,13 @@ def cache_groups(
             return_dict=False,
         )
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
-    return group_caches(shapes, latent_height, latent_width)
+    of_cross = {path: shape for path, shape in shapes.items() if path in cross}
+    of_self = {path: shape for path, shape in shapes.items() if path not in cross}
+    groups = group_caches("cross_cache", of_cross, latent_height, latent_width)
+    if "self_passes" in kinds:
+        groups += group_caches(
+            "self_passes", of_self, latent_height, latent_width, passes=GUIDANCE_PASSES
+        )
+    if "self_cache" in kinds:
+        groups += group_caches("self_cache", of_self, latent_height, latent_width)
+    return groups
