@@ -35,7 +35,7 @@ def save_tiny_pipeline(folder: Path) -> None:
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from tgate_export.families.stable_diffusion import _byte_tokenizer
+    from tgate_export.families.random_tokenizers import byte_tokenizer
 
     vocabulary, tokens, width = 514, 77, 32
     state = torch.get_rng_state()
@@ -83,7 +83,7 @@ def save_tiny_pipeline(folder: Path) -> None:
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=_byte_tokenizer(vocabulary, tokens),
+        tokenizer=byte_tokenizer(vocabulary, tokens),
         unet=unet,
         scheduler=PNDMScheduler.from_config(scheduler),
         safety_checker=None,

@@ -22,6 +22,7 @@ SIDE = {"min": 16, "opt": 16, "max": 16}
 GRAPH = {
     "file": "graphs/full.onnx",
     "weights": "graphs/denoiser.weights",
+    "precision": "fp32",
     "parameters": 12,
     "inputs": [{"name": "sample", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
     "outputs": [{"name": "noise_pred", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
@@ -42,9 +43,14 @@ VALID: dict[str, Any] = {
     "batch": ONE,
     "size": {"height": SIDE, "width": SIDE, "multiple": 2},
     "latents": {"channels": 4, "downscale": 2},
-    "tokenizer": {
-        "file": "tokenizer/tokenizer.json", "max_length": 77, "pad_token_id": 1, "eos_token_id": 1,
+    "tokenizers": {
+        "input_ids": {
+            "file": "tokenizer/tokenizer.json", "max_length": 77, "pad_token_id": 1,
+            "eos_token_id": 1, "mask": None,
+        },
     },
+    "absent_negative_prompt": "empty",
+    "conditioning": {},
     "graphs": {"full": GRAPH},
     "cache": [
         {
@@ -110,8 +116,8 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "tokenizer|file",
-                                   "solvers|ddim|file"])  # fmt: skip
+@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "solvers|ddim|file",
+                                   "tokenizers|input_ids|file"])  # fmt: skip
 def test_path_that_leaves_the_bundle_is_refused(field: str, path: str) -> None:
     raw = changed(field, path)
     raw["files"][path] = FILE  # listed, so that only the path itself is wrong
@@ -170,6 +176,10 @@ def test_missing_field_is_named(field: str) -> None:
         ("batch|min", 2),  # above max
         ("size|multiple", 0),
         ("latents|channels", 4.5),
+        ("tokenizers|input_ids|mask", 1),
+        ("absent_negative_prompt", "none"),
+        ("conditioning", {"time_ids": "the moon"}),
+        ("graphs|full|precision", "int4"),
         ("graphs|full|inputs|0|dtype", "complex64"),
         ("graphs|full|inputs|0|shape", ["batch", 0]),
         ("solvers|ddim|extra_evaluations", -1),

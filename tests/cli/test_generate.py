@@ -215,9 +215,9 @@ def test_long_prompt_is_cut_as_by_diffusers(
     assert "warning" not in generate(prompt=fits).err
     assert np.array_equal(drawn, pixels(folder / "x.png"))
 
-    spec = read_manifest(tiny_bundle).tokenizer
+    spec = read_manifest(tiny_bundle).tokenizers["input_ids"]
     with pytest.warns(UserWarning, match="left out"):
-        found = PromptTokenizer(tiny_bundle / spec.file, spec)([f"{fits} {cut}"])
+        found, _ = PromptTokenizer(tiny_bundle / spec.file, spec)([f"{fits} {cut}"])
     expected = CLIPTokenizer.from_pretrained(tiny_pipeline_dir / "tokenizer")(
         f"{fits} {cut}", padding="max_length", max_length=77, truncation=True, return_tensors="np"
     ).input_ids

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.families.test_source import WEIGHTS
 from tgate_export.errors import ModelError
+from tgate_export.families.loading import load
 from tgate_export.families.source import resolve_source
-from tgate_export.families.stable_diffusion import load
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,7 +49,7 @@ def test_planted_pickles_are_not_loaded(pipeline: Path, tmp_path: Path) -> None:
     plant(pipeline, tmp_path / "trace")
     parts = load(resolve_source(str(pipeline)), "fp32")
     expected = load_file(pipeline / "unet" / WEIGHTS["unet"])
-    found = parts.unet.state_dict()
+    found = parts["unet"].state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not (tmp_path / "trace").exists()

@@ -282,4 +282,8 @@ def test_download_asks_for_safetensors_only(
     assert (source.kind, source.model, source.name) == ("hub", "someone/model", "model")
     assert source.revision == pipeline.name  # a snapshot's folder is named for its commit
     endings = {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]}
-    assert endings == {"json", "txt", "safetensors"}
+    assert endings == {"json", "txt", "safetensors", "model"}
+    # A SentencePiece vocabulary: a protocol buffer, not a pickle.
+    assert [name for name in asked["allow_patterns"] if name.endswith(".model")] == [
+        "tokenizer/*.model", "tokenizer_2/*.model",
+    ]  # fmt: skip

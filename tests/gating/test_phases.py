@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tgate_export.errors import ModelError
+from tgate_export.gating.conditioning import Condition, Conditioning
 from tgate_export.gating.cross_attention import (
     cross_attention_layers,
     group_caches,
@@ -25,6 +26,13 @@ from tgate_export.gating.phases import (
 )
 
 BATCH, TOKENS, WIDTH = 3, 77, 32
+
+
+def predict(unet: Any, sample: Any, timestep: Any, conditions: Any) -> Any:
+    return unet(sample, timestep, conditions.get("prompt_embeds"), return_dict=False)[0]
+
+
+TEXT = Conditioning((Condition("prompt_embeds", (TOKENS, WIDTH), negative=True),), predict)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +54,7 @@ def all_groups(unet: Any) -> Any:
 
 def groups_of_kinds(unet: Any, kinds: list[Any]) -> Any:
     return cache_groups(
-        unet, in_channels=4, latent_height=8, latent_width=8, tokens=TOKENS,
-        embedding_width=WIDTH, kinds=kinds,
+        unet, TEXT, in_channels=4, latent_height=8, latent_width=8, kinds=kinds,
     )  # fmt: skip
 
 
@@ -81,7 +88,7 @@ def hooked(unet: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, di
 def test_full_is_guidance_of_two_runs_and_caches_their_mean(
     unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:
-    noise_pred, *caches = FullPhase(unet, groups)(**inputs)
+    noise_pred, *caches = FullPhase(unet, groups, TEXT)(*inputs.values())
     negative, without = hooked(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
@@ -105,7 +112,7 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
 def test_full_keeps_self_attention_of_both_passes_and_its_mean(
     unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:
-    _, *caches = FullPhase(unet, all_groups)(**inputs)
+    _, *caches = FullPhase(unet, all_groups, TEXT)(*inputs.values())
     _, without = hooked(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
@@ -152,7 +159,7 @@ def random_caches(groups: Any) -> list[torch.Tensor]:
 def test_gated_is_the_unet_with_attention_outputs_replaced(
     unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor], phase: Any
 ) -> None:
-    module = GatedPhase(unet, all_groups, phase)
+    module = GatedPhase(unet, all_groups, TEXT, phase)
     caches = random_caches(module.reads)
     found, *written = module(inputs["sample"], inputs["timestep"], *caches)
     by_path = {
@@ -175,7 +182,7 @@ def test_gated_is_the_unet_with_attention_outputs_replaced(
 def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
     unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:
-    module = FullPhase(unet, all_groups, "full_reuse")
+    module = FullPhase(unet, all_groups, TEXT, "full_reuse")
     caches = random_caches(module.reads)
     (found,) = module(*inputs.values(), *caches)
     runs = []
@@ -204,7 +211,7 @@ def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
 def test_what_is_read_from_a_cache_needs_no_weight(
     unet: Any, all_groups: Any, phase: Any, attention: set[str]
 ) -> None:
-    names = [name for name, _ in make_phase(unet, all_groups, phase).named_parameters()]
+    names = [name for name, _ in make_phase(unet, all_groups, TEXT, phase).named_parameters()]
     assert {name for name in ("attn1", "attn2") if any(name in path for path in names)} == attention
 
 
@@ -217,7 +224,7 @@ def test_graphs_are_those_that_the_caches_allow(unet: Any, groups: Any, all_grou
 
 
 def test_gated_has_no_cross_attention_weight(unet: Any, groups: Any) -> None:
-    names = [name for name, _ in GatedPhase(unet, groups).named_parameters()]
+    names = [name for name, _ in GatedPhase(unet, groups, TEXT).named_parameters()]
     assert names
     assert not [name for name in names if "attn2" in name]
 
@@ -235,8 +242,8 @@ def test_building_phases_leaves_the_unet_alone(
     arguments = (inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
     with torch.no_grad():
         before = unet(*arguments)[0]
-        FullPhase(unet, groups)(**inputs)
-        GatedPhase(unet, groups)
+        FullPhase(unet, groups, TEXT)(*inputs.values())
+        GatedPhase(unet, groups, TEXT)
         torch.testing.assert_close(unet(*arguments)[0], before, atol=0, rtol=0)
 
 

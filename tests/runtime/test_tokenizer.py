@@ -15,7 +15,7 @@ from tgate_export.runtime.tokenizer import PromptTokenizer
 
 
 def ours(bundle: Path) -> PromptTokenizer:
-    spec = read_manifest(bundle).tokenizer
+    spec = read_manifest(bundle).tokenizers["input_ids"]
     return PromptTokenizer(bundle / spec.file, spec)
 
 
@@ -30,8 +30,10 @@ def test_equals_transformers(
     theirs = CLIPTokenizer.from_pretrained(tiny_pipeline_dir / "tokenizer")
     expected = theirs(
         prompts, padding="max_length", max_length=77, truncation=True, return_tensors="np"
-    ).input_ids
-    assert (ours(tiny_bundle)(prompts) == expected).all()
+    )
+    ids, mask = ours(tiny_bundle)(prompts)
+    assert (ids == expected.input_ids).all()
+    assert (mask == expected.attention_mask).all()
 
 
 def test_long_prompt_is_cut_as_diffusers_does_and_says_so(
@@ -41,7 +43,7 @@ def test_long_prompt_is_cut_as_diffusers_does_and_says_so(
     prompt = "x" * 75 + " leftover"
     expected = theirs(prompt, max_length=77, truncation=True, return_tensors="np").input_ids
     with pytest.warns(UserWarning, match="leftover"):
-        found = ours(tiny_bundle)([prompt])
+        found, _ = ours(tiny_bundle)([prompt])
     assert (found == expected).all()
 
 
@@ -49,4 +51,4 @@ def test_a_broken_file_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "tokenizer.json"
     broken.write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer file"):
-        PromptTokenizer(broken, read_manifest(tiny_bundle).tokenizer)
+        PromptTokenizer(broken, read_manifest(tiny_bundle).tokenizers["input_ids"])

@@ -20,6 +20,12 @@ MANIFEST_NAME = "manifest.json"
 DType = Literal["float32", "float16", "int64"]
 Precision = Literal["fp32", "fp16"]
 
+# What the host computes for a denoiser, f32, from image sizes in pixels:
+# time_ids      [B,6]  original height and width, crop top and left, target height and width
+# resolution    [B,2]  height and width
+# aspect_ratio  [B,1]  height / width
+HostInput = Literal["time_ids", "resolution", "aspect_ratio"]
+
 
 def _inside_bundle(path: str) -> str:
     pure = PurePosixPath(path)
@@ -51,6 +57,7 @@ class Graph(_Model):
 
     file: BundlePath
     weights: BundlePath | None = Field(description="external data file, shared by the denoisers")
+    precision: Precision = Field(description="of its weights and computation")
     parameters: int = Field(description="number of weights this graph uses")
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -150,6 +157,9 @@ class Tokenizer(_Model):
     max_length: Positive
     pad_token_id: int
     eos_token_id: int
+    mask: str | None = Field(
+        description="graph input that takes 1 for a token and 0 for padding [B,T], if there is one"
+    )
 
 
 class File(_Model):
@@ -173,7 +183,16 @@ class Manifest(_Model):
     batch: Range
     size: Size
     latents: Latents
-    tokenizer: Tokenizer
+    tokenizers: dict[str, Tokenizer] = Field(
+        description="by the input of `text_encoder` that takes the ids"
+    )
+    absent_negative_prompt: Literal["empty", "zeros"] = Field(
+        description="what stands for a missing negative prompt: an empty text, or zeros in place "
+        "of the text encoder's outputs"
+    )
+    conditioning: dict[str, HostInput] = Field(
+        description="denoiser inputs that the host computes, and what they are"
+    )
     graphs: dict[str, Graph]
     cache: tuple[Cache, ...]
     solvers: dict[str, Solver]
@@ -182,7 +201,8 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _refers_to_listed_files(self) -> Manifest:
-        used = {self.tokenizer.file, *(solver.file for solver in self.solvers.values())}
+        used = {tokenizer.file for tokenizer in self.tokenizers.values()}
+        used |= {solver.file for solver in self.solvers.values()}
         for graph in self.graphs.values():
             used |= {graph.file} | ({graph.weights} if graph.weights else set())
         unlisted = sorted(used - self.files.keys())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command(name="generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What to draw.")
-@click.option("--negative-prompt", default="", help="What to avoid.")
+@click.option("--negative-prompt", help="What to avoid.")
 @click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
 @click.option(
     "--gate-step",
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     prompt: str,
-    negative_prompt: str,
+    negative_prompt: str | None,
     steps: int | None,
     gate_step: int | None,
     sp_interval: int | None,

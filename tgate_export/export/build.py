@@ -21,6 +21,7 @@ from tgate_export.bundle.manifest import (
     MANIFEST_NAME,
     Cache,
     Graph,
+    HostInput,
     Latents,
     Manifest,
     Precision,
@@ -38,7 +39,9 @@ from tgate_export.schedule import PHASES
 
 if TYPE_CHECKING:
     from tgate_export.export.verify import Difference
-    from tgate_export.families.stable_diffusion import Components, GraphExport, GraphInput
+    from tgate_export.families.base import TokenizerSpec
+    from tgate_export.families.graphs import GraphExport, GraphInput
+    from tgate_export.families.loading import Components
     from tgate_export.gating.cross_attention import CacheGroup
 
 DEFAULT_BATCH = Range(min=1, opt=1, max=8)
@@ -152,27 +155,32 @@ def _build(
     from tgate_export.export.solver_graph import save_solver_graph
     from tgate_export.export.solvers import SolverJobs, solver_graph
     from tgate_export.export.verify import check_graphs, graph_references, require
-    from tgate_export.families import geometry, stable_diffusion
+    from tgate_export.families import geometry
+    from tgate_export.families.graphs import denoiser_cache, graph_exports
+    from tgate_export.families.loading import load
 
     downscale = geometry.vae_downscale(source)
     with progress.stage("loading the model"):
-        parts = stable_diffusion.load(source, options.precision)
+        parts = load(source, options.precision)
         _check_space(staging, parts)
-        groups = stable_diffusion.denoiser_cache(parts, options.size, downscale, options.caches)
-    declared = stable_diffusion.graph_exports(parts, options.size, groups, downscale)
+        groups = denoiser_cache(source, parts, options.size, options.caches)
+    declared = graph_exports(source, parts, options.size, groups)
     with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
-        graphs = _export_graphs(declared, options, downscale, staging, progress)
+        graphs = _export_graphs(source, declared, options, staging, progress)
         save_solver_graph(staging / "graphs" / "solver.onnx")
         graphs["solver"] = solver_graph()
         with progress.stage("compiling samplers"):
             solvers = jobs.results(source.defaults.scheduler, progress)
-    tokenizer = _save_tokenizer(parts.tokenizer, staging)
+    tokenizers = {
+        spec.input: _save_tokenizer(spec, parts.tokenizers[spec.input], staging)
+        for spec in source.family.tokenizers(source)
+    }
     with progress.stage("hashing"):
         files = dict(hash_files(staging, sorted(bundle_files(staging))))
     manifest = Manifest(
         schema_version=1,
         name=source.name,
-        family="stable-diffusion",
+        family=source.family.name,
         source=record,
         precision=options.precision,
         build_key=key,
@@ -187,8 +195,12 @@ def _build(
         ),
         batch=options.batch,
         size=options.size,
-        latents=Latents(channels=parts.unet.config.in_channels, downscale=downscale),  # type: ignore[union-attr, arg-type]
-        tokenizer=tokenizer,
+        latents=Latents(
+            channels=source.config(source.family.denoiser)["in_channels"], downscale=downscale
+        ),
+        tokenizers=tokenizers,
+        absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
+        conditioning=_host_inputs(source),
         graphs=graphs,
         cache=_cache(groups),
         solvers=solvers,
@@ -196,7 +208,7 @@ def _build(
         files=files,
     )
     with progress.stage("running PyTorch for reference"):
-        references = graph_references(parts, manifest, groups, batch=options.batch.opt)
+        references = graph_references(source, parts, manifest, groups, batch=options.batch.opt)
     # Never hold the PyTorch model and an engine at once.
     del parts, declared
     gc.collect()
@@ -207,7 +219,7 @@ def _build(
 
 
 def _check_space(staging: Path, parts: Components) -> None:
-    weights = [weight for module in parts.modules() for weight in module.parameters()]
+    weights = [weight for module in parts.modules.values() for weight in module.parameters()]
     needed = sum(weight.numel() * weight.element_size() for weight in weights)
     free = shutil.disk_usage(staging).free
     if free < needed * 1.02:
@@ -218,9 +230,9 @@ def _check_space(staging: Path, parts: Components) -> None:
 
 
 def _export_graphs(
+    source: ModelSource,
     declared: Iterable[GraphExport],
     options: BuildOptions,
-    downscale: int,
     staging: Path,
     progress: Progress,
 ) -> dict[str, Graph]:
@@ -228,19 +240,22 @@ def _export_graphs(
 
     from tgate_export.export.onnx_export import export_graph
     from tgate_export.export.weights import WeightFiles, count_parameters
+    from tgate_export.families.geometry import vae_downscale
+    from tgate_export.families.loading import component_precision
 
     (staging / "graphs").mkdir()
     graphs: dict[str, Graph] = {}
     with WeightFiles(staging / "graphs") as files:
         for graph in declared:
             with progress.stage(f"exporting {graph.name}"):
-                model = export_graph(graph, options.batch, options.size, downscale)
+                model = export_graph(graph, options.batch, options.size, vae_downscale(source))
                 shared = "denoiser" if graph.name in PHASES else graph.name
                 files[shared].externalize(model)
                 onnx_ir.save(model, staging / "graphs" / f"{graph.name}.onnx")
                 graphs[graph.name] = Graph(
                     file=f"graphs/{graph.name}.onnx",
                     weights=f"graphs/{shared}.weights",
+                    precision=component_precision(source, graph.components[0], options.precision),
                     parameters=count_parameters(model),
                     inputs=_tensors(graph.inputs),
                     outputs=_tensors(graph.outputs),
@@ -271,14 +286,24 @@ def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
     )
 
 
-def _save_tokenizer(tokenizer: Any, staging: Path) -> Tokenizer:
-    (staging / "tokenizer").mkdir()
+def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
+    return {
+        name: entry.host
+        for entry in source.family.conditioning(source).conditions
+        if entry.host
+        for name in entry.full_inputs
+    }
+
+
+def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Tokenizer:
+    (staging / spec.component).mkdir()
     # Its own save() hides a full disk behind a bare Exception.
     text = tokenizer.backend_tokenizer.to_str(pretty=True)
-    (staging / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
+    (staging / spec.component / "tokenizer.json").write_text(text, encoding="utf-8")
     return Tokenizer(
-        file="tokenizer/tokenizer.json",
-        max_length=tokenizer.model_max_length,
+        file=f"{spec.component}/tokenizer.json",
+        max_length=spec.max_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        mask=spec.mask,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch.export import Dim
 
 from tgate_export.bundle.manifest import Range, Size
-from tgate_export.families.stable_diffusion import GraphExport, GraphInput
+from tgate_export.families.graphs import GraphExport, GraphInput
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,10 +36,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     module = graph.module().eval()
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
-    shapes: list[Any] = [dims.dynamic(entry) for entry in graph.inputs]
-    if graph.variadic:  # forward(sample, timestep, ..., *caches)
-        first = len(shapes) - graph.variadic
-        shapes = [*shapes[:first], tuple(shapes[first:])]
+    shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -47,13 +45,20 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
             opset_version=OPSET,
             input_names=[entry.name for entry in graph.inputs],
             output_names=[entry.name for entry in graph.outputs],
-            dynamic_shapes=tuple(shapes),
+            dynamic_shapes=shapes,
             verbose=False,
             optimize=True,
         )
     assert program is not None
     _drop_traces(program.model)
     return program.model
+
+
+def _as_arguments(module: torch.nn.Module, values: list[Any]) -> tuple[Any, ...]:
+    """Nest values as `forward` takes them: those of `*args` in a tuple of their own."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = sum(entry.kind is not inspect.Parameter.VAR_POSITIONAL for entry in parameters)
+    return (*values[:named], tuple(values[named:])) if len(values) > named else tuple(values)
 
 
 def _drop_traces(model: onnx_ir.Model) -> None:

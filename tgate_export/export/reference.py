@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
-from tgate_export.families.stable_diffusion import Components, TextEncoder
+from tgate_export.families.loading import Components
+from tgate_export.families.source import ModelSource
+from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase, make_phase, phases
+from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.schedule import Phase, gate_schedule
 
@@ -73,34 +76,55 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
 
 @torch.no_grad()
 def trajectories(
+    source: ModelSource,
     parts: Components,
     groups: tuple[CacheGroup, ...],
     manifest: Manifest,
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
     """Run every case in PyTorch, in the precision of `parts`."""
-    ids = parts.tokenizer(
-        [PROMPT, NEGATIVE_PROMPT],
-        padding="max_length",
-        max_length=manifest.tokenizer.max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    embeds, negative = TextEncoder(parts.text_encoder)(ids).chunk(2)
+    denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
+    values = _conditions(source, parts, manifest)
+    values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
+    graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
     shape = (
         manifest.latents.channels,
         manifest.size.height.opt // downscale,
         manifest.size.width.opt // downscale,
     )
-    guidance = torch.tensor([manifest.defaults.guidance_scale])
-    graphs = _Graphs(parts.unet, groups, (embeds, negative, guidance))
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
         expected = _run(case, parts.scheduler_config, graphs, latents)
         found.append(Trajectory(case, latents, expected))
     return tuple(found)
+
+
+def _conditions(
+    source: ModelSource, parts: Components, manifest: Manifest
+) -> dict[str, torch.Tensor]:
+    """Return every condition of `PROMPT` and `NEGATIVE_PROMPT` by graph input, [1, ...]."""
+    height, width = manifest.size.height.opt, manifest.size.width.opt
+    values = {
+        name: torch.from_numpy(host_input(kind, 1, height, width))
+        for name, kind in manifest.conditioning.items()
+    }
+    encoder = source.family.text_encoder(parts)
+    text = source.family.conditioning(source).text
+    for prefix, prompt in (("", PROMPT), ("negative_", NEGATIVE_PROMPT)):
+        inputs = []
+        for spec in source.family.tokenizers(source):
+            encoded = parts.tokenizers[spec.input](
+                [prompt], padding="max_length", max_length=spec.max_length, truncation=True,
+                return_attention_mask=True, return_tensors="pt",
+            )  # fmt: skip
+            inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
+        outputs = encoder(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for entry, value in zip(text, outputs, strict=True):
+            values[prefix + entry.name] = value
+    return values
 
 
 class _Graphs:
@@ -110,18 +134,21 @@ class _Graphs:
         self,
         denoiser: torch.nn.Module,
         groups: tuple[CacheGroup, ...],
-        conditions: tuple[torch.Tensor, ...],
+        conditioning: Conditioning,
+        values: Mapping[str, torch.Tensor],
     ) -> None:
-        self._conditions = conditions
+        full = [values[name] for entry in conditioning.conditions for name in entry.full_inputs]
+        self._full_inputs = [*full, values["guidance_scale"]]
+        self._gated_inputs = [values[entry.gated_input] for entry in conditioning.gated]
         self._caches: dict[str, torch.Tensor] = {}
         self._phases: dict[Phase, FullPhase | GatedPhase] = {
-            phase: make_phase(denoiser, groups, phase) for phase in phases(groups)
+            phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)
         }
 
     def __call__(self, phase: Phase, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         module = self._phases[phase]
         reads = [self._caches[group.name] for group in module.reads]
-        conditions = self._conditions if isinstance(module, FullPhase) else ()
+        conditions = self._full_inputs if isinstance(module, FullPhase) else self._gated_inputs
         noise_pred: torch.Tensor
         noise_pred, *written = module(sample, timestep, *conditions, *reads)
         self._caches |= {

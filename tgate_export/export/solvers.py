@@ -90,6 +90,7 @@ def solver_graph() -> Graph:
     return Graph(
         file="graphs/solver.onnx",
         weights=None,
+        precision="fp32",
         parameters=0,
         inputs=(
             f32("sample", latents),

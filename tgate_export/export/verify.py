@@ -22,15 +22,13 @@ from tgate_export.export.reference import (
     trajectories,
     trajectory_cases,
 )
+from tgate_export.families.graphs import GraphInput, denoiser_cache, graph_exports
+from tgate_export.families.loading import Components, load
 from tgate_export.families.source import ModelSource, Weights, resolve_source
-from tgate_export.families.stable_diffusion import (
-    Components,
-    denoiser_cache,
-    graph_exports,
-    load,
-)
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.runtime.backends import select
+from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.plan import NEGATIVE
 
 # Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
 # either case; fp16 rounds every activation to 11 bits (5e-4), over the depth of a UNet.
@@ -101,7 +99,12 @@ def require(differences: Iterable[Difference]) -> None:
 
 @torch.no_grad()
 def graph_references(
-    parts: Components, manifest: Manifest, groups: tuple[CacheGroup, ...], *, batch: int
+    source: ModelSource,
+    parts: Components,
+    manifest: Manifest,
+    groups: tuple[CacheGroup, ...],
+    *,
+    batch: int,
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
@@ -110,66 +113,81 @@ def graph_references(
     full phase wrote.
 
     Args:
+        source: where the pipeline came from.
         parts: the loaded pipeline.
         manifest: the bundle's manifest: dtypes and sizes.
         groups: how caches are stacked.
         batch: samples in each input.
     """
+    known = _random_inputs(source, manifest, batch)
+    references = {}
+    graphs = graph_exports(source, parts, manifest.size, groups)
+    for index, graph in enumerate(graphs):
+        for component in graph.components:
+            parts[component].to(torch.float32)
+        module = graph.module().eval()
+        # Round to the graph's own dtype first, so that only the computation differs.
+        stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
+        inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
+        named = _call(module, inputs, graph.outputs)
+        if graph.name == "text_encoder":
+            negative = {name: known[NEGATIVE + name] for name in inputs}
+            for name, value in _call(module, negative, graph.outputs).items():
+                known[NEGATIVE + name] = value
+        known |= named
+        references[graph.name] = Reference(inputs, named)
+        later = {component for entry in graphs[index + 1 :] for component in entry.components}
+        for component in set(graph.components) - later:
+            parts[component].to("meta")
+        del module
+        gc.collect()
+    return references
+
+
+def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Arrays:
+    """Return inputs of the graphs by name, all but those that another graph makes."""
     random = np.random.default_rng(SEED)
     downscale = manifest.latents.downscale
-    height, width = manifest.size.height.opt // downscale, manifest.size.width.opt // downscale
-    latents = (batch, manifest.latents.channels, height, width)
-    ids = random.integers(
-        0, manifest.tokenizer.eos_token_id, (2 * batch, manifest.tokenizer.max_length)
-    )
+    height, width = manifest.size.height.opt, manifest.size.width.opt
+    latents = (batch, manifest.latents.channels, height // downscale, width // downscale)
     known: Arrays = {
-        "input_ids": ids[:batch],
-        "negative_input_ids": ids[batch:],
         "sample": random.standard_normal(latents, dtype=np.float32),
         "timestep": random.integers(1, 1000, batch).astype(np.float32),
         "guidance_scale": random.uniform(1, 10, batch).astype(np.float32),
         "latents": random.standard_normal(latents, dtype=np.float32),
     }
-    references = {}
-    graphs = graph_exports(parts, manifest.size, groups, downscale)
-    for index, graph in enumerate(graphs):
-        component = getattr(parts, graph.component).to(torch.float32)
-        module = graph.module().eval()
-        stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
-        # Round to the graph's own dtype first, so that only the computation differs.
-        inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
-        outputs = _call(module, inputs)
-        named = {entry.name: value for entry, value in zip(graph.outputs, outputs, strict=True)}
-        if graph.name == "text_encoder":
-            negative = _call(module, {"input_ids": known["negative_input_ids"]})
-            known["negative_prompt_embeds"] = negative[0]
-        known |= named
-        references[graph.name] = Reference(inputs, named)
-        if all(later.component != graph.component for later in graphs[index + 1 :]):
-            component.to("meta")
-        del module, component
-        gc.collect()
-    return references
+    for prefix in ("", NEGATIVE):
+        for spec in source.family.tokenizers(source):
+            length, vocabulary = spec.max_length, source.config(spec.encoder)["vocab_size"]
+            known[prefix + spec.input] = random.integers(0, vocabulary, (batch, length))
+            if spec.mask is not None:
+                filled = random.integers(1, length, (batch, 1))
+                known[prefix + spec.mask] = (np.arange(length) < filled).astype(np.int64)
+    for name, kind in manifest.conditioning.items():
+        known[name] = host_input(kind, batch, height, width)
+    return known
 
 
-def _call(module: torch.nn.Module, inputs: Arrays) -> list[np.ndarray]:
+def _call(module: torch.nn.Module, inputs: Arrays, outputs: Iterable[GraphInput]) -> Arrays:
     tensors = []
     for array in inputs.values():
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         tensors.append(tensor.float() if tensor.is_floating_point() else tensor)
     result = module(*tensors)
-    return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
+    values = result if isinstance(result, tuple) else (result,)
+    return {entry.name: value.numpy() for entry, value in zip(outputs, values, strict=True)}
 
 
 def check_graphs(
     bundle: Bundle, references: Mapping[str, Reference], progress: Progress
 ) -> tuple[Difference, ...]:
     """Run every graph on ONNX Runtime's CPU and compare with PyTorch, one session at a time."""
-    bound = GRAPH_BOUNDS[bundle.manifest.precision]
     differences = []
     for name, reference in references.items():
+        graph = bundle.manifest.graph(name)
+        bound = GRAPH_BOUNDS[graph.precision]
         with progress.stage(f"verifying {name}"):
-            found = run_graph(bundle.file(bundle.manifest.graph(name).file), reference.inputs)
+            found = run_graph(bundle.file(graph.file), reference.inputs)
         for tensor, expected in reference.outputs.items():
             differences.append(compare(name, tensor, found[tensor], expected, bound))
     return tuple(differences)
@@ -231,17 +249,15 @@ def verify_bundle(
         found = _source(bundle.manifest, source)
         parts = load(found, bundle.manifest.precision)
         groups = denoiser_cache(
-            parts,
-            bundle.manifest.size,
-            bundle.manifest.latents.downscale,
-            {cache.kind for cache in bundle.manifest.cache},
+            found, parts, bundle.manifest.size, {cache.kind for cache in bundle.manifest.cache}
         )
     with progress.stage("running trajectories in PyTorch"):
         parts.to(torch.float32)
-        runs = trajectories(parts, groups, bundle.manifest, trajectory_cases(bundle.manifest))
+        cases = trajectory_cases(bundle.manifest)
+        runs = trajectories(found, parts, groups, bundle.manifest, cases)
     with progress.stage("running PyTorch for reference"):
         batch = min(2, bundle.manifest.batch.max)
-        references = graph_references(parts, bundle.manifest, groups, batch=batch)
+        references = graph_references(found, parts, bundle.manifest, groups, batch=batch)
     del parts
     gc.collect()
     graphs = check_graphs(bundle, references, progress)

@@ -14,18 +14,22 @@ def vae_downscale(source: ModelSource) -> int:
 def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
     """Return what must divide an image side.
 
-    A fixed size needs only what the VAE divides by; with a dynamic size every level of the UNet
-    must halve exactly, so that one graph serves all sizes.
+    A fixed size needs only what the VAE and a transformer's patches divide by; with a dynamic
+    size every level of a UNet must halve exactly, so that one graph serves all sizes.
     """
-    return vae_downscale(source) * (2 ** (_levels(source, "unet") - 1) if dynamic else 1)
+    denoiser = source.family.denoiser
+    multiple = vae_downscale(source) * int(source.config(denoiser).get("patch_size") or 1)
+    return multiple * (2 ** (_levels(source, denoiser) - 1) if dynamic else 1)
 
 
 def default_size(source: ModelSource) -> int:
-    """Image side that the UNet was trained at, in pixels."""
-    sample_size = source.config("unet").get("sample_size")
+    """Image side that the denoiser was trained at, in pixels."""
+    denoiser = source.family.denoiser
+    sample_size = source.config(denoiser).get("sample_size")
     if not isinstance(sample_size, int):
         raise InvalidRequestError(
-            f"{source.model} does not say its size (unet/config.json: sample_size): give --size"
+            f"{source.model} does not say its size ({denoiser}/config.json: sample_size): "
+            "give --size"
         )
     return sample_size * vae_downscale(source)
 

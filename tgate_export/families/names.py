@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.errors import InvalidRequestError
+from tgate_export.families import stable_diffusion
 
 # diffusers' upsampler changes its path at 64 samples, and guidance doubles the batch.
 MAX_BATCH = 31
@@ -43,10 +44,6 @@ class NamedModel:
     origin: str
 
 
-STABLE_DIFFUSION_DEFAULTS = Defaults(
-    num_inference_steps=25, gate_step=10, guidance_scale=7.5, scheduler="ddim"
-)
-
 NAMED_MODELS = {
     model.name: model
     for model in (
@@ -58,7 +55,7 @@ NAMED_MODELS = {
             hub_id=None,
             denoiser_parameters=4_242_568,
             size=64,
-            defaults=STABLE_DIFFUSION_DEFAULTS.model_copy(update={"guidance_scale": 5.0}),
+            defaults=stable_diffusion.DEFAULTS.model_copy(update={"guidance_scale": 5.0}),
             origin="measured with scripts/evaluate_shapes.py",
         ),
         NamedModel(
@@ -69,7 +66,7 @@ NAMED_MODELS = {
             hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
             denoiser_parameters=859_520_964,
             size=512,
-            defaults=STABLE_DIFFUSION_DEFAULTS,
+            defaults=stable_diffusion.DEFAULTS,
             origin="T-GATE paper and README: 25 steps, gate step 10",
         ),
     )

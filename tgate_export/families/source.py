@@ -14,16 +14,13 @@ from typing import Any, Literal
 from tgate_export.bundle.integrity import hash_files
 from tgate_export.bundle.manifest import Defaults, Source
 from tgate_export.errors import InvalidRequestError, ModelError, first_line
-from tgate_export.families.names import NAMED_MODELS, STABLE_DIFFUSION_DEFAULTS, unknown_model
+from tgate_export.families.base import Family
+from tgate_export.families.names import NAMED_MODELS, unknown_model
+from tgate_export.families.registry import FAMILIES, family_of
 
 Weights = Literal["pretrained", "random"]
 
-# Components of a Stable Diffusion pipeline that end up in a bundle; the safety checker does not.
-WEIGHT_COMPONENTS = ("text_encoder", "unet", "vae")
-COMPONENTS = (*WEIGHT_COMPONENTS, "scheduler", "tokenizer")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
-_SUPPORTED_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ class ModelSource:
         name: short name, the default folder of the bundle.
         directory: the pipeline's files.
         revision: commit of a hub snapshot.
+        pipeline: its class in `model_index.json`.
+        family: how pipelines of this class are built.
         defaults: how the model is sampled unless told otherwise.
     """
 
@@ -44,6 +43,8 @@ class ModelSource:
     name: str
     directory: Path
     revision: str | None
+    pipeline: str
+    family: Family
     defaults: Defaults
 
     def config(self, component: str) -> dict[str, Any]:
@@ -55,14 +56,18 @@ class ModelSource:
         file = "scheduler_config.json" if component == "scheduler" else "config.json"
         return _read_json(self.directory / component / file)
 
+    def index(self) -> dict[str, Any]:
+        """Return `model_index.json`."""
+        return _read_json(self.directory / "model_index.json")
+
     def files(self) -> tuple[str, ...]:
         """Files that the build depends on, relative to the directory."""
         names = ["model_index.json"]
-        for component in COMPONENTS:
+        for component in self.family.components(self):
             names += [
                 path.relative_to(self.directory).as_posix()
                 for path in sorted((self.directory / component).glob("*"))
-                if path.suffix in (".json", ".txt")
+                if path.suffix in (".json", ".txt", ".model")
                 or (path.suffix == ".safetensors" and self.kind != "random")
             ]
         return tuple(names)
@@ -90,29 +95,53 @@ def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
-    source = _locate(model, weights)
-    _check_pipeline(source)
+    located = _locate(model, weights)
+    pipeline = _pipeline_class(located.directory, located.model)
+    family = family_of(pipeline, located.model)
+    source = ModelSource(
+        kind=located.kind,
+        model=located.model,
+        name=located.name,
+        directory=located.directory,
+        revision=located.revision,
+        pipeline=pipeline,
+        family=family,
+        defaults=located.defaults or family.defaults,
+    )
+    _check_components(source)
+    family.check(source)
     if source.kind != "random":
-        for component in WEIGHT_COMPONENTS:
+        for component in family.weights:
             _check_weights(source.directory / component)
     return source
 
 
-def _locate(model: str, weights: Weights) -> ModelSource:
+@dataclass(frozen=True)
+class _Located:
+    """Where a model's files are, before anything is read; `defaults` are a name's own."""
+
+    kind: Literal["packaged", "local", "hub", "random"]
+    model: str
+    name: str
+    directory: Path
+    revision: str | None = None
+    defaults: Defaults | None = None
+
+
+def _locate(model: str, weights: Weights) -> _Located:
     path = Path(model)
     named = NAMED_MODELS.get(model)
     if named is not None:
-        if weights == "random" or named.hub_id is None:
-            kind: Literal["random", "packaged"] = "random" if weights == "random" else "packaged"
-            return ModelSource(kind, model, model, named.directory, None, named.defaults)
+        if weights == "random":
+            return _Located("random", model, model, named.directory, None, named.defaults)
+        if named.hub_id is None:
+            return _Located("packaged", model, model, named.directory, None, named.defaults)
         directory, revision = _download(named.hub_id)
-        return ModelSource("hub", named.hub_id, model, directory, revision, named.defaults)
+        return _Located("hub", named.hub_id, model, directory, revision, named.defaults)
     if path.is_dir():
-        kind_local: Literal["random", "local"] = "random" if weights == "random" else "local"
         resolved = path.resolve()
-        return ModelSource(
-            kind_local, str(resolved), resolved.name, resolved, None, STABLE_DIFFUSION_DEFAULTS
-        )
+        kind: Literal["random", "local"] = "random" if weights == "random" else "local"
+        return _Located(kind, str(resolved), resolved.name, resolved)
     if path.is_file():
         raise ModelError(
             f"{model} is a single file: convert it to a diffusers folder first "
@@ -124,8 +153,7 @@ def _locate(model: str, weights: Weights) -> ModelSource:
                 f"--weights random takes a model name or a folder, not the hub id {model!r}"
             )
         directory, revision = _download(model)
-        name = model.rsplit("/", 1)[1]
-        return ModelSource("hub", model, name, directory, revision, STABLE_DIFFUSION_DEFAULTS)
+        return _Located("hub", model, model.rsplit("/", 1)[1], directory, revision)
     raise unknown_model(model)
 
 
@@ -133,10 +161,12 @@ def _download(hub_id: str) -> tuple[Path, str]:
     """Fetch the safetensors weights and configuration of a pipeline into the hub's own cache."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["model_index.json"]
-    for component in COMPONENTS:
-        patterns += [f"{component}/*.json", f"{component}/*.txt"]
-    patterns += [f"{component}/*.safetensors" for component in WEIGHT_COMPONENTS]
+    weights = {component for family in FAMILIES.values() for component in family.weights}
+    patterns = ["model_index.json", "scheduler/*.json"]
+    patterns += [f"tokenizer{suffix}/*{end}" for suffix in ("", "_2")
+                 for end in (".json", ".txt", ".model")]  # fmt: skip
+    for component in sorted(weights):
+        patterns += [f"{component}/*.json", f"{component}/*.safetensors"]
     try:
         snapshot = Path(
             snapshot_download(
@@ -152,51 +182,33 @@ def _download(hub_id: str) -> tuple[Path, str]:
     return snapshot, snapshot.name
 
 
-def _check_pipeline(source: ModelSource) -> None:
-    index_file = source.directory / "model_index.json"
+def _pipeline_class(directory: Path, model: str) -> str:
+    index_file = directory / "model_index.json"
     if not index_file.is_file():
         raise ModelError(
-            f"{source.model} is not a diffusers pipeline: it has no model_index.json "
+            f"{model} is not a diffusers pipeline: it has no model_index.json "
             "(save one with pipeline.save_pretrained(FOLDER))"
         )
     pipeline = _read_json(index_file).get("_class_name")
     if not isinstance(pipeline, str):
         raise ModelError(
-            f"{source.model} is not a diffusers pipeline: its model_index.json names no class"
+            f"{model} is not a diffusers pipeline: its model_index.json names no class"
         )
-    if pipeline.startswith(_JOINT_ATTENTION):
-        raise ModelError(
-            f"{source.model} is a {pipeline}: its transformer attends to text and image jointly "
-            "and has no cross-attention whose output could be cached, so T-GATE does not apply"
-        )
-    if pipeline not in _SUPPORTED_PIPELINES:
-        raise ModelError(
-            f"{source.model} is a {pipeline}, which is not supported: "
-            f"supported are {' and '.join(_SUPPORTED_PIPELINES)} (Stable Diffusion 1.x and 2.x)"
-        )
-    for component in COMPONENTS:
-        if not (source.directory / component).is_dir() and not (
-            component == "tokenizer" and source.kind == "random"
-        ):
-            raise ModelError(f"{source.model} lacks the component {component}/: download it again")
-    unet, vae = source.config("unet"), source.config("vae")
-    extra = [
-        key
-        for key in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim",
-                    "encoder_hid_dim_type")
-        if unet.get(key) is not None
-    ]  # fmt: skip
-    if extra:
-        raise ModelError(
-            f"{source.model}: its UNet takes more than text and time ({extra[0]} is "
-            f"{unet[extra[0]]!r}), which is not supported"
-        )
-    if unet.get("in_channels") != vae.get("latent_channels"):
-        raise ModelError(
-            f"{source.model}: its UNet takes {unet.get('in_channels')} channels and its VAE gives "
-            f"{vae.get('latent_channels')}: inpainting and other image-conditioned UNets are not "
-            "supported"
-        )
+    return pipeline
+
+
+def _check_components(source: ModelSource) -> None:
+    weights = source.family.weights
+    for component in (*weights, "scheduler"):
+        _check_component(source, component)
+    if source.kind != "random":
+        for spec in source.family.tokenizers(source):
+            _check_component(source, spec.component)
+
+
+def _check_component(source: ModelSource, component: str) -> None:
+    if not (source.directory / component).is_dir():
+        raise ModelError(f"{source.model} lacks the component {component}/: download it again")
 
 
 def _check_weights(component: Path) -> None:

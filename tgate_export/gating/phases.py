@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import (
     CacheBox,
     CacheGroup,
@@ -41,7 +42,13 @@ def phases(groups: Iterable[CacheGroup]) -> tuple[Phase, ...]:
 class _Phase(nn.Module):
     """A denoiser that reads some caches and writes others; shares its weights with the original."""
 
-    def __init__(self, denoiser: nn.Module, groups: Iterable[CacheGroup], phase: Phase) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
+        phase: Phase,
+    ) -> None:
         super().__init__()
         groups = tuple(groups)
         self.box = CacheBox()
@@ -51,6 +58,7 @@ class _Phase(nn.Module):
         read = {path: None for group in self.reads for path in group.layers}
         recorder = recording_copy(denoiser, self.box, written)
         self.denoiser = replaying_copy(recorder, self.box, read)
+        self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
 
     def load(self, caches: Iterable[torch.Tensor]) -> None:
@@ -66,18 +74,13 @@ class FullPhase(_Phase):
         self,
         denoiser: nn.Module,
         groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
         phase: Phase = "full",
     ) -> None:
-        super().__init__(denoiser, groups, phase)
+        super().__init__(denoiser, groups, conditioning, phase)
 
     def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor,
-        guidance_scale: torch.Tensor,
-        *caches: torch.Tensor,
+        self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
@@ -89,19 +92,25 @@ class FullPhase(_Phase):
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            prompt_embeds: [B, T, D].
-            negative_prompt_embeds: [B, T, D].
-            guidance_scale: [B] f32.
-            *caches: those that this phase reads.
+            *inputs: [B, ...]: for every condition its value, and its negative one if it has one
+                (`Condition.full_inputs`); then `guidance_scale` [B] f32; then the caches that this
+                phase reads.
         """
         batch = sample.shape[0]
-        self.load(caches)
-        noise_pred = self.denoiser(
+        rest = iter(inputs)
+        conditions = {}
+        for entry in self.conditioning.conditions:
+            value = next(rest)
+            negative = next(rest) if entry.negative else value
+            conditions[entry.name] = torch.cat([negative, value])
+        guidance_scale = next(rest)
+        self.load(rest)
+        noise_pred = self.conditioning.predict(
+            self.denoiser,
             torch.cat([sample, sample]).to(self.compute_dtype),
             torch.cat([timestep, timestep]),
-            encoder_hidden_states=torch.cat([negative_prompt_embeds, prompt_embeds]),
-            return_dict=False,
-        )[0].float()
+            conditions,
+        ).float()
         # unflatten and not chunk: its guard would pin the batch to the example's.
         unconditional, conditional = noise_pred.unflatten(0, (GUIDANCE_PASSES, batch)).unbind(0)
         guided = unconditional + broadcast_to_sample(guidance_scale) * (conditional - unconditional)
@@ -115,45 +124,53 @@ class GatedPhase(_Phase):
         self,
         denoiser: nn.Module,
         groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
         phase: Phase = "gated",
     ) -> None:
-        super().__init__(denoiser, groups, phase)
+        super().__init__(denoiser, groups, conditioning, phase)
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, *caches: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *caches: those that this phase reads.
+            *inputs: the unconditional value of every gated condition, then the caches that this
+                phase reads.
         """
+        gated = self.conditioning.gated
+        conditions = {
+            entry.name: value for entry, value in zip(gated, inputs[: len(gated)], strict=True)
+        }
+        self.load(inputs[len(gated) :])
+        noise_pred: torch.Tensor = self.conditioning.predict(
+            self.denoiser, sample.to(self.compute_dtype), timestep, conditions
+        )
         batch = sample.shape[0]
-        self.load(caches)
-        noise_pred: torch.Tensor = self.denoiser(
-            sample.to(self.compute_dtype), timestep, encoder_hidden_states=None, return_dict=False
-        )[0]
         return noise_pred.float(), *(group.stack(self.box, 1, batch) for group in self.writes)
 
 
 def make_phase(
-    denoiser: nn.Module, groups: Iterable[CacheGroup], phase: Phase
+    denoiser: nn.Module,
+    groups: Iterable[CacheGroup],
+    conditioning: Conditioning,
+    phase: Phase,
 ) -> FullPhase | GatedPhase:
     """Make the module of a phase."""
     gated = "cross_cache" in READS[phase]
-    return (GatedPhase if gated else FullPhase)(denoiser, groups, phase)
+    return (GatedPhase if gated else FullPhase)(denoiser, groups, conditioning, phase)
 
 
 @torch.no_grad()
 def cache_groups(
     denoiser: nn.Module,
+    conditioning: Conditioning,
     *,
     in_channels: int,
     latent_height: int,
     latent_width: int,
-    tokens: int,
-    embedding_width: int,
     kinds: Collection[CacheKind],
 ) -> tuple[CacheGroup, ...]:
     """Find how attention outputs group into cache tensors, without computing anything.
@@ -163,11 +180,10 @@ def cache_groups(
 
     Args:
         denoiser: a diffusers UNet or transformer.
+        conditioning: what it takes besides the sample and the time.
         in_channels: channels of the latents.
         latent_height: h.
         latent_width: w.
-        tokens: text tokens.
-        embedding_width: width of a text token.
         kinds: which caches a bundle holds.
     """
     cross = cross_attention_layers(denoiser)
@@ -178,11 +194,14 @@ def cache_groups(
     recorder = recording_copy(denoiser, box, wanted)
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
-        recorder(
+        conditioning.predict(
+            recorder,
             torch.empty(1, in_channels, latent_height, latent_width, dtype=dtype),
             torch.zeros(1),
-            encoder_hidden_states=torch.empty(1, tokens, embedding_width, dtype=dtype),
-            return_dict=False,
+            {
+                entry.name: torch.empty(1, *entry.shape, dtype=dtype if not entry.host else None)
+                for entry in conditioning.conditions
+            },
         )
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
     of_cross = {path: shape for path, shape in shapes.items() if path in cross}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +16,9 @@ from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable, 
 from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
+from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.timings import StepTiming, Timings
@@ -72,8 +73,10 @@ class TGatePipeline:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        tokenizer = bundle.manifest.tokenizer
-        self._tokenizer = PromptTokenizer(bundle.file(tokenizer.file), tokenizer)
+        self._tokenizers = {
+            name: PromptTokenizer(bundle.file(spec.file), spec)
+            for name, spec in bundle.manifest.tokenizers.items()
+        }
         self._tables: dict[str, SolverTable] = {}
         self._prepared: _PreparedRun | None = None
 
@@ -104,7 +107,7 @@ class TGatePipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         gate_step: int | None = None,
         sp_interval: int | None = None,
@@ -124,7 +127,8 @@ class TGatePipeline:
 
         Args:
             prompt: one or more prompts.
-            negative_prompt: what to avoid; one for all prompts, or one each.
+            negative_prompt: what to avoid; one for all prompts, or one each. Without one it is
+                the empty text, or zero embeddings for a model that was trained so (SDXL).
             num_inference_steps: denoising steps; the bundle's default when not given.
             gate_step: first step that reuses cross-attention and drops guidance; at
                 `num_inference_steps` or more there is none. By default the bundle's, scaled to
@@ -210,9 +214,9 @@ class TGatePipeline:
         check_graphs(self.bundle, schedule, request)
         run = self._prepare(RunShape(len(prompts), request.height, request.width, schedule))
         started = perf_counter()
-        run.write_inputs(self._tokenizer, request, part, solver)
+        run.write_inputs(self.manifest, self._tokenizers, request, part, solver)
         encode_started = perf_counter()
-        for execute in run.encode:
+        for execute in run.encode if request.negative_prompts is not None else run.encode[:1]:
             execute()
         encoded = perf_counter()
         steps = []
@@ -273,13 +277,26 @@ class _PreparedRun:
         )
 
     def write_inputs(
-        self, tokenizer: PromptTokenizer, request: Request, part: slice, solver: SolverSteps
+        self,
+        manifest: Manifest,
+        tokenizers: Mapping[str, PromptTokenizer],
+        request: Request,
+        part: slice,
+        solver: SolverSteps,
     ) -> None:
         """Fill every host-made buffer; after this the loop only launches."""
         batch = self.shape.batch
         write = self.memory.write
-        write(Slot("input_ids"), tokenizer(request.prompts[part]))
-        write(Slot("negative_input_ids"), tokenizer(request.negative_prompts[part]))
+        self._write_prompts(tokenizers, "", request.prompts[part])
+        if request.negative_prompts is not None:
+            self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts[part])
+        else:
+            for tensor in manifest.graph("text_encoder").outputs:
+                slot = Slot(NEGATIVE + tensor.name)
+                spec = self.plan.buffers[slot.buffer]
+                write(slot, np.zeros(spec.shape, dtype=spec.dtype))
+        for name, kind in manifest.conditioning.items():
+            write(Slot(name), host_input(kind, batch, self.shape.height, self.shape.width))
         write(Slot("guidance_scale"), np.full(batch, request.guidance_scale, dtype=np.float32))
         for step, (timestep, weights) in enumerate(
             zip(solver.timesteps, solver.weights, strict=True)
@@ -298,6 +315,15 @@ class _PreparedRun:
         write(Slot("sample.0"), sample)
         write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
+
+    def _write_prompts(
+        self, tokenizers: Mapping[str, PromptTokenizer], prefix: str, prompts: Sequence[str]
+    ) -> None:
+        for name, tokenizer in tokenizers.items():
+            ids, mask = tokenizer(prompts)
+            self.memory.write(Slot(prefix + name), ids)
+            if tokenizer.spec.mask is not None:
+                self.memory.write(Slot(prefix + tokenizer.spec.mask), mask)
 
     def step_info(self, index: int, timestep: float) -> StepInfo:
         launch = self.plan.steps[index][1]

@@ -11,6 +11,9 @@ from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
 from tgate_export.errors import BundleError
 from tgate_export.schedule import Schedule
 
+# The text encoder's tensors of the negative prompt have the names of the prompt's after this.
+NEGATIVE = "negative_"
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -109,9 +112,9 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
         for step, phase in enumerate(shape.schedule.phases)
     )  # fmt: skip
     latents = Slot(f"sample.{evaluations % 2}")
+    encoder = manifest.graph("text_encoder")
     negative = {
-        "input_ids": Slot("negative_input_ids"),
-        "prompt_embeds": Slot("negative_prompt_embeds"),
+        tensor.name: Slot(NEGATIVE + tensor.name) for tensor in (*encoder.inputs, *encoder.outputs)
     }
     return BindingPlan(
         buffers=buffers,
@@ -130,11 +133,7 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
     h, w = shape.height // downscale, shape.width // downscale
     latents = (shape.batch, manifest.latents.channels, h, w)
     history = (latents[0], HISTORY, *latents[1:])
-    full = {tensor.name: tensor for tensor in manifest.graph("full").inputs}
-    embeds = full["prompt_embeds"]
     buffers = {
-        "input_ids": BufferSpec("int64", (shape.batch, manifest.tokenizer.max_length)),
-        "prompt_embeds": BufferSpec(embeds.dtype, (shape.batch, *_fixed(embeds.shape[1:]))),
         "guidance_scale": BufferSpec("float32", (shape.batch,)),
         "timestep": BufferSpec("float32", (shape.batch,), evaluations),
         "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
@@ -142,8 +141,13 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
         "noise_pred": BufferSpec("float32", latents),
         "images": BufferSpec("float32", (shape.batch, shape.height, shape.width, 3)),
     }
-    buffers["negative_input_ids"] = buffers["input_ids"]
-    buffers["negative_prompt_embeds"] = buffers["prompt_embeds"]
+    encoder = manifest.graph("text_encoder")
+    for tensor in (*encoder.inputs, *encoder.outputs):
+        spec = BufferSpec(tensor.dtype, (shape.batch, *_fixed(tensor.shape[1:])))
+        buffers[tensor.name] = buffers[NEGATIVE + tensor.name] = spec
+    for tensor in manifest.graph("full").inputs:
+        if tensor.name in manifest.conditioning:
+            buffers[tensor.name] = BufferSpec("float32", (shape.batch, *_fixed(tensor.shape[1:])))
     for parity in (0, 1):
         buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
         buffers[f"history.{parity}"] = BufferSpec("float32", history)

@@ -18,10 +18,13 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 @dataclass(frozen=True)
 class Request:
-    """A checked call: one prompt, negative prompt and starting latents for each image."""
+    """A checked call: one prompt, negative prompt and starting latents for each image.
+
+    Without negative prompts the negative text conditions are zeros.
+    """
 
     prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...] | None
     num_inference_steps: int
     gate_step: int
     sp_interval: int
@@ -40,7 +43,7 @@ def make_request(
     manifest: Manifest,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] | None,
     num_inference_steps: int | None,
     gate_step: int | None,
     sp_interval: int | None,
@@ -63,17 +66,9 @@ def make_request(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(_is_text(text) for text in prompts):
         raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
-    negatives = (
-        [negative_prompt] * len(prompts)
-        if isinstance(negative_prompt, str)
-        else list(negative_prompt)
-    )
-    if not all(_is_text(text) for text in negatives):
-        raise InvalidRequestError("negative_prompt must be text, or a list of texts")
-    if len(negatives) != len(prompts):
-        raise InvalidRequestError(
-            f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one each"
-        )
+    if negative_prompt is None and manifest.absent_negative_prompt == "empty":
+        negative_prompt = ""
+    negatives = _negatives(negative_prompt, len(prompts))
     if num_images_per_prompt < 1:
         raise InvalidRequestError(f"num_images must be at least 1, got {num_images_per_prompt}")
     defaults = manifest.defaults
@@ -120,7 +115,9 @@ def make_request(
         )
     return Request(
         prompts=tuple(text for text in prompts for _ in range(num_images_per_prompt)),
-        negative_prompts=tuple(text for text in negatives for _ in range(num_images_per_prompt)),
+        negative_prompts=None
+        if negatives is None
+        else tuple(text for text in negatives for _ in range(num_images_per_prompt)),
         num_inference_steps=steps,
         gate_step=gate_step,
         sp_interval=sp_interval,
@@ -134,6 +131,23 @@ def make_request(
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
+
+
+def _negatives(negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str] | None:
+    """Return one negative prompt for each prompt, or None where there is none."""
+    if negative_prompt is None:
+        return None
+    if isinstance(negative_prompt, str):
+        negatives = [negative_prompt] * prompts
+    else:
+        negatives = list(negative_prompt)
+    if not all(_is_text(text) for text in negatives):
+        raise InvalidRequestError("negative_prompt must be text, or a list of texts")
+    if len(negatives) != prompts:
+        raise InvalidRequestError(
+            f"{len(negatives)} negative prompts for {prompts} prompts: give one, or one each"
+        )
+    return negatives
 
 
 def _is_text(value: object) -> bool:

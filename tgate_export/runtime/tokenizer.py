@@ -1,4 +1,4 @@
-"""Prompts to token ids, exactly as diffusers prepares them for CLIP."""
+"""Prompts to token ids, exactly as diffusers prepares them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ class PromptTokenizer:
             raise BundleError(f"{path} is not a tokenizer file: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._spec = spec
+        self.spec = spec
 
-    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Return token ids [B, T] int64; warns of text that does not fit."""
-        length = self._spec.max_length
-        rows = np.full((len(prompts), length), self._spec.pad_token_id, dtype=np.int64)
-        for row, prompt in zip(rows, prompts, strict=True):
+    def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids [B, T] int64 and their mask [B, T] int64, 0 where a row is padded.
+
+        Warns of text that does not fit.
+        """
+        length = self.spec.max_length
+        rows = np.full((len(prompts), length), self.spec.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(rows)
+        for index, prompt in enumerate(prompts):
             ids = self._tokenizer.encode(prompt).ids
             if len(ids) > length:
                 removed = self._tokenizer.decode(ids[length - 1 : -1]).replace("</w>", " ").strip()
@@ -39,6 +43,7 @@ class PromptTokenizer:
                     f"this part was left out: {removed!r}",
                     stacklevel=3,
                 )
-                ids = [*ids[: length - 1], self._spec.eos_token_id]
-            row[: len(ids)] = ids
-        return rows
+                ids = [*ids[: length - 1], self.spec.eos_token_id]
+            rows[index, : len(ids)] = ids
+            mask[index, : len(ids)] = 1
+        return rows, mask

@@ -1,0 +1,149 @@
+"""Very small random pipelines of the true architecture kinds.
+
+Every bias and norm weight is random: with their usual zeros and ones, tensors that are mixed up
+would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tgate_export.families.random_tokenizers import byte_tokenizer
+
+SEED = 20240414
+CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
+VOCABULARY, TOKENS = 514, 77
+
+
+def save_sdxl(folder: Path) -> None:
+    """Two text encoders of different widths; cross-attention at one level, two layers deep."""
+    with _seeded():
+        pipeline = StableDiffusionXLPipeline(
+            vae=_vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=_clip(CLIPTextModel, 32),
+            text_encoder_2=_clip(
+                CLIPTextModelWithProjection, 48, projection_dim=24, eos_token_id=2
+            ),
+            tokenizer=byte_tokenizer(VOCABULARY, TOKENS),
+            tokenizer_2=byte_tokenizer(VOCABULARY, TOKENS, pad_token="!"),
+            unet=_randomized(
+                UNet2DConditionModel(
+                    sample_size=8,
+                    block_out_channels=(32, 64),
+                    layers_per_block=1,
+                    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                    attention_head_dim=(2, 4),
+                    transformer_layers_per_block=(1, 2),
+                    use_linear_projection=True,
+                    cross_attention_dim=32 + 48,
+                    addition_embed_type="text_time",
+                    addition_time_embed_dim=8,
+                    projection_class_embeddings_input_dim=6 * 8 + 24,
+                    norm_num_groups=8,
+                )
+            ),
+            scheduler=EulerDiscreteScheduler.from_config(_scheduler("sdxl")),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def save_sd21(folder: Path) -> None:
+    """Stable Diffusion 2.1: v prediction, linear projections, attention upcast."""
+    with _seeded():
+        pipeline = StableDiffusionPipeline(
+            vae=_vae(scaling_factor=0.18215),
+            text_encoder=_clip(CLIPTextModel, 32, hidden_act="gelu"),
+            tokenizer=byte_tokenizer(VOCABULARY, TOKENS, pad_token="!"),
+            unet=_randomized(
+                UNet2DConditionModel(
+                    sample_size=8,
+                    block_out_channels=(32, 64),
+                    layers_per_block=1,
+                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                    attention_head_dim=(2, 4),
+                    use_linear_projection=True,
+                    upcast_attention=True,
+                    cross_attention_dim=32,
+                    norm_num_groups=8,
+                )
+            ),
+            scheduler=DDIMScheduler.from_config(_scheduler("sd21")),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+PIPELINES: dict[str, Callable[[Path], None]] = {"sdxl": save_sdxl, "sd21": save_sd21}
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        yield
+
+
+def _randomized(module: Any) -> Any:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1:
+                centre = 1.0 if name.endswith("weight") else 0.0
+                parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
+    return module
+
+
+def _vae(**config: Any) -> Any:
+    return _randomized(
+        AutoencoderKL(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=16,
+            **config,
+        )
+    )
+
+
+def _clip(cls: Any, width: int, **changes: Any) -> Any:
+    config = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": VOCABULARY - 2,
+        "eos_token_id": VOCABULARY - 1,
+        "pad_token_id": VOCABULARY - 1,
+    }
+    return _randomized(cls(CLIPTextConfig(**(config | changes))))
+
+
+def _scheduler(name: str) -> dict[str, Any]:
+    path = CONFIGS / name / "scheduler" / "scheduler_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config

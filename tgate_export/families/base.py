@@ -1,0 +1,82 @@
+"""What a model family declares. Everything here is known without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tgate_export.bundle.manifest import Defaults
+from tgate_export.gating.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tgate_export.families.loading import Components
+    from tgate_export.families.source import ModelSource
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer of a pipeline and the text encoder's inputs that it fills.
+
+    Attributes:
+        input: the graph input that takes its ids [B, T].
+        component: folder in the pipeline.
+        class_name: "library.Class" that loads it.
+        encoder: the text encoder that reads it; its configuration gives a random one's size.
+        max_length: T.
+        mask: the graph input that takes 1 for a token and 0 for padding, if there is one.
+        lowercase: prompts are lowercased and stripped first.
+    """
+
+    input: str
+    component: str
+    class_name: str
+    encoder: str
+    max_length: int
+    mask: str | None = None
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """How pipelines of one kind are loaded, exported and run.
+
+    Attributes:
+        name: what the manifest calls it.
+        title: what people call it.
+        pipelines: its classes in `model_index.json`.
+        weights: component with weights -> "library.Class".
+        denoiser: the component that predicts the noise.
+        tokenizers: those of a pipeline, in the order of the text encoder's inputs.
+        defaults: how a model without a name is sampled unless told otherwise.
+        check: refuses, by its configuration, what this family cannot build.
+        conditioning: what the denoiser takes, and how it is called.
+        text_encoder: makes the text encoder's module: token ids (and masks) in the order of
+            `tokenizers` -> the text conditions in the order of `Conditioning.text`.
+        dynamic_size: whether one graph can serve several image sizes.
+        vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
+            `force_upcast`.
+        zero_negative: the negative conditions of a prompt without a negative prompt are zeros
+            (`force_zeros_for_empty_prompt`) instead of those of an empty text.
+    """
+
+    name: str
+    title: str
+    pipelines: tuple[str, ...]
+    weights: Mapping[str, str]
+    denoiser: str
+    tokenizers: Callable[[ModelSource], tuple[TokenizerSpec, ...]]
+    defaults: Defaults
+    check: Callable[[ModelSource], None]
+    conditioning: Callable[[ModelSource], Conditioning]
+    text_encoder: Callable[[Components], nn.Module]
+    dynamic_size: bool = True
+    vae_upcast: bool = False
+    zero_negative: Callable[[ModelSource], bool] = lambda _source: False
+
+    def components(self, source: ModelSource) -> tuple[str, ...]:
+        """Folders of a pipeline that end up in a bundle; the safety checker does not."""
+        tokenizers = (spec.component for spec in self.tokenizers(source))
+        return (*self.weights, "scheduler", *tokenizers)

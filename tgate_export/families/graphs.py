@@ -1,0 +1,162 @@
+"""The graphs of a bundle, declared: modules, and inputs and outputs as names to axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgate_export.bundle.manifest import Size
+from tgate_export.families.geometry import vae_downscale
+from tgate_export.families.loading import Components
+from tgate_export.families.modules import VaeDecoder
+from tgate_export.families.source import ModelSource
+from tgate_export.gating.conditioning import Condition
+from tgate_export.gating.cross_attention import CacheGroup
+from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
+from tgate_export.schedule import READS, WRITES, CacheKind, Phase
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """A graph's input or output: name, dtype, and a number or a name for each dimension."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphExport:
+    """A graph to export: the module is made only when its turn comes.
+
+    Attributes:
+        name: the graph's name in the bundle.
+        components: those of `Components` whose weights it uses.
+        module: makes the module, in the components' dtype at that time.
+        inputs: in the order of the module's arguments.
+        outputs: in the order of its results.
+        sizes: usual size of every named dimension but the batch.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    module: Callable[[], nn.Module]
+    inputs: tuple[GraphInput, ...]
+    outputs: tuple[GraphInput, ...]
+    sizes: Mapping[str, int]
+
+
+def denoiser_cache(
+    source: ModelSource, parts: Components, size: Size, kinds: Collection[CacheKind]
+) -> tuple[CacheGroup, ...]:
+    """Return the stacked cache tensors of the denoiser at the bundle's usual size."""
+    denoiser: Any = parts[source.family.denoiser]
+    downscale = vae_downscale(source)
+    return cache_groups(
+        denoiser,
+        source.family.conditioning(source),
+        in_channels=denoiser.config.in_channels,
+        latent_height=size.height.opt // downscale,
+        latent_width=size.width.opt // downscale,
+        kinds=kinds,
+    )
+
+
+def graph_exports(
+    source: ModelSource, parts: Components, size: Size, groups: tuple[CacheGroup, ...]
+) -> tuple[GraphExport, ...]:
+    """Declare the graphs of a bundle in the order in which they are exported and verified."""
+    family = source.family
+    conditioning = family.conditioning(source)
+    denoiser: Any = parts[family.denoiser]
+    compute = next(denoiser.parameters()).dtype
+    axes = _Axes(size, groups, vae_downscale(source))
+    sample = GraphInput("sample", torch.float32, axes.latents(denoiser.config.in_channels))
+    timestep = GraphInput("timestep", torch.float32, ("batch",))
+    noise_pred = GraphInput("noise_pred", torch.float32, sample.shape)
+    caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
+    encoders = tuple(name for name in family.weights if name.startswith("text_encoder"))
+
+    def condition(entry: Condition, name: str) -> GraphInput:
+        dtype = torch.float32 if entry.host else compute
+        return GraphInput(name, dtype, ("batch", *entry.shape))
+
+    full_inputs = (
+        *(
+            condition(entry, name)
+            for entry in conditioning.conditions
+            for name in entry.full_inputs
+        ),
+        GraphInput("guidance_scale", torch.float32, ("batch",)),
+    )
+    gated_inputs = tuple(condition(entry, entry.gated_input) for entry in conditioning.gated)
+    declare = partial(GraphExport, sizes=axes.sizes)
+
+    def denoising(phase: Phase) -> GraphExport:
+        inputs = gated_inputs if "cross_cache" in READS[phase] else full_inputs
+        return declare(
+            phase,
+            (family.denoiser,),
+            lambda: make_phase(denoiser, groups, conditioning, phase),
+            (sample, timestep, *inputs, *(caches[g.name] for g in groups_of(groups, READS[phase]))),
+            (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
+        )
+
+    return (
+        declare(
+            "text_encoder",
+            encoders,
+            lambda: family.text_encoder(parts),
+            tuple(
+                GraphInput(name, torch.int64, ("batch", spec.max_length))
+                for spec in family.tokenizers(source)
+                for name in (spec.input, spec.mask)
+                if name
+            ),
+            tuple(condition(entry, entry.name) for entry in conditioning.text),
+        ),
+        *(denoising(phase) for phase in phases(groups)),
+        declare(
+            "vae_decoder",
+            ("vae",),
+            lambda: VaeDecoder(parts["vae"]),
+            (GraphInput("latents", torch.float32, sample.shape),),
+            (GraphInput("images", torch.float32, axes.images()),),
+        ),
+    )
+
+
+class _Axes:
+    """Dimensions that depend on the image size: numbers when it is fixed, names when it is not."""
+
+    def __init__(self, size: Size, groups: tuple[CacheGroup, ...], downscale: int) -> None:
+        self._size, self._downscale = size, downscale
+        self.sizes = {
+            "latent_height": size.height.opt // downscale,
+            "latent_width": size.width.opt // downscale,
+            **{f"tokens_{index}": group.tokens for index, group in enumerate(groups)},
+        }
+
+    def latents(self, channels: int) -> tuple[int | str, ...]:
+        return ("batch", channels, self._side("latent_height"), self._side("latent_width"))
+
+    def images(self) -> tuple[int | str, ...]:
+        return ("batch", self._side("height"), self._side("width"), 3)
+
+    def cache(self, index: int, group: CacheGroup, dtype: torch.dtype) -> GraphInput:
+        fixed = self._size.height.fixed and self._size.width.fixed
+        tokens = group.tokens if fixed else f"tokens_{index}"
+        passes = () if group.passes is None else (group.passes,)
+        shape = ("batch", *passes, len(group.layers), tokens, group.width)
+        return GraphInput(group.name, dtype, shape)
+
+    def _side(self, name: str) -> int | str:
+        side = self._size.height if name.endswith("height") else self._size.width
+        if not side.fixed:
+            return name
+        return self.sizes[name] if name.startswith("latent") else side.opt

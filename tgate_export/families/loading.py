@@ -1,0 +1,152 @@
+"""A pipeline's parts, loaded from safetensors or made from their configuration alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgate_export.bundle.manifest import Precision
+from tgate_export.errors import ModelError, first_line
+from tgate_export.families.random_tokenizers import random_tokenizer
+from tgate_export.families.source import ModelSource
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+RANDOM_SEED = 0
+
+
+@dataclass
+class Components:
+    """A loaded pipeline: the parts that end up in a bundle.
+
+    Attributes:
+        modules: those with weights, by component.
+        tokenizers: by the graph input that takes their ids.
+        scheduler_config: the pipeline's own.
+    """
+
+    modules: dict[str, nn.Module]
+    tokenizers: dict[str, Any]
+    scheduler_config: dict[str, Any]
+
+    def __getitem__(self, component: str) -> nn.Module:
+        return self.modules[component]
+
+    def to(self, dtype: torch.dtype) -> Components:
+        """Convert every weight in place, one at a time."""
+        for module in self.modules.values():
+            module.to(dtype)
+        return self
+
+
+def component_precision(source: ModelSource, component: str, precision: Precision) -> Precision:
+    """Return the precision of a component's weights and computation in a bundle."""
+    if component == "vae" and source.family.vae_upcast and source.config("vae").get("force_upcast"):
+        return "fp32"
+    return precision
+
+
+def load(source: ModelSource, precision: Precision) -> Components:
+    """Load a pipeline's parts, in evaluation mode, without gradients.
+
+    Every weight is made or read in its final precision: there is never a second copy.
+
+    Raises:
+        ModelError: when a weight file cannot be read or does not fit its configuration.
+    """
+    _quiet_libraries()
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(RANDOM_SEED)
+    try:
+        modules = {
+            component: _module(source, component, component_precision(source, component, precision))
+            for component in source.family.weights
+        }
+    finally:
+        torch.set_rng_state(generator_state)
+    tokenizers = {
+        spec.input: random_tokenizer(spec, source)
+        if source.kind == "random"
+        else _tokenizer(source, spec.component, spec.class_name)
+        for spec in source.family.tokenizers(source)
+    }
+    return Components(modules, tokenizers, source.config("scheduler"))
+
+
+def _module(source: ModelSource, component: str, precision: Precision) -> nn.Module:
+    dtype = TORCH_DTYPES[precision]
+    cls = _class(source.family.weights[component])
+    make = _random if source.kind == "random" else _pretrained
+    module: nn.Module = make(cls, source, component, dtype)
+    return module.eval().requires_grad_(False).to(dtype)
+
+
+def _class(name: str) -> Any:
+    library, _, attribute = name.partition(".")
+    return getattr(importlib.import_module(library), attribute)
+
+
+def _quiet_libraries() -> None:
+    """Leave progress and warnings to this package's own."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
+    folder = source.directory / component
+    plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
+    dtype_argument = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+    try:
+        model, report = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            variant=None if plain else "fp16",
+            local_files_only=True,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            **{dtype_argument: dtype},
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # would be random numbers
+        raise ModelError(
+            f"the weights in {folder} lack {missing[0]} "
+            f"({len(missing)} in all): download the model again"
+        )
+    return model
+
+
+def _random(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
+    """Build the exact architecture with random weights, made in `dtype`."""
+    config = source.config(component)
+    with _default_dtype(dtype):
+        if cls.__module__.startswith("diffusers"):
+            return cls.from_config(config)
+        return cls(cls.config_class(**config))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
+    folder = source.directory / component
+    try:
+        return _class(class_name).from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"cannot load {folder}: {first_line(error)}") from error

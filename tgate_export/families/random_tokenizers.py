@@ -1,0 +1,34 @@
+"""Tokenizers for random weights, which know no words: they spell in bytes or letters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tgate_export.families.base import TokenizerSpec
+    from tgate_export.families.source import ModelSource
+
+
+def random_tokenizer(spec: TokenizerSpec, source: ModelSource) -> Any:
+    """Return a tokenizer of the class that `spec` names, with the encoder's vocabulary size."""
+    size = source.config(spec.encoder)["vocab_size"]
+    return byte_tokenizer(size, spec.max_length)
+
+
+def byte_tokenizer(vocabulary_size: int, max_length: int, **special: str) -> Any:
+    """Return a CLIP tokenizer that spells every word in bytes.
+
+    Args:
+        vocabulary_size: of the text encoder; its last two ids are the start and the end.
+        max_length: tokens that the text encoder takes.
+        **special: other special tokens than CLIP's own, such as `pad_token`.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    vocabulary["<|startoftext|>"] = vocabulary_size - 2
+    vocabulary["<|endoftext|>"] = vocabulary_size - 1
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length, **special)

@@ -1,0 +1,107 @@
+"""Stable Diffusion XL: two text encoders, their pooled output, and sizes as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tgate_export.bundle.manifest import Defaults
+from tgate_export.errors import ModelError
+from tgate_export.families.base import Family, TokenizerSpec
+from tgate_export.families.stable_diffusion import CLIP_TOKENIZER, check_unet, clip_tokens
+from tgate_export.gating.conditioning import Condition, Conditioning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tgate_export.families.loading import Components
+    from tgate_export.families.source import ModelSource
+
+DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=5.0, scheduler="euler")
+TIME_IDS = 6
+
+
+def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
+    return tuple(
+        TokenizerSpec(
+            f"input_ids{suffix}",
+            f"tokenizer{suffix}",
+            CLIP_TOKENIZER,
+            f"text_encoder{suffix}",
+            clip_tokens(source, f"text_encoder{suffix}"),
+        )
+        for suffix in ("", "_2")
+    )
+
+
+def _pooled_width(source: ModelSource) -> int:
+    return int(source.config("text_encoder_2").get("projection_dim", 512))
+
+
+def _conditioning(source: ModelSource) -> Conditioning:
+    width = source.config("unet").get("cross_attention_dim", 1280)
+    return Conditioning(
+        (
+            Condition("prompt_embeds", (clip_tokens(source), width), negative=True),
+            Condition("text_embeds", (_pooled_width(source),), negative=True, gated=True),
+            Condition("time_ids", (TIME_IDS,), negative=True, gated=True, host="time_ids"),
+        ),
+        _predict,
+    )
+
+
+def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+    return unet(
+        sample,
+        timestep,
+        encoder_hidden_states=conditions.get("prompt_embeds"),
+        # The UNet concatenates the two and rounds afterwards: in f32 no type has to be promoted.
+        added_cond_kwargs={
+            "text_embeds": conditions["text_embeds"].float(),
+            "time_ids": conditions["time_ids"],
+        },
+        return_dict=False,
+    )[0]
+
+
+def _text_encoder(parts: Components) -> nn.Module:
+    from tgate_export.families.modules import DualClipTextEncoder
+
+    return DualClipTextEncoder(parts["text_encoder"], parts["text_encoder_2"])
+
+
+def _check(source: ModelSource) -> None:
+    check_unet(source, {"addition_embed_type": "text_time"})
+    unet = source.config("unet")
+    found = unet.get("projection_class_embeddings_input_dim")
+    expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + _pooled_width(source)
+    if found != expected:
+        raise ModelError(
+            f"{source.model}: its UNet takes {found} values of pooled text and sizes, expected "
+            f"{expected}: refiners, which take an aesthetic score, are not supported"
+        )
+
+
+def _zero_negative(source: ModelSource) -> bool:
+    return bool(source.index().get("force_zeros_for_empty_prompt", True))
+
+
+STABLE_DIFFUSION_XL = Family(
+    name="stable-diffusion-xl",
+    title="Stable Diffusion XL",
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    weights={
+        "text_encoder": "transformers.CLIPTextModel",
+        "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+        "unet": "diffusers.UNet2DConditionModel",
+        "vae": "diffusers.AutoencoderKL",
+    },
+    denoiser="unet",
+    tokenizers=_tokenizers,
+    defaults=DEFAULTS,
+    check=_check,
+    conditioning=_conditioning,
+    text_encoder=_text_encoder,
+    vae_upcast=True,
+    zero_negative=_zero_negative,
+)
