@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,25 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
-from tgate_export.families.random_tokenizers import byte_tokenizer
+from tgate_export.bundle.manifest import Range
+from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 
 SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
@@ -94,7 +106,63 @@ def save_sd21(folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-PIPELINES: dict[str, Callable[[Path], None]] = {"sdxl": save_sdxl, "sd21": save_sd21}
+def save_pixart_alpha(folder: Path) -> None:
+    """Told its size (which diffusers does for a sample size of 128 only); learned variance."""
+    _save_pixart(folder, PixArtAlphaPipeline, sample_size=128, scaling_factor=0.18215)
+
+
+def save_pixart_sigma(folder: Path) -> None:
+    """Not told its size; 300 tokens."""
+    _save_pixart(folder, PixArtSigmaPipeline, sample_size=8, scaling_factor=0.13025)
+
+
+def _save_pixart(folder: Path, cls: Any, sample_size: int, scaling_factor: float) -> None:
+    with _seeded():
+        pipeline = cls(
+            tokenizer=letter_tokenizer(),
+            text_encoder=_randomized(
+                T5EncoderModel(
+                    T5Config(
+                        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                        feed_forward_proj="gated-gelu",
+                    )
+                )
+            ),
+            vae=_vae(scaling_factor=scaling_factor),
+            transformer=_strengthened(
+                _randomized(
+                    PixArtTransformer2DModel(
+                        sample_size=sample_size,
+                        num_layers=3,
+                        num_attention_heads=3,
+                        attention_head_dim=8,
+                        cross_attention_dim=24,
+                        caption_channels=32,
+                    )
+                )
+            ),
+            scheduler=DPMSolverMultistepScheduler.from_config(_scheduler("pixart-alpha")),
+        )  # fmt: skip
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a pipeline is saved, and how it is built: images of 16 x 16 pixels, 1 or 2 at a time."""
+
+    save: Callable[[Path], None]
+    batch: Range
+
+
+# A dynamic batch takes the exporter twice as long: once for each architecture.
+DYNAMIC, FIXED = Range(min=1, opt=2, max=2), Range(min=2, opt=2, max=2)
+PIPELINES = {
+    "sdxl": Tiny(save_sdxl, DYNAMIC),
+    "sd21": Tiny(save_sd21, FIXED),
+    "pixart-alpha": Tiny(save_pixart_alpha, DYNAMIC),
+    "pixart-sigma": Tiny(save_pixart_sigma, FIXED),
+}
+SIZE = (Range(min=16, opt=16, max=16),) * 2
 
 
 @contextmanager
@@ -111,6 +179,15 @@ def _randomized(module: Any) -> Any:
                 centre = 1.0 if name.endswith("weight") else 0.0
                 parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
     return module
+
+
+def _strengthened(transformer: Any) -> Any:
+    """Let the text have a say: random attention averages it away."""
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if ".attn2." in name and parameter.ndim == 2:
+                parameter.mul_(4)
+    return transformer
 
 
 def _vae(**config: Any) -> Any:

@@ -128,7 +128,7 @@ def test_damaged_index(pipeline: Path, content: str) -> None:
         ("FluxPipeline", "jointly"),
         ("FluxImg2ImgPipeline", "jointly"),
         ("StableDiffusion3Pipeline", "jointly"),
-        ("StableDiffusionXLPipeline", "supported are StableDiffusionPipeline"),
+        ("StableDiffusionXLInpaintPipeline", "supported are StableDiffusionPipeline"),
         ("StableDiffusionInpaintPipeline", "supported are StableDiffusionPipeline"),
         ("LatentConsistencyModelPipeline", "supported are StableDiffusionPipeline"),
     ],

@@ -18,6 +18,8 @@ from tests.oracle.official_tgate import SCHEDULERS
 LOADERS = {
     "StableDiffusionPipeline": tgate.TgateSDLoader,
     "StableDiffusionXLPipeline": tgate.TgateSDXLLoader,
+    "PixArtAlphaPipeline": tgate.TgatePixArtAlphaLoader,
+    "PixArtSigmaPipeline": tgate.TgatePixArtSigmaLoader,
 }
 
 
@@ -40,6 +42,15 @@ def _with_scheduler(pipe: Any, scheduler: str) -> Any:
     return pipe
 
 
+def _options(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Add the size; PixArt would replace it by one of a list."""
+    side = call["latents"].shape[-1] * pipe.vae_scale_factor
+    options = {"height": side, "width": side} | call
+    if type(pipe).__name__.startswith("PixArt"):
+        options |= {"use_resolution_binning": False}
+    return options
+
+
 def official_latents(
     directory: Path, *, latents: np.ndarray, scheduler: str, gate_step: int, **call: Any
 ) -> np.ndarray:
@@ -49,10 +60,10 @@ def official_latents(
     for module in denoiser.modules():  # the package keeps each layer's cache between calls
         if hasattr(module, "cache"):
             module.cache = None
-    result = LOADERS[type(pipe).__name__](pipe).tgate(
-        latents=torch.from_numpy(latents), gate_step=gate_step, sp_interval=1, fi_interval=1,
-        warm_up=0, output_type="latent", **call,
-    )  # fmt: skip
+    run = LOADERS[type(pipe).__name__](pipe).tgate
+    version_1 = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    call |= {"latents": torch.from_numpy(latents), "output_type": "latent"}
+    result = run(gate_step=gate_step, **version_1, **_options(pipe, call))
     images: np.ndarray = result.images.numpy()
     return images
 
@@ -62,5 +73,6 @@ def diffusers_run(
 ) -> np.ndarray:
     """Run diffusers itself, without a gate: latents [B, C, h, w] or images [B, H, W, 3]."""
     pipe = _with_scheduler(load_pipeline(directory, "diffusers"), scheduler)
-    result = pipe(latents=torch.from_numpy(latents), output_type=output_type, **call).images
+    call |= {"latents": torch.from_numpy(latents), "output_type": output_type}
+    result = pipe(**_options(pipe, call)).images
     return result.numpy() if isinstance(result, torch.Tensor) else np.asarray(result)

@@ -68,6 +68,13 @@ def test_prompts_are_repeated_in_order() -> None:
     assert made.negative_prompts == ("c", "c", "d", "d")
 
 
+def test_a_missing_negative_prompt_is_the_models_own() -> None:
+    assert request(["a", "b"], negative_prompt=None).negative_prompts == ("", "")
+    zeros = manifest(absent_negative_prompt="zeros")
+    assert request("a", of=zeros, negative_prompt=None).negative_prompts is None
+    assert request("a", of=zeros, negative_prompt="").negative_prompts == ("",)
+
+
 def test_missing_seed_is_drawn_each_time() -> None:
     # Two equal draws of 32 bits: once in four billion.
     assert request(seed=None).seed != request(seed=None).seed

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from diffusers import PixArtAlphaPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.errors import BundleError
+from tgate_export.export.build import _save_tokenizer
+from tgate_export.families.base import TokenizerSpec
+from tgate_export.families.random_tokenizers import letter_tokenizer
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 
@@ -45,6 +49,47 @@ def test_long_prompt_is_cut_as_diffusers_does_and_says_so(
     with pytest.warns(UserWarning, match="leftover"):
         found, _ = ours(tiny_bundle)([prompt])
     assert (found == expected).all()
+
+
+PRINTABLE = st.characters(max_codepoint=0x24F, exclude_categories=["Cc"])
+SPEC = TokenizerSpec(
+    "input_ids", "tokenizer", "transformers.T5Tokenizer", "text_encoder", 20, "mask", lowercase=True
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+# Not control characters: Python strips some that no tokenizer takes for white space.
+@given(prompts=st.lists(st.text(PRINTABLE, max_size=30), min_size=1, max_size=3))
+@pytest.mark.filterwarnings("ignore:the prompt is longer")
+def test_t5_equals_diffusers(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
+    """Lowercased, stripped, padded and masked as PixArt's pipelines do."""
+    theirs, folder = letter_tokenizer(), tmp_path_factory.mktemp("t5")
+    saved = _save_tokenizer(SPEC, theirs, folder)
+    prepared = PixArtAlphaPipeline._text_preprocessing(None, prompts, clean_caption=False)
+    expected = theirs(
+        prepared, padding="max_length", max_length=20, truncation=True, return_tensors="np"
+    )
+    ids, mask = PromptTokenizer(folder / saved.file, saved)(prompts)
+    assert (ids == expected.input_ids).all()
+    assert (mask == expected.attention_mask).all()
+
+
+def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    """PixArt's checkpoints have no tokenizer.json."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("a red circle on a blue background\nan umbrella\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=40,
+        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+        minloglevel=2,
+    )  # fmt: skip
+    saved = _save_tokenizer(SPEC, T5Tokenizer.from_pretrained(tmp_path), tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    ids, mask = PromptTokenizer(tmp_path / saved.file, saved)([" A blue  umbrella"])
+    expected = [*theirs.encode("a blue umbrella"), saved.eos_token_id]
+    assert ids[0, : mask.sum()].tolist() == expected
 
 
 def test_a_broken_file_is_named(tiny_bundle: Path, tmp_path: Path) -> None:

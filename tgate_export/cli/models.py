@@ -12,8 +12,8 @@ from tgate_export.cli._console import print_json
 def command(as_json: bool) -> None:
     """List the models that build accepts by name.
 
-    Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x
-    or 2.x pipeline.
+    Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x,
+    2.x or XL pipeline, or of PixArt-alpha or PixArt-Sigma.
     """
     from tgate_export.families.names import NAMED_MODELS
 
@@ -34,9 +34,10 @@ def command(as_json: bool) -> None:
         print_json(rows)
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "what", "parameters", "size", "defaults", "defaults from")
+    name = Column("name", no_wrap=True)
+    table = Table(name, "what", "parameters", "size", "defaults", "defaults from")
     for model in NAMED_MODELS.values():
         defaults = model.defaults
         table.add_row(

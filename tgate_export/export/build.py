@@ -296,9 +296,16 @@ def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
 
 
 def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.normalizers import Lowercase, Sequence, Strip
+
+    backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+    if spec.lowercase:
+        rest = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = Sequence([Lowercase(), Strip(), *rest])
     (staging / spec.component).mkdir()
     # Its own save() hides a full disk behind a bare Exception.
-    text = tokenizer.backend_tokenizer.to_str(pretty=True)
+    text = backend.to_str(pretty=True)
     (staging / spec.component / "tokenizer.json").write_text(text, encoding="utf-8")
     return Tokenizer(
         file=f"{spec.component}/tokenizer.json",

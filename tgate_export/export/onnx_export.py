@@ -46,6 +46,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
             input_names=[entry.name for entry in graph.inputs],
             output_names=[entry.name for entry in graph.outputs],
             dynamic_shapes=shapes,
+            custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
             verbose=False,
             optimize=True,
         )
@@ -59,6 +60,18 @@ def _as_arguments(module: torch.nn.Module, values: list[Any]) -> tuple[Any, ...]
     parameters = inspect.signature(module.forward).parameters.values()
     named = sum(entry.kind is not inspect.Parameter.VAR_POSITIONAL for entry in parameters)
     return (*values[:named], tuple(values[named:])) if len(values) > named else tuple(values)
+
+
+def _squeeze(self: Any, dim: int) -> Any:
+    """Translate `squeeze(dim)`, which does nothing where the dimension is not 1.
+
+    The exporter's own writes a Squeeze all the same, which no runtime loads.
+    """
+    from onnxscript import opset18 as op
+
+    if len(self.shape) == 0 or self.shape[dim] != 1:
+        return op.Identity(self)
+    return op.Squeeze(self, [dim])
 
 
 def _drop_traces(model: onnx_ir.Model) -> None:

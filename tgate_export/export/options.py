@@ -71,6 +71,11 @@ def check_options(
         size = (Range(min=side, opt=side, max=side),) * 2
     width, height = size
     dynamic = not (width.fixed and height.fixed)
+    if dynamic and not source.family.dynamic_size:
+        raise InvalidRequestError(
+            f"{source.model} is a {source.pipeline}, whose position embeddings belong to one "
+            f"size: fix it, as --size {width.opt}x{height.opt}"
+        )
     multiple = geometry.size_multiple(source, dynamic=dynamic)
     for name, side_range in (("width", width), ("height", height)):
         for value in (side_range.min, side_range.opt, side_range.max):

@@ -12,7 +12,7 @@ import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
-from tgate_export.families.loading import Components
+from tgate_export.families.loading import Components, computing_in_fp32
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import CacheGroup
@@ -82,7 +82,7 @@ def trajectories(
     manifest: Manifest,
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
-    """Run every case in PyTorch, in the precision of `parts`."""
+    """Run every case in PyTorch in fp32."""
     denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
     values = _conditions(source, parts, manifest)
     values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
@@ -96,7 +96,8 @@ def trajectories(
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
-        expected = _run(case, parts.scheduler_config, graphs, latents)
+        with computing_in_fp32(*graphs.modules):
+            expected = _run(case, parts.scheduler_config, graphs, latents)
         found.append(Trajectory(case, latents, expected))
     return tuple(found)
 
@@ -120,10 +121,11 @@ def _conditions(
                 return_attention_mask=True, return_tensors="pt",
             )  # fmt: skip
             inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
-        outputs = encoder(*inputs)
+        with computing_in_fp32(encoder):
+            outputs = encoder(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for entry, value in zip(text, outputs, strict=True):
-            values[prefix + entry.name] = value
+            values[prefix + entry.name] = value.float()
     return values
 
 
@@ -144,6 +146,11 @@ class _Graphs:
         self._phases: dict[Phase, FullPhase | GatedPhase] = {
             phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)
         }
+
+    @property
+    def modules(self) -> tuple[FullPhase | GatedPhase, ...]:
+        """The phases, in the order of the bundle's graphs."""
+        return tuple(self._phases.values())
 
     def __call__(self, phase: Phase, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         module = self._phases[phase]

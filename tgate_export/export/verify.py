@@ -23,7 +23,7 @@ from tgate_export.export.reference import (
     trajectory_cases,
 )
 from tgate_export.families.graphs import GraphInput, denoiser_cache, graph_exports
-from tgate_export.families.loading import Components, load
+from tgate_export.families.loading import Components, computing_in_fp32, convert, load
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.runtime.backends import select
@@ -74,9 +74,15 @@ class Reference:
 def compare(
     graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float
 ) -> Difference:
-    """Measure how far `found` is from `expected`; a shape that differs never holds."""
+    """Measure how far `found` is from `expected`.
+
+    A shape that differs never holds, nor does a value that is not finite: those differences are
+    infinite and NaN.
+    """
     if found.shape != expected.shape:
         return Difference(graph, tensor, float("inf"), float("inf"), bound)
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return Difference(graph, tensor, float("nan"), float("nan"), bound)
     reference = expected.astype(np.float64)
     max_abs = float(np.abs(found.astype(np.float64) - reference).max())
     scale = float(np.abs(reference).max())
@@ -90,6 +96,11 @@ def require(differences: Iterable[Difference]) -> None:
         VerificationError: names graph and tensor, and says by how much.
     """
     for difference in differences:
+        if np.isnan(difference.relative):
+            raise VerificationError(
+                f"{difference.graph}: {difference.tensor} holds values that are not finite: "
+                "where fp16 overflows, build with --precision fp32"
+            )
         if not difference.holds:
             raise VerificationError(
                 f"{difference.graph}: {difference.tensor} differs from PyTorch by "
@@ -108,9 +119,8 @@ def graph_references(
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
-    Leaves `parts` without weights: each component is converted to fp32 for its graphs and then
-    freed, so that memory holds one of them at a time. The gated phase gets the caches that the
-    full phase wrote.
+    Leaves `parts` without weights: each component is freed after its last graph. Weights are
+    converted to fp32 layer by layer. The gated phase gets the caches that the full phase wrote.
 
     Args:
         source: where the pipeline came from.
@@ -123,22 +133,23 @@ def graph_references(
     references = {}
     graphs = graph_exports(source, parts, manifest.size, groups)
     for index, graph in enumerate(graphs):
-        for component in graph.components:
-            parts[component].to(torch.float32)
+        if graph.name == "vae_decoder":
+            convert(parts["vae"], torch.float32)
         module = graph.module().eval()
         # Round to the graph's own dtype first, so that only the computation differs.
         stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
         inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
-        named = _call(module, inputs, graph.outputs)
-        if graph.name == "text_encoder":
-            negative = {name: known[NEGATIVE + name] for name in inputs}
-            for name, value in _call(module, negative, graph.outputs).items():
-                known[NEGATIVE + name] = value
+        with computing_in_fp32(module):
+            named = _call(module, inputs, graph.outputs)
+            if graph.name == "text_encoder":
+                negative = {name: known[NEGATIVE + name] for name in inputs}
+                for name, value in _call(module, negative, graph.outputs).items():
+                    known[NEGATIVE + name] = value
         known |= named
         references[graph.name] = Reference(inputs, named)
         later = {component for entry in graphs[index + 1 :] for component in entry.components}
-        for component in set(graph.components) - later:
-            parts[component].to("meta")
+        for name in set(graph.components) - later:
+            parts[name].to("meta")
         del module
         gc.collect()
     return references
@@ -252,7 +263,6 @@ def verify_bundle(
             found, parts, bundle.manifest.size, {cache.kind for cache in bundle.manifest.cache}
         )
     with progress.stage("running trajectories in PyTorch"):
-        parts.to(torch.float32)
         cases = trajectory_cases(bundle.manifest)
         runs = trajectories(found, parts, groups, bundle.manifest, cases)
     with progress.stage("running PyTorch for reference"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +38,6 @@ class Components:
 
     def __getitem__(self, component: str) -> nn.Module:
         return self.modules[component]
-
-    def to(self, dtype: torch.dtype) -> Components:
-        """Convert every weight in place, one at a time."""
-        for module in self.modules.values():
-            module.to(dtype)
-        return self
 
 
 def component_precision(source: ModelSource, component: str, precision: Precision) -> Precision:
@@ -83,7 +79,59 @@ def _module(source: ModelSource, component: str, precision: Precision) -> nn.Mod
     cls = _class(source.family.weights[component])
     make = _random if source.kind == "random" else _pretrained
     module: nn.Module = make(cls, source, component, dtype)
-    return module.eval().requires_grad_(False).to(dtype)
+    return convert(module.eval().requires_grad_(False), dtype)
+
+
+def convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a module in place, one tensor at a time.
+
+    What transformers says must stay in fp32 (`_keep_in_fp32_modules`) does: T5 overflows in fp16
+    where its feed-forward layers end.
+    """
+    keep = frozenset(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for path, part in module.named_modules():
+        wanted = torch.float32 if keep.intersection(path.split(".")) else dtype
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(wanted)
+    return module
+
+
+@contextmanager
+def computing_in_fp32(*modules: nn.Module) -> Iterator[None]:
+    """Compute in fp32 while the weights stay as they are stored.
+
+    Every layer is converted when its turn comes and converted back after it, which loses nothing:
+    only one layer at a time is in memory twice. Not for modules that read the dtype of another's
+    weights, as a VAE does.
+    """
+    hooks: list[Any] = []
+    phases: list[tuple[Any, torch.dtype]] = []
+    for layer in itertools.chain.from_iterable(module.modules() for module in modules):
+        told = getattr(layer, "compute_dtype", None)
+        if isinstance(told, torch.dtype):
+            phases.append((layer, told))
+        weights = [] if any(True for _ in layer.children()) else list(layer.parameters())
+        if weights and weights[0].dtype != torch.float32:
+            hooks.append(layer.register_forward_pre_hook(_widen))
+            hooks.append(layer.register_forward_hook(partial(_narrow, weights[0].dtype)))
+    for phase, _ in phases:
+        phase.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for phase, dtype in phases:
+            phase.compute_dtype = dtype
+
+
+def _widen(layer: nn.Module, _args: Any) -> None:
+    convert(layer, torch.float32)
+
+
+def _narrow(dtype: torch.dtype, layer: nn.Module, _args: Any, _output: Any) -> None:
+    convert(layer, dtype)
 
 
 def _class(name: str) -> Any:
@@ -102,7 +150,7 @@ def _quiet_libraries() -> None:
 
 
 def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
-    folder = source.directory / component
+    folder = source.folder(component)
     plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
     dtype_argument = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
     try:
@@ -145,7 +193,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
-    folder = source.directory / component
+    folder = source.folder(component)
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
+        try:
+            importlib.import_module("sentencepiece")
+        except ImportError:
+            raise ModelError(
+                f"{folder} holds a SentencePiece vocabulary: pip install sentencepiece to read it"
+            ) from None
     try:
         return _class(class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.errors import InvalidRequestError
-from tgate_export.families import stable_diffusion
+from tgate_export.families import pixart, stable_diffusion, stable_diffusion_xl
 
 # diffusers' upsampler changes its path at 64 samples, and guidance doubles the batch.
 MAX_BATCH = 31
@@ -31,6 +32,7 @@ class NamedModel:
         size: default image side in pixels.
         defaults: how it is sampled unless told otherwise.
         origin: where the defaults come from.
+        shared: components whose configuration is another packaged pipeline's -> its folder.
     """
 
     name: str
@@ -42,7 +44,11 @@ class NamedModel:
     size: int
     defaults: Defaults
     origin: str
+    shared: Mapping[str, Path] = field(default_factory=dict)
 
+
+_TGATE = "T-GATE paper and README: 25 steps, gate step 10"
+_DIFFUSERS_PIXART = "T-GATE page of diffusers: 25 steps, gate step 8; diffusers: guidance, sampler"
 
 NAMED_MODELS = {
     model.name: model
@@ -67,7 +73,58 @@ NAMED_MODELS = {
             denoiser_parameters=859_520_964,
             size=512,
             defaults=stable_diffusion.DEFAULTS,
-            origin="T-GATE paper and README: 25 steps, gate step 10",
+            origin=f"{_TGATE}; diffusers: guidance",
+        ),
+        NamedModel(
+            name="sd21",
+            family="stable-diffusion",
+            summary="Stable Diffusion 2.1, 768 pixels, v prediction",
+            directory=_CONFIGS / "sd21",
+            hub_id="stabilityai/stable-diffusion-2-1",
+            denoiser_parameters=865_910_724,
+            size=768,
+            defaults=stable_diffusion.DEFAULTS,
+            shared={"vae": _CONFIGS / "sd15"},
+            origin=f"{_TGATE}; diffusers: guidance",
+        ),
+        NamedModel(
+            name="sdxl",
+            family="stable-diffusion-xl",
+            summary="Stable Diffusion XL base 1.0",
+            directory=_CONFIGS / "sdxl",
+            hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+            denoiser_parameters=2_567_463_684,
+            size=1024,
+            defaults=stable_diffusion_xl.DEFAULTS,
+            origin=f"{_TGATE}; diffusers: guidance, sampler",
+        ),
+        NamedModel(
+            name="pixart-alpha",
+            family="pixart",
+            summary="PixArt-alpha, 1024 pixels",
+            directory=_CONFIGS / "pixart-alpha",
+            hub_id="PixArt-alpha/PixArt-XL-2-1024-MS",
+            denoiser_parameters=611_349_152,
+            size=1024,
+            defaults=pixart.DEFAULTS,
+            origin=_DIFFUSERS_PIXART,
+            shared={"vae": _CONFIGS / "sd15"},
+        ),
+        NamedModel(
+            name="pixart-sigma",
+            family="pixart",
+            summary="PixArt-Sigma, 1024 pixels, 300 tokens",
+            directory=_CONFIGS / "pixart-sigma",
+            hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            denoiser_parameters=610_856_096,
+            size=1024,
+            defaults=pixart.DEFAULTS,
+            origin=_DIFFUSERS_PIXART,
+            shared={
+                "text_encoder": _CONFIGS / "pixart-alpha",
+                "scheduler": _CONFIGS / "pixart-alpha",
+                "vae": _CONFIGS / "sdxl",
+            },
         ),
     )
 }

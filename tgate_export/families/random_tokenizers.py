@@ -11,8 +11,19 @@ if TYPE_CHECKING:
 
 def random_tokenizer(spec: TokenizerSpec, source: ModelSource) -> Any:
     """Return a tokenizer of the class that `spec` names, with the encoder's vocabulary size."""
+    if spec.class_name.endswith(".T5Tokenizer"):
+        return letter_tokenizer()
     size = source.config(spec.encoder)["vocab_size"]
     return byte_tokenizer(size, spec.max_length)
+
+
+def letter_tokenizer() -> Any:
+    """Return a T5 tokenizer that spells every word in ASCII characters."""
+    from transformers import T5Tokenizer
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    letters = [(chr(code), -3.0) for code in range(ord("!"), ord("~") + 1)]
+    return T5Tokenizer(vocab=[*special, *letters], extra_ids=0)
 
 
 def byte_tokenizer(vocabulary_size: int, max_length: int, **special: str) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family
+from tgate_export.families.pixart import PIXART
 from tgate_export.families.stable_diffusion import STABLE_DIFFUSION
 from tgate_export.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 
-FAMILIES = {family.name: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)}
+FAMILIES = {family.name: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART)}
 
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ class ModelSource:
         pipeline: its class in `model_index.json`.
         family: how pipelines of this class are built.
         defaults: how the model is sampled unless told otherwise.
+        shared: components whose configuration is another packaged pipeline's -> its folder.
     """
 
     kind: Literal["packaged", "local", "hub", "random"]
@@ -46,6 +49,11 @@ class ModelSource:
     pipeline: str
     family: Family
     defaults: Defaults
+    shared: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, component: str) -> Path:
+        """Return a component's folder."""
+        return self.shared.get(component, self.directory) / component
 
     def config(self, component: str) -> dict[str, Any]:
         """Return a component's configuration.
@@ -54,7 +62,7 @@ class ModelSource:
             ModelError: when it is missing or no JSON.
         """
         file = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return _read_json(self.directory / component / file)
+        return _read_json(self.folder(component) / file)
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""
@@ -65,8 +73,8 @@ class ModelSource:
         names = ["model_index.json"]
         for component in self.family.components(self):
             names += [
-                path.relative_to(self.directory).as_posix()
-                for path in sorted((self.directory / component).glob("*"))
+                Path(os.path.relpath(path, self.directory)).as_posix()
+                for path in sorted(self.folder(component).glob("*"))
                 if path.suffix in (".json", ".txt", ".model")
                 or (path.suffix == ".safetensors" and self.kind != "random")
             ]
@@ -107,12 +115,13 @@ def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
         pipeline=pipeline,
         family=family,
         defaults=located.defaults or family.defaults,
+        shared=located.shared,
     )
     _check_components(source)
     family.check(source)
     if source.kind != "random":
         for component in family.weights:
-            _check_weights(source.directory / component)
+            _check_weights(source.folder(component))
     return source
 
 
@@ -126,6 +135,7 @@ class _Located:
     directory: Path
     revision: str | None = None
     defaults: Defaults | None = None
+    shared: Mapping[str, Path] = field(default_factory=dict)
 
 
 def _locate(model: str, weights: Weights) -> _Located:
@@ -133,7 +143,9 @@ def _locate(model: str, weights: Weights) -> _Located:
     named = NAMED_MODELS.get(model)
     if named is not None:
         if weights == "random":
-            return _Located("random", model, model, named.directory, None, named.defaults)
+            return _Located(
+                "random", model, model, named.directory, None, named.defaults, named.shared
+            )
         if named.hub_id is None:
             return _Located("packaged", model, model, named.directory, None, named.defaults)
         directory, revision = _download(named.hub_id)
@@ -207,7 +219,7 @@ def _check_components(source: ModelSource) -> None:
 
 
 def _check_component(source: ModelSource, component: str) -> None:
-    if not (source.directory / component).is_dir():
+    if not source.folder(component).is_dir():
         raise ModelError(f"{source.model} lacks the component {component}/: download it again")
 
 

@@ -31,14 +31,22 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
 
 
 def _conditioning(source: ModelSource) -> Conditioning:
-    width = source.config("unet").get("cross_attention_dim", 1280)
+    unet = source.config("unet")
+    width = unet.get("cross_attention_dim", 1280)
     embeds = Condition("prompt_embeds", (clip_tokens(source), width), negative=True)
-    return Conditioning((embeds,), _predict)
+    return Conditioning((embeds,), _predict_upcast if unet.get("upcast_attention") else _predict)
 
 
 def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
     embeds = conditions.get("prompt_embeds")
     return unet(sample, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+
+
+def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+    from tgate_export.gating.upcast import AttentionInFloat32
+
+    with AttentionInFloat32():
+        return _predict(unet, sample, timestep, conditions)
 
 
 def _text_encoder(parts: Components) -> nn.Module:

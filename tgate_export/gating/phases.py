@@ -97,6 +97,9 @@ class FullPhase(_Phase):
                 phase reads.
         """
         batch = sample.shape[0]
+        for value in inputs:
+            # Tells an export that every batch is the same one, before a layer divides by it.
+            torch._check(value.shape[0] == batch)
         rest = iter(inputs)
         conditions = {}
         for entry in self.conditioning.conditions:

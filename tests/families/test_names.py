@@ -1,0 +1,126 @@
+"""The packaged configurations are the published models, and other ones are refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from tests.tiny import CONFIGS
+from tgate_export.bundle.manifest import Range
+from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.export.options import check_options
+from tgate_export.families.names import NAMED_MODELS
+from tgate_export.families.registry import FAMILIES
+from tgate_export.families.source import resolve_source
+
+# T-GATE's README, in millions of parameters (it counts SDXL's 2567.46 M as 2.570 B).
+PUBLISHED = {"sd15": 859.520, "sd21": 865.9, "sdxl": 2567.46, "pixart-alpha": 611.350}
+
+
+@pytest.mark.parametrize("name", NAMED_MODELS)
+def test_parameters(name: str) -> None:
+    named, source = NAMED_MODELS[name], resolve_source(name, "random")
+    library, _, cls = source.family.weights[source.family.denoiser].partition(".")
+    with torch.device("meta"):
+        denoiser = getattr(importlib.import_module(library), cls).from_config(
+            source.config(source.family.denoiser)
+        )
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    assert count == named.denoiser_parameters
+    assert count / 1e6 == pytest.approx(PUBLISHED.get(name, count / 1e6), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "parameters"),
+    [("sd-turbo", 865_910_724), ("sdxl-turbo", 2_567_463_684),
+     # and a bias-free projection of the guidance embedding
+     ("lcm-sd15", 859_520_964 + 256 * 320), ("lcm-sdxl", 2_567_463_684 + 256 * 320)],
+)  # fmt: skip
+def test_parameters_of_guidance_free_models(folder: str, parameters: int) -> None:
+    """Packaged, but without a name: a graph without guidance cannot be built yet."""
+    config = json.loads((CONFIGS / folder / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", NAMED_MODELS)
+def test_defaults(name: str) -> None:
+    named, source = NAMED_MODELS[name], resolve_source(name, "random")
+    assert source.family.name == named.family
+    assert source.defaults == named.defaults
+    options = check_options(source, "fp16", None, Range(min=1, opt=1, max=8), None)
+    assert options.size.width.opt == options.size.height.opt == named.size
+    for component in source.family.weights:
+        assert source.config(component)
+
+
+def test_shared_configurations_count_for_the_fingerprint() -> None:
+    files = resolve_source("pixart-sigma", "random").files()
+    assert "../sdxl/vae/config.json" in files
+    assert "../pixart-alpha/text_encoder/config.json" in files
+
+
+@pytest.fixture
+def sdxl(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CONFIGS / "sdxl", tmp_path / "mine"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        resolve_source(str(folder), "random")
+    message = str(caught.value)
+    assert str(folder) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "unet", "scheduler"])
+def test_missing_component_of_sdxl(sdxl: Path, component: str) -> None:
+    shutil.rmtree(sdxl / component)
+    assert f"lacks the component {component}/" in refused(sdxl)
+
+
+def test_refiner(sdxl: Path) -> None:
+    edit(sdxl / "unet" / "config.json", projection_class_embeddings_input_dim=2560)
+    assert "takes 2560 values of pooled text and sizes, expected 2816" in refused(sdxl)
+
+
+def test_unet_of_another_pipeline(sdxl: Path) -> None:
+    edit(sdxl / "unet" / "config.json", addition_embed_type=None)
+    assert "lacks addition_embed_type 'text_time'" in refused(sdxl)
+    edit(sdxl / "model_index.json", _class_name="StableDiffusionPipeline")
+    edit(sdxl / "unet" / "config.json", addition_embed_type="text_time")
+    assert "takes more than text and time (addition_embed_type" in refused(sdxl)
+
+
+def test_transformer_of_another_width(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CONFIGS / "pixart-alpha", tmp_path / "mine"))
+    shutil.copytree(CONFIGS / "sdxl" / "vae", folder / "vae")
+    assert resolve_source(str(folder), "random").name == "mine"
+    edit(folder / "transformer" / "config.json", caption_channels=2048)
+    assert "captions of width 2048 and its text encoder writes 4096" in refused(folder)
+
+
+def test_pixart_has_one_size() -> None:
+    source, sides = resolve_source("pixart-alpha", "random"), Range(min=512, opt=1024, max=1024)
+    with pytest.raises(InvalidRequestError, match="one size: fix it, as --size 1024x1024"):
+        check_options(source, "fp16", (sides, sides), Range(min=1, opt=1, max=1), None)
+    odd = Range(min=1016, opt=1016, max=1016)
+    with pytest.raises(InvalidRequestError, match="not a multiple of 16: try 1008 or 1024"):
+        check_options(source, "fp16", (odd, odd), Range(min=1, opt=1, max=1), None)
+
+
+def test_no_pipeline_belongs_to_two_families() -> None:
+    pipelines = [name for family in FAMILIES.values() for name in family.pipelines]
+    assert len(pipelines) == len(set(pipelines))

@@ -1,0 +1,125 @@
+"""What is computed in fp32 inside an fp16 bundle, and fp32 references from fp16 weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch.nn import functional
+
+from tests import tiny
+from tgate_export.bundle.manifest import Range
+from tgate_export.errors import VerificationError
+from tgate_export.export.onnx_export import export_graph
+from tgate_export.export.options import check_options
+from tgate_export.export.verify import compare, require
+from tgate_export.families.graphs import denoiser_cache, graph_exports
+from tgate_export.families.loading import component_precision, computing_in_fp32, load
+from tgate_export.families.source import ModelSource, resolve_source
+from tgate_export.gating.upcast import AttentionInFloat32
+
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSource]:
+    folder = tmp_path_factory.mktemp("precision")
+    found = {}
+    for name in ("sd21", "sdxl", "pixart-alpha"):
+        tiny.PIPELINES[name].save(folder / name)
+        found[name] = resolve_source(str(folder / name))
+    return found
+
+
+def half_graph(source: ModelSource, name: str, folder: Path) -> onnx.ModelProto:
+    """Export one graph of an fp16 bundle, with the types of every value."""
+    import onnx_ir
+
+    options = check_options(source, "fp16", tiny.SIZE, Range(min=2, opt=2, max=2), None)
+    parts = load(source, "fp16")
+    groups = denoiser_cache(source, parts, options.size)
+    (graph,) = (
+        entry for entry in graph_exports(source, parts, options.size, groups) if entry.name == name
+    )
+    onnx_ir.save(export_graph(graph, options.batch, options.size, 2), folder / "graph.onnx")
+    return onnx.shape_inference.infer_shapes(onnx.load(folder / "graph.onnx"))
+
+
+def types(model: onnx.ModelProto, kind: str, index: int) -> Counter[int]:
+    """Element types of the `index`-th input of every node of a kind."""
+    known = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    known |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return Counter(known[node.input[index]] for node in model.graph.node if node.op_type == kind)
+
+
+def test_attention_of_sd21_is_computed_in_fp32(
+    sources: dict[str, ModelSource], tmp_path: Path
+) -> None:
+    model = half_graph(sources["sd21"], "gated", tmp_path)
+    assert types(model, "Attention", 0) == {FLOAT: 4}
+    assert types(model, "Conv", 1).keys() == {FLOAT16}
+
+
+def test_t5_ends_its_feed_forward_in_fp32(sources: dict[str, ModelSource], tmp_path: Path) -> None:
+    model = half_graph(sources["pixart-alpha"], "text_encoder", tmp_path)
+    kinds = Counter(
+        tensor.data_type for tensor in model.graph.initializer if list(tensor.dims) == [64, 32]
+    )  # feed-forward outputs, transposed
+    assert kinds == {FLOAT: 2}
+    assert model.graph.output[0].type.tensor_type.elem_type == FLOAT16
+
+
+def test_vae_of_sdxl_stays_in_fp32(sources: dict[str, ModelSource]) -> None:
+    parts = load(sources["sdxl"], "fp16")
+    dtypes = {name: next(part.parameters()).dtype for name, part in parts.modules.items()}
+    assert dtypes.pop("vae") == torch.float32
+    assert set(dtypes.values()) == {torch.float16}
+    assert component_precision(sources["sdxl"], "vae", "fp16") == "fp32"
+    assert component_precision(sources["sd21"], "vae", "fp16") == "fp16"
+
+
+def test_upcast_attention_does_not_overflow() -> None:
+    query, key, value = torch.full((3, 1, 1, 4, 8), 300.0, dtype=torch.float16)
+    assert not torch.isfinite(query @ key.transpose(-1, -2)).any()  # the logits, in fp16
+    with AttentionInFloat32():
+        found = functional.scaled_dot_product_attention(query, key, value)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha"])
+@torch.no_grad()
+def test_fp32_from_fp16_weights(sources: dict[str, ModelSource], name: str) -> None:
+    """Layer by layer equals converting the whole model, and leaves the weights as they were."""
+    source = sources[name]
+    half, whole = load(source, "fp16"), load(source, "fp16")
+    stored = {key: value.clone() for key, value in half["text_encoder"].state_dict().items()}
+    inputs: list[Any] = []
+    for spec in source.family.tokenizers(source):
+        ids = torch.randint(0, 100, (2, spec.max_length), generator=torch.manual_seed(0))
+        inputs += [ids, *([torch.ones_like(ids)] if spec.mask else [])]
+    for part in whole.modules.values():
+        part.float()
+    expected = source.family.text_encoder(whole)(*inputs)[0]
+    encoder = source.family.text_encoder(half)
+    with computing_in_fp32(encoder):
+        found = encoder(*inputs)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    for key, value in half["text_encoder"].state_dict().items():
+        assert value.dtype == stored[key].dtype
+        assert torch.equal(value, stored[key])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(value: float) -> None:
+    expected = np.ones((2, 3), np.float32)
+    found = expected.copy()
+    found[1, 2] = value
+    with pytest.raises(VerificationError, match=r"full: noise_pred .* not finite.*fp32"):
+        require([compare("full", "noise_pred", found, expected, 1.0)])
