@@ -49,6 +49,7 @@ VALID: dict[str, Any] = {
             "eos_token_id": 1, "mask": None,
         },
     },
+    "guidance": "classifier-free",
     "absent_negative_prompt": "empty",
     "conditioning": {},
     "graphs": {"full": GRAPH},

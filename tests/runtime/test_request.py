@@ -62,6 +62,23 @@ def test_default_schedule_never_contradicts_itself(
     assert (made.gate_step, made.warm_up) == (gate_step, warm_up)
 
 
+@pytest.mark.parametrize(
+    ("guidance", "options", "message"),
+    [
+        ("none", {"negative_prompt": "y"}, "no classifier-free guidance; leave it out"),
+        ("embedded", {"negative_prompt": ["y"]}, "no classifier-free guidance; leave it out"),
+        ("none", {"guidance_scale": 7.5}, "guidance_scale 7.5 has no effect"),
+    ],
+)
+def test_guidance_that_is_not_there_is_refused(
+    guidance: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        request(of=manifest(guidance=guidance), **options)
+    made = request(of=manifest(guidance=guidance), negative_prompt=None)
+    assert made.negative_prompts is None
+
+
 def test_prompts_are_repeated_in_order() -> None:
     made = request(["a", "b"], negative_prompt=["c", "d"], num_images_per_prompt=2)
     assert made.prompts == ("a", "a", "b", "b")

@@ -24,6 +24,9 @@ Precision = Literal["fp32", "fp16"]
 # time_ids      [B,6]  original height and width, crop top and left, target height and width
 # resolution    [B,2]  height and width
 # aspect_ratio  [B,1]  height / width
+# How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
+# scale, or not at all.
+Guidance = Literal["classifier-free", "embedded", "none"]
 HostInput = Literal["time_ids", "resolution", "aspect_ratio"]
 
 
@@ -186,6 +189,7 @@ class Manifest(_Model):
     tokenizers: dict[str, Tokenizer] = Field(
         description="by the input of `text_encoder` that takes the ids"
     )
+    guidance: Guidance
     absent_negative_prompt: Literal["empty", "zeros"] = Field(
         description="what stands for a missing negative prompt: an empty text, or zeros in place "
         "of the text encoder's outputs"

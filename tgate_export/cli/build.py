@@ -92,6 +92,12 @@ if TYPE_CHECKING:
     help="Default of the bundle: steps 0..N never reuse self-attention.",
 )
 @click.option(
+    "--guidance",
+    type=click.Choice(["classifier-free", "none"]),
+    help="none: one pass a step, for models distilled to need no guidance (turbo). "
+    "Default: the model's own.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the bundle. Default: engines/NAME."
 )
 @click.option("--force", is_flag=True, help="Build even when up to date; replace foreign files.")
@@ -107,6 +113,7 @@ def command(
     sp_interval: int,
     fi_interval: int,
     warm_up: int,
+    guidance: str | None,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -133,6 +140,7 @@ def command(
         sp_interval=sp_interval,
         fi_interval=fi_interval,
         warm_up=warm_up,
+        guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         out=out,
         force=force,
         progress=RichProgress(),

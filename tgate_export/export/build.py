@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgate_export.bundle.integrity import (
     Bundle,
@@ -75,6 +75,7 @@ def build_bundle(
     sp_interval: int = 1,
     fi_interval: int = 1,
     warm_up: int = 0,
+    guidance: Literal["classifier-free", "none"] | None = None,
     out: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -92,6 +93,8 @@ def build_bundle(
             gate, in any interval.
         fi_interval: the same from the gate on.
         warm_up: the bundle's default number of steps that never reuse self-attention.
+        guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
+            negative prompt, no guidance scale. The model's own when not given.
         out: the bundle's folder; `engines/<name>` when not given.
         force: build even when the bundle is up to date, and replace foreign files in its folder.
         progress: told of every stage.
@@ -104,7 +107,7 @@ def build_bundle(
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
-        source = resolve_source(model, weights)
+        source = resolve_source(model, weights).guided_by(guidance)
         out = out or Path("engines") / source.name
         options = check_options(
             source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up
@@ -191,6 +194,8 @@ def _build(
                 "sp_interval": options.sp_interval,
                 "fi_interval": options.fi_interval,
                 "warm_up": options.warm_up,
+                # The scale at which classifier-free guidance is the prompt's pass alone.
+                **({"guidance_scale": 1.0} if options.guidance == "none" else {}),
             }
         ),
         batch=options.batch,
@@ -199,6 +204,7 @@ def _build(
             channels=source.config(source.family.denoiser)["in_channels"], downscale=downscale
         ),
         tokenizers=tokenizers,
+        guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
         conditioning=_host_inputs(source),
         graphs=graphs,
@@ -289,7 +295,7 @@ def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
 def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
     return {
         name: entry.host
-        for entry in source.family.conditioning(source).conditions
+        for entry in source.conditioning().conditions
         if entry.host
         for name in entry.full_inputs
     }

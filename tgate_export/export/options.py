@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import tgate_export
-from tgate_export.bundle.manifest import SCHEMA_VERSION, Precision, Range, Size, Source
+from tgate_export.bundle.manifest import SCHEMA_VERSION, Guidance, Precision, Range, Size, Source
 from tgate_export.errors import InvalidRequestError
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
@@ -32,6 +32,7 @@ class BuildOptions:
     sp_interval: int
     fi_interval: int
     warm_up: int
+    guidance: Guidance
 
     @property
     def caches(self) -> tuple[CacheKind, ...]:
@@ -94,6 +95,7 @@ def check_options(
         sp_interval,
         fi_interval,
         warm_up,
+        source.guidance,
     )
 
 
@@ -111,6 +113,7 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "size": options.size.model_dump(),
         "batch": options.batch.model_dump(),
         "schedule": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
+        "guidance": options.guidance,
         "code": code.hexdigest(),
         "versions": versions(),
     }

@@ -83,7 +83,7 @@ def trajectories(
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
     """Run every case in PyTorch in fp32."""
-    denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
+    denoiser, conditioning = parts[source.family.denoiser], source.conditioning()
     values = _conditions(source, parts, manifest)
     values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
     graphs = _Graphs(denoiser, groups, conditioning, values)
@@ -112,7 +112,7 @@ def _conditions(
         for name, kind in manifest.conditioning.items()
     }
     encoder = source.family.text_encoder(parts)
-    text = source.family.conditioning(source).text
+    text = source.conditioning().text
     for prefix, prompt in (("", PROMPT), ("negative_", NEGATIVE_PROMPT)):
         inputs = []
         for spec in source.family.tokenizers(source):
@@ -139,9 +139,8 @@ class _Graphs:
         conditioning: Conditioning,
         values: Mapping[str, torch.Tensor],
     ) -> None:
-        full = [values[name] for entry in conditioning.conditions for name in entry.full_inputs]
-        self._full_inputs = [*full, values["guidance_scale"]]
-        self._gated_inputs = [values[entry.gated_input] for entry in conditioning.gated]
+        self._full_inputs = [values[name] for name in conditioning.full_inputs]
+        self._gated_inputs = [values[name] for name in conditioning.gated_inputs]
         self._caches: dict[str, torch.Tensor] = {}
         self._phases: dict[Phase, FullPhase | GatedPhase] = {
             phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)

@@ -15,7 +15,7 @@ from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.loading import Components
 from tgate_export.families.modules import VaeDecoder
 from tgate_export.families.source import ModelSource
-from tgate_export.gating.conditioning import Condition
+from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
 from tgate_export.schedule import READS, WRITES, CacheKind, Phase
@@ -59,7 +59,7 @@ def denoiser_cache(
     downscale = vae_downscale(source)
     return cache_groups(
         denoiser,
-        source.family.conditioning(source),
+        source.conditioning(),
         in_channels=denoiser.config.in_channels,
         latent_height=size.height.opt // downscale,
         latent_width=size.width.opt // downscale,
@@ -72,7 +72,7 @@ def graph_exports(
 ) -> tuple[GraphExport, ...]:
     """Declare the graphs of a bundle in the order in which they are exported and verified."""
     family = source.family
-    conditioning = family.conditioning(source)
+    conditioning = source.conditioning()
     denoiser: Any = parts[family.denoiser]
     compute = next(denoiser.parameters()).dtype
     axes = _Axes(size, groups, vae_downscale(source))
@@ -86,24 +86,27 @@ def graph_exports(
         dtype = torch.float32 if entry.host else compute
         return GraphInput(name, dtype, ("batch", *entry.shape))
 
-    full_inputs = (
-        *(
-            condition(entry, name)
-            for entry in conditioning.conditions
-            for name in entry.full_inputs
-        ),
-        GraphInput("guidance_scale", torch.float32, ("batch",)),
-    )
-    gated_inputs = tuple(condition(entry, entry.gated_input) for entry in conditioning.gated)
+    known = {
+        name: condition(entry, name)
+        for entry in conditioning.conditions
+        for name in entry.full_inputs
+    }
+    known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch",))
     declare = partial(GraphExport, sizes=axes.sizes)
 
     def denoising(phase: Phase) -> GraphExport:
-        inputs = gated_inputs if "cross_cache" in READS[phase] else full_inputs
+        gated = "cross_cache" in READS[phase]
+        names = conditioning.gated_inputs if gated else conditioning.full_inputs
         return declare(
             phase,
             (family.denoiser,),
             lambda: make_phase(denoiser, groups, conditioning, phase),
-            (sample, timestep, *inputs, *(caches[g.name] for g in groups_of(groups, READS[phase]))),
+            (
+                sample,
+                timestep,
+                *(known[name] for name in names),
+                *(caches[g.name] for g in groups_of(groups, READS[phase])),
+            ),
             (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
         )
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tgate_export.gating.conditioning import Conditioning
+from tgate_export.gating.conditioning import GUIDANCE_SCALE, Conditioning
 from tgate_export.gating.cross_attention import (
     CacheBox,
     CacheGroup,
@@ -19,8 +19,6 @@ from tgate_export.gating.cross_attention import (
     self_attention_layers,
 )
 from tgate_export.schedule import READS, WRITES, CacheKind, Phase
-
-GUIDANCE_PASSES = 2  # unconditional and conditional
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -68,7 +66,7 @@ class _Phase(nn.Module):
 
 
 class FullPhase(_Phase):
-    """One semantics-planning evaluation: guidance inside, cross-attention computed."""
+    """One semantics-planning evaluation: guidance inside, if any; cross-attention computed."""
 
     def __init__(
         self,
@@ -87,16 +85,17 @@ class FullPhase(_Phase):
         What is cached is the output of attention after `to_out` and before the residual
         (arXiv 2404.02747, and `tgate_processor` of the official package): of cross-attention the
         mean of the unconditional and the conditional pass, of self-attention that mean, for after
-        the gate, and both passes, for before it.
+        the gate, and both passes, for before it. Without classifier-free guidance there is one
+        pass, and nothing to average.
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
-                (`Condition.full_inputs`); then `guidance_scale` [B] f32; then the caches that this
-                phase reads.
+                (`Condition.full_inputs`); then `guidance_scale` [B] f32, unless there is no
+                guidance; then the caches that this phase reads.
         """
-        batch = sample.shape[0]
+        batch, passes = sample.shape[0], self.conditioning.passes
         for value in inputs:
             # Tells an export that every batch is the same one, before a layer divides by it.
             torch._check(value.shape[0] == batch)
@@ -105,19 +104,22 @@ class FullPhase(_Phase):
         for entry in self.conditioning.conditions:
             value = next(rest)
             negative = next(rest) if entry.negative else value
-            conditions[entry.name] = torch.cat([negative, value])
-        guidance_scale = next(rest)
+            conditions[entry.name] = torch.cat([negative, value][-passes:])
+        if self.conditioning.guidance == "embedded":
+            conditions[GUIDANCE_SCALE] = next(rest)
+        scale = broadcast_to_sample(next(rest)) if passes == 2 else None
         self.load(rest)
         noise_pred = self.conditioning.predict(
             self.denoiser,
-            torch.cat([sample, sample]).to(self.compute_dtype),
-            torch.cat([timestep, timestep]),
+            torch.cat([sample] * passes).to(self.compute_dtype),
+            torch.cat([timestep] * passes),
             conditions,
         ).float()
-        # unflatten and not chunk: its guard would pin the batch to the example's.
-        unconditional, conditional = noise_pred.unflatten(0, (GUIDANCE_PASSES, batch)).unbind(0)
-        guided = unconditional + broadcast_to_sample(guidance_scale) * (conditional - unconditional)
-        return guided, *(group.stack(self.box, GUIDANCE_PASSES, batch) for group in self.writes)
+        if scale is not None:
+            # unflatten and not chunk: its guard would pin the batch to the example's.
+            unconditional, conditional = noise_pred.unflatten(0, (passes, batch)).unbind(0)
+            noise_pred = unconditional + scale * (conditional - unconditional)
+        return noise_pred, *(group.stack(self.box, passes, batch) for group in self.writes)
 
 
 class GatedPhase(_Phase):
@@ -140,14 +142,15 @@ class GatedPhase(_Phase):
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *inputs: the unconditional value of every gated condition, then the caches that this
-                phase reads.
+            *inputs: the unconditional value of every gated condition (the only one without
+                classifier-free guidance); then `guidance_scale` [B] f32 if it is embedded; then
+                the caches that this phase reads.
         """
-        gated = self.conditioning.gated
-        conditions = {
-            entry.name: value for entry, value in zip(gated, inputs[: len(gated)], strict=True)
-        }
-        self.load(inputs[len(gated) :])
+        rest = iter(inputs)
+        conditions = {entry.name: next(rest) for entry in self.conditioning.gated}
+        if self.conditioning.guidance == "embedded":
+            conditions[GUIDANCE_SCALE] = next(rest)
+        self.load(rest)
         noise_pred: torch.Tensor = self.conditioning.predict(
             self.denoiser, sample.to(self.compute_dtype), timestep, conditions
         )
@@ -202,8 +205,11 @@ def cache_groups(
             torch.empty(1, in_channels, latent_height, latent_width, dtype=dtype),
             torch.zeros(1),
             {
-                entry.name: torch.empty(1, *entry.shape, dtype=dtype if not entry.host else None)
-                for entry in conditioning.conditions
+                GUIDANCE_SCALE: torch.zeros(1),
+                **{
+                    entry.name: torch.empty(1, *entry.shape, dtype=None if entry.host else dtype)
+                    for entry in conditioning.conditions
+                },
             },
         )
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
@@ -212,7 +218,7 @@ def cache_groups(
     groups = group_caches("cross_cache", of_cross, latent_height, latent_width)
     if "self_passes" in kinds:
         groups += group_caches(
-            "self_passes", of_self, latent_height, latent_width, passes=GUIDANCE_PASSES
+            "self_passes", of_self, latent_height, latent_width, passes=conditioning.passes
         )
     if "self_cache" in kinds:
         groups += group_caches("self_cache", of_self, latent_height, latent_width)

@@ -290,7 +290,7 @@ class _PreparedRun:
         self._write_prompts(tokenizers, "", request.prompts[part])
         if request.negative_prompts is not None:
             self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts[part])
-        else:
+        elif manifest.guidance == "classifier-free":
             for tensor in manifest.graph("text_encoder").outputs:
                 slot = Slot(NEGATIVE + tensor.name)
                 spec = self.plan.buffers[slot.buffer]

@@ -118,9 +118,9 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     }
     return BindingPlan(
         buffers=buffers,
-        encode=(
-            _launch(manifest, buffers, "text_encoder", {}),
-            _launch(manifest, buffers, "text_encoder", negative),
+        encode=tuple(
+            _launch(manifest, buffers, "text_encoder", slots)
+            for slots in ([{}, negative] if manifest.guidance == "classifier-free" else [{}])
         ),
         steps=steps,
         decode=_launch(manifest, buffers, "vae_decoder", {"latents": latents}),

@@ -53,6 +53,7 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
         "fi_interval": defaults.fi_interval,
         "warm_up": defaults.warm_up,
         "out": bundle.path,
+        **({"guidance": "none"} if manifest.guidance == "none" else {}),
         **changes,
     }
     words = ["tgate-export", "build"]

@@ -66,7 +66,14 @@ def make_request(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(_is_text(text) for text in prompts):
         raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
-    if negative_prompt is None and manifest.absent_negative_prompt == "empty":
+    if manifest.guidance != "classifier-free":
+        if negative_prompt:
+            raise InvalidRequestError(
+                "negative_prompt has no effect: this bundle has no classifier-free guidance; "
+                "leave it out"
+            )
+        negative_prompt = None
+    elif negative_prompt is None and manifest.absent_negative_prompt == "empty":
         negative_prompt = ""
     negatives = _negatives(negative_prompt, len(prompts))
     if num_images_per_prompt < 1:
@@ -85,6 +92,11 @@ def make_request(
         check_schedule(gate_step, sp_interval, fi_interval, warm_up)
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
+    if manifest.guidance == "none" and guidance_scale not in (None, 1.0):
+        raise InvalidRequestError(
+            f"guidance_scale {guidance_scale} has no effect: this bundle was built without "
+            "guidance; leave it out"
+        )
     scale = defaults.guidance_scale if guidance_scale is None else float(guidance_scale)
     if not math.isfinite(scale):
         raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
