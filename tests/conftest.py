@@ -109,6 +109,17 @@ def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
     return build_bundle(str(tiny_pipeline_dir), out=out).path
 
 
+@pytest.fixture(scope="session")
+def reuse_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from `tiny_pipeline_dir` with the graphs that reuse self-attention; shared."""
+    from tgate_export.export.build import build_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "reuse"
+    return build_bundle(
+        str(tiny_pipeline_dir), out=out, gate_step=10, sp_interval=5, fi_interval=2, warm_up=2
+    ).path
+
+
 @pytest.fixture
 def tiny_bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of the test's own, to damage."""

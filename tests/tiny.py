@@ -106,6 +106,34 @@ def save_sd21(folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
+def save_lcm(folder: Path) -> None:
+    """Stable Diffusion whose UNet takes the guidance scale as an embedding, as LCM's."""
+    with _seeded():
+        pipeline = StableDiffusionPipeline(
+            vae=_vae(scaling_factor=0.18215),
+            text_encoder=_clip(CLIPTextModel, 32),
+            tokenizer=byte_tokenizer(VOCABULARY, TOKENS),
+            unet=_randomized(
+                UNet2DConditionModel(
+                    sample_size=8,
+                    block_out_channels=(32, 64),
+                    layers_per_block=1,
+                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                    attention_head_dim=4,
+                    cross_attention_dim=32,
+                    norm_num_groups=8,
+                    time_cond_proj_dim=17,
+                )
+            ),
+            scheduler=DDIMScheduler.from_config(_scheduler("sd21"), prediction_type="epsilon"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
 def save_pixart_alpha(folder: Path) -> None:
     """Told its size (which diffusers does for a sample size of 128 only); learned variance."""
     _save_pixart(folder, PixArtAlphaPipeline, sample_size=128, scaling_factor=0.18215)

@@ -39,6 +39,7 @@ VALID: dict[str, Any] = {
     "prediction_type": "epsilon",
     "defaults": {
         "num_inference_steps": 25, "gate_step": 10, "guidance_scale": 7.5, "scheduler": "ddim",
+        "sp_interval": 1, "fi_interval": 1, "warm_up": 0,
     },
     "batch": ONE,
     "size": {"height": SIDE, "width": SIDE, "multiple": 2},
@@ -49,10 +50,16 @@ VALID: dict[str, Any] = {
             "eos_token_id": 1, "mask": None,
         },
     },
+    "guidance": "classifier-free",
     "absent_negative_prompt": "empty",
     "conditioning": {},
     "graphs": {"full": GRAPH},
-    "cache": [{"tensor": "cross_cache_0", "downsample": 1, "width": 32, "layers": ["mid"]}],
+    "cache": [
+        {
+            "tensor": "cross_cache_0", "kind": "cross_cache", "passes": None, "downsample": 1,
+            "width": 32, "layers": ["mid"],
+        }
+    ],
     "solvers": {
         "ddim": {
             "file": "solvers/ddim.json", "scheduler_class": "DDIMScheduler",
@@ -163,6 +170,10 @@ def test_missing_field_is_named(field: str) -> None:
         ("graphs|full|surprise", 1),
         ("precision", "fp64"),
         ("defaults|gate_step", 0),
+        ("defaults|sp_interval", 0),
+        ("defaults|warm_up", -1),
+        ("cache|0|kind", "cache"),
+        ("cache|0|passes", 0),
         ("defaults|num_inference_steps", "25"),
         ("batch|min", 2),  # above max
         ("size|multiple", 0),

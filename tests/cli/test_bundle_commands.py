@@ -100,7 +100,7 @@ def test_inspect(capsys: Capture, tiny_bundle: Path) -> None:
     assert result.code == 0
     for text in ("full", "gated", "cross_cache_0", "16x16", "denoiser.weights"):
         assert text in result.out
-    assert "2 cache tensors for 7 cross-attention modules" in result.out
+    assert "2 cache tensors for 7 attention modules" in result.out
 
 
 def test_inspect_json_is_the_manifest(capsys: Capture, tiny_bundle: Path) -> None:

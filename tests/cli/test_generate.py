@@ -47,6 +47,7 @@ def test_picture_and_report(generate: Generate, folder: Path) -> None:
     report = generate("--json", "--steps", 4, "--gate-step", 3, "--scheduler", "euler").json()
     assert report.keys() == {
         "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
+        "sp_interval", "fi_interval", "warm_up",
         "guidance_scale", "scheduler", "width", "height", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
@@ -90,6 +91,10 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--steps", "x"], "not a valid integer"),
         (["--gate-step", 0], "gate_step must be at least 1, got 0"),
         (["--gate-step", -1], "gate_step must be at least 1, got -1"),
+        (["--sp-interval", 0], "sp_interval must be at least 1, got 0: 1 computes"),
+        (["--fi-interval", -3], "fi_interval must be at least 1, got -3: 1 computes"),
+        (["--warm-up", -1], "warm_up must be at least 0, got -1"),
+        (["--gate-step", 1, "--warm-up", 2], "give a gate_step of at least 2, or a warm_up of at"),
         (["--scheduler", "heun"], "unknown scheduler 'heun': this bundle has ddim, euler"),
         (["--num-images", 0], "num_images must be at least 1, got 0"),
         (["--guidance-scale", "nan"], "finite"),
@@ -111,6 +116,47 @@ def test_option_out_of_range(
     assert reason in result.error()
     assert result.code == 2
     assert os.listdir(folder) == []
+
+
+def test_schedule_of_version_2(generate: Generate, reuse_bundle: Path) -> None:
+    """The bundle's own schedule is the default, and a shorter run keeps it possible."""
+    report = generate("--json", "--steps", 12, bundle=reuse_bundle).json()
+    assert (report["gate_step"], report["warm_up"]) == (5, 2)
+    assert (report["sp_interval"], report["fi_interval"]) == (5, 2)
+    assert report["timings"]["phases"].keys() == {"full", "full_reuse", "gated", "gated_reuse"}
+    phases = [step["phase"] for step in report["timings"]["steps"]]
+    assert phases == [
+        "full", "full", "full", "full_reuse", "full", "gated_reuse", "gated", "gated_reuse",
+        "gated", "gated_reuse", "gated", "gated_reuse",
+    ]  # fmt: skip
+    assert generate("--json", "--steps", 2, bundle=reuse_bundle).json()["gate_step"] == 2
+    report = generate("--json", "--steps", 4, "--gate-step", 1, bundle=reuse_bundle).json()
+    assert report["warm_up"] == 1
+    line = generate("--steps", 12, bundle=reuse_bundle).err
+    assert "1 full reuse steps" in line
+    assert "4 gated reuse steps" in line
+
+
+def test_missing_graph_says_how_to_build_it(
+    generate: Generate, folder: Path, tiny_bundle: Path, tiny_pipeline_dir: Path
+) -> None:
+    command = (
+        f"tgate-export build --model {tiny_pipeline_dir} --weights pretrained --precision fp32 "
+        "--size 16x16 --batch 1:1:8 --gate-step 10"
+    )
+    schedule = ["--steps", 10, "--gate-step", 5]
+    message = generate(*schedule, "--sp-interval", 3).error()
+    assert "sp_interval 3: this bundle was built without the graphs" in message
+    assert message.endswith(
+        f"{command} --sp-interval 3 --fi-interval 1 --warm-up 0 --out {tiny_bundle}"
+    )
+    result = generate(*schedule, "--sp-interval", 3, "--fi-interval", 2)
+    assert "sp_interval 3 and fi_interval 2: " in result.error()
+    assert "--sp-interval 3 --fi-interval 2" in result.error()
+    assert result.code == 2
+    assert os.listdir(folder) == []
+    # A schedule that never gets to reuse anything needs no graph for it.
+    assert generate("--steps", 2, "--gate-step", 2, "--sp-interval", 3).code == 0
 
 
 def test_prompt_of_undecodable_bytes(generate: Generate, folder: Path) -> None:

@@ -16,6 +16,8 @@ from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
+from tgate_export.export.reference import trajectory_cases
+from tgate_export.schedule import gate_schedule
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -140,3 +142,37 @@ def test_half_precision(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     assert all(difference.holds for difference in result.differences)
     output = TGatePipeline.from_bundle(result.path)("a", num_inference_steps=2, output_type="np")
     assert np.isfinite(np.asarray(output.images)).all()
+
+
+def test_graphs_that_reuse_self_attention(reuse_bundle: Path, tiny_bundle: Path) -> None:
+    manifest, plain = read_manifest(reuse_bundle), read_manifest(tiny_bundle)
+    assert manifest.graphs.keys() - plain.graphs.keys() == {"full_reuse", "gated_reuse"}
+    assert (manifest.graphs["gated"].inputs, manifest.graphs["full"].inputs) == (
+        plain.graphs["gated"].inputs, plain.graphs["full"].inputs,
+    )  # fmt: skip
+    shapes = {
+        tensor.name: tensor.shape
+        for name in ("full_reuse", "gated_reuse")
+        for tensor in manifest.graphs[name].inputs
+    }
+    assert shapes["self_passes_0"] == ("batch", 2, 3, 64, 32)
+    assert shapes["self_cache_1"] == ("batch", 4, 16, 64)
+    # Weights are those of the two other graphs.
+    files = {manifest.graphs[name].weights for name in manifest.graphs if "_reuse" in name}
+    assert files == {"graphs/denoiser.weights"}
+    same = (bundle / "graphs/denoiser.weights" for bundle in (reuse_bundle, tiny_bundle))
+    assert len({path.read_bytes() for path in same}) == 1
+    model = onnx.load(reuse_bundle / "graphs" / "gated_reuse.onnx", load_external_data=False)
+    assert "Attention" not in {node.op_type for node in model.graph.node}
+
+
+def test_verification_runs_every_graph(reuse_bundle: Path) -> None:
+    """A run to compare with PyTorch crosses every graph, for each scheduler."""
+    cases = [case for case in trajectory_cases(read_manifest(reuse_bundle)) if case.sp_interval > 1]
+    assert {case.scheduler for case in cases} == {"ddim", "euler", "dpm++2m", "pndm"}
+    for case in cases:
+        schedule = gate_schedule(
+            case.steps, case.gate_step, sp_interval=case.sp_interval, fi_interval=case.fi_interval,
+            warm_up=case.warm_up,
+        )  # fmt: skip
+        assert set(schedule.phases) == {"full", "full_reuse", "gated", "gated_reuse"}

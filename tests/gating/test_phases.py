@@ -14,9 +14,16 @@ from tgate_export.gating.conditioning import Condition, Conditioning
 from tgate_export.gating.cross_attention import (
     cross_attention_layers,
     group_caches,
+    self_attention_layers,
     share_weights_copy,
 )
-from tgate_export.gating.phases import FullPhase, GatedPhase, cache_groups
+from tgate_export.gating.phases import (
+    FullPhase,
+    GatedPhase,
+    cache_groups,
+    make_phase,
+    phases,
+)
 
 BATCH, TOKENS, WIDTH = 3, 77, 32
 
@@ -37,7 +44,18 @@ def unet(tiny_pipeline_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def groups(unet: Any) -> Any:
-    return cache_groups(unet, TEXT, in_channels=4, latent_height=8, latent_width=8)
+    return groups_of_kinds(unet, ["cross_cache"])
+
+
+@pytest.fixture(scope="module")
+def all_groups(unet: Any) -> Any:
+    return groups_of_kinds(unet, ["cross_cache", "self_passes", "self_cache"])
+
+
+def groups_of_kinds(unet: Any, kinds: list[Any]) -> Any:
+    return cache_groups(
+        unet, TEXT, in_channels=4, latent_height=8, latent_width=8, kinds=kinds,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +71,12 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def hooked(unet: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Run a UNet and record what every `attn2` gives."""
+    """Run a UNet and record what every `attn1` and `attn2` gives."""
     outputs: dict[str, Any] = {}
     handles = [
         module.register_forward_hook(lambda m, a, out, path=path: outputs.update({path: out}))
         for path, module in unet.named_modules()
-        if path.endswith("attn2")
+        if path.endswith(("attn1", "attn2"))
     ]
     result = unet(*args, **kwargs, return_dict=False)[0]
     for handle in handles:
@@ -82,7 +100,7 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
     torch.testing.assert_close(
         noise_pred, negative + scale * (positive - negative), atol=2e-5, rtol=2e-5
     )
-    assert sum(len(group.layers) for group in groups) == len(without)
+    assert sum(len(group.layers) for group in groups) == len(without) / 2
     for group, cache in zip(groups, caches, strict=True):
         assert cache.shape == (BATCH, len(group.layers), group.tokens, group.width)
         for index, path in enumerate(group.layers):
@@ -91,28 +109,118 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
 
 
 @torch.no_grad()
-def test_gated_is_the_unet_with_attn2_outputs_replaced(
-    unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
+def test_full_keeps_self_attention_of_both_passes_and_its_mean(
+    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:
-    generator = torch.Generator().manual_seed(1)
-    caches = [
-        torch.randn(BATCH, len(g.layers), g.tokens, g.width, generator=generator) for g in groups
-    ]
-    found = GatedPhase(unet, groups, TEXT)(inputs["sample"], inputs["timestep"], *caches)
-    by_path = {
-        path: cache[:, index]
-        for group, cache in zip(groups, caches, strict=True)
-        for index, path in enumerate(group.layers)
-    }
+    _, *caches = FullPhase(unet, all_groups, TEXT)(*inputs.values())
+    _, without = hooked(
+        unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
+    )
+    _, with_prompt = hooked(unet, inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
+    for group, cache in zip(all_groups, caches, strict=True):
+        assert (group.passes == 2) == (group.kind == "self_passes")
+        for index, path in enumerate(group.layers):
+            assert path.endswith("attn2" if group.kind == "cross_cache" else "attn1")
+            if group.passes is None:
+                found, expected = cache[:, index], (without[path] + with_prompt[path]) / 2
+            else:
+                found = cache[:, :, index]
+                expected = torch.stack([without[path], with_prompt[path]], dim=1)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def replaced(unet: nn.Module, by_path: dict[str, torch.Tensor], *args: Any) -> Any:
+    """Run a UNet with the outputs of these modules replaced; record what the others give."""
     handles = [
         module.register_forward_hook(lambda m, a, out, path=path: by_path[path])
         for path, module in unet.named_modules()
         if path in by_path
     ]
-    expected = unet(inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])[0]
-    for handle in handles:
-        handle.remove()
+    try:
+        return hooked(unet, *args)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def random_caches(groups: Any) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(
+            BATCH, *([g.passes] if g.passes else []), len(g.layers), g.tokens, g.width,
+            generator=generator,
+        )
+        for g in groups
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["gated", "gated_reuse"])
+@torch.no_grad()
+def test_gated_is_the_unet_with_attention_outputs_replaced(
+    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor], phase: Any
+) -> None:
+    module = GatedPhase(unet, all_groups, TEXT, phase)
+    caches = random_caches(module.reads)
+    found, *written = module(inputs["sample"], inputs["timestep"], *caches)
+    by_path = {
+        path: cache[:, index]
+        for group, cache in zip(module.reads, caches, strict=True)
+        for index, path in enumerate(group.layers)
+    }
+    assert len(by_path) == (7 if phase == "gated" else 14)
+    expected, outputs = replaced(
+        unet, by_path, inputs["sample"], inputs["timestep"], inputs["prompt_embeds"]
+    )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert len(written) == (2 if phase == "gated" else 0)
+    for group, cache in zip(module.writes, written, strict=True):
+        for index, path in enumerate(group.layers):
+            torch.testing.assert_close(cache[:, index], outputs[path], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
+    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
+) -> None:
+    module = FullPhase(unet, all_groups, TEXT, "full_reuse")
+    caches = random_caches(module.reads)
+    (found,) = module(*inputs.values(), *caches)
+    runs = []
+    for half, embeds in enumerate(("negative_prompt_embeds", "prompt_embeds")):
+        by_path = {
+            path: cache[:, half, index]
+            for group, cache in zip(module.reads, caches, strict=True)
+            for index, path in enumerate(group.layers)
+        }
+        assert len(by_path) == 7
+        runs.append(
+            replaced(unet, by_path, inputs["sample"], inputs["timestep"], inputs[embeds])[0]
+        )
+    negative, positive = runs
+    scale = inputs["guidance_scale"].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(
+        found, negative + scale * (positive - negative), atol=2e-5, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "attention"),
+    [("full", {"attn1", "attn2"}), ("full_reuse", {"attn2"}), ("gated", {"attn1"}),
+     ("gated_reuse", set())],
+)  # fmt: skip
+def test_what_is_read_from_a_cache_needs_no_weight(
+    unet: Any, all_groups: Any, phase: Any, attention: set[str]
+) -> None:
+    names = [name for name, _ in make_phase(unet, all_groups, TEXT, phase).named_parameters()]
+    assert {name for name in ("attn1", "attn2") if any(name in path for path in names)} == attention
+
+
+def test_graphs_are_those_that_the_caches_allow(unet: Any, groups: Any, all_groups: Any) -> None:
+    assert phases(groups) == ("full", "gated")
+    assert phases(all_groups) == ("full", "full_reuse", "gated", "gated_reuse")
+    assert phases(groups_of_kinds(unet, ["cross_cache", "self_passes"])) == (
+        "full", "full_reuse", "gated",
+    )  # fmt: skip
 
 
 def test_gated_has_no_cross_attention_weight(unet: Any, groups: Any) -> None:
@@ -149,13 +257,23 @@ def test_layers_are_grouped_by_tokens_and_width(groups: Any, unet: Any) -> None:
 
 
 def test_odd_sizes_round_up() -> None:
-    (group,) = group_caches({"a": (1, 5 * 7, 8)}, latent_height=9, latent_width=13)
+    (group,) = group_caches("cross_cache", {"a": (1, 5 * 7, 8)}, 9, 13)
     assert group.downsample == 2
 
 
 def test_token_counts_that_fit_no_level_are_refused() -> None:
     with pytest.raises(ModelError, match="no downsampling"):
-        group_caches({"a": (1, 50, 8)}, latent_height=8, latent_width=8)
+        group_caches("cross_cache", {"a": (1, 50, 8)}, 8, 8)
+
+
+def test_self_attention_with_a_residual_inside_is_refused() -> None:
+    from diffusers.models.attention_processor import Attention
+
+    block = nn.ModuleDict({"attn": Attention(8, residual_connection=True)})
+    with pytest.raises(ModelError, match=r"layer attn .*residual.*--sp-interval 1"):
+        self_attention_layers(block)
+    with pytest.raises(ModelError, match="no self-attention"):
+        self_attention_layers(nn.Linear(2, 2))
 
 
 def test_a_network_without_cross_attention_is_refused() -> None:

@@ -44,8 +44,11 @@ def official_latents(
     gate_step: int,
     guidance_scale: float,
     scheduler: str,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
 ) -> np.ndarray:
-    """Return final latents [B, C, h, w] of pure cross-attention gating (version 1 of the paper)."""
+    """Return final latents [B, C, h, w]; by default only cross-attention is gated (version 1)."""
     from tgate import TgateSDLoader
 
     pipe = load_pipeline(directory)
@@ -63,9 +66,9 @@ def official_latents(
         latents=torch.from_numpy(latents),
         num_inference_steps=steps,
         gate_step=gate_step,
-        sp_interval=1,
-        fi_interval=1,
-        warm_up=0,
+        sp_interval=sp_interval,
+        fi_interval=fi_interval,
+        warm_up=warm_up,
         guidance_scale=guidance_scale,
         output_type="latent",
     )

@@ -49,6 +49,69 @@ def test_tiny_latents(
     assert relative(np.asarray(ours.images), expected) < RELATIVE
 
 
+@pytest.fixture(scope="module")
+def reusing(reuse_bundle: Path) -> TGatePipeline:
+    return TGatePipeline.from_bundle(reuse_bundle)
+
+
+# Reused self-attention changes little on random weights, so this bound is closer; measured: 1e-6.
+CLOSE = 5e-6
+
+# gate step, sp_interval, fi_interval, warm_up; each of 10 steps.
+VERSION_2 = [
+    (8, 5, 1, 2),  # the official defaults, scaled
+    (6, 2, 3, 1),
+    (5, 3, 2, 0),
+    (1, 4, 4, 0),  # nothing to reuse before the gate
+    (9, 3, 2, 9),  # warm-up up to the gate
+    (99, 4, 2, 1),  # no gate: self-attention alone is reused
+]
+
+
+@pytest.mark.parametrize("schedule", VERSION_2)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_version_2_latents(
+    reusing: TGatePipeline, tiny_pipeline_dir: Path, scheduler: str, schedule: tuple[int, ...]
+) -> None:
+    names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+    run = {
+        "num_inference_steps": 10, "guidance_scale": 6.0, "scheduler": scheduler,
+        **dict(zip(names, schedule, strict=True)),
+    }  # fmt: skip
+    latents = np.random.default_rng(sum(schedule)).standard_normal((2, 4, 8, 8), dtype=np.float32)
+    prompts = [PROMPT, "an umbrella"]
+    ours = reusing(prompts, negative_prompt=NEGATIVE, latents=latents, output_type="latent", **run)
+    run["steps"] = run.pop("num_inference_steps")
+    expected = np.concatenate(
+        [
+            official_latents(tiny_pipeline_dir, prompt=prompt, negative_prompt=NEGATIVE,
+                             latents=latents[[i]], **run)
+            for i, prompt in enumerate(prompts)
+        ]
+    )  # fmt: skip
+    assert relative(np.asarray(ours.images), expected) < CLOSE
+
+
+def test_another_interval_differs(reusing: TGatePipeline) -> None:
+    """The bound above can tell one step more or less of self-attention apart."""
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    runs = [
+        np.asarray(
+            reusing(PROMPT, num_inference_steps=10, gate_step=6, guidance_scale=6.0,
+                    latents=latents, output_type="latent", **schedule).images
+        )
+        for schedule in (
+            {"sp_interval": 2, "fi_interval": 1, "warm_up": 1},
+            {"sp_interval": 1, "fi_interval": 2, "warm_up": 0},
+            {"sp_interval": 1, "fi_interval": 3, "warm_up": 0},
+            {"sp_interval": 1, "fi_interval": 1, "warm_up": 0},
+        )
+    ]  # fmt: skip
+    for i, one in enumerate(runs):
+        for other in runs[:i]:
+            assert relative(one, other) > 2 * CLOSE
+
+
 def test_another_gate_differs(pipeline: TGatePipeline) -> None:
     """The bound above can tell neighbouring gates apart, even on random weights."""
     latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)

@@ -18,8 +18,13 @@ def manifest(tiny_bundle: Path) -> Manifest:
     return read_manifest(tiny_bundle)
 
 
-def plan(manifest: Manifest, steps: int = 6, gate: int = 2) -> BindingPlan:
-    return plan_run(manifest, RunShape(2, 16, 16, gate_schedule(steps, gate)))
+@pytest.fixture
+def reusing(reuse_bundle: Path) -> Manifest:
+    return read_manifest(reuse_bundle)
+
+
+def plan(manifest: Manifest, steps: int = 6, gate: int = 2, **intervals: int) -> BindingPlan:
+    return plan_run(manifest, RunShape(2, 16, 16, gate_schedule(steps, gate, **intervals)))
 
 
 def launches(found: BindingPlan) -> list[Launch]:
@@ -55,7 +60,20 @@ def test_no_launch_reads_what_it_writes(manifest: Manifest) -> None:
 
 def test_everything_read_was_written_by_the_host_or_before(manifest: Manifest) -> None:
     """Replays the data flow: the host writes its inputs, launches write theirs in order."""
-    found = plan(manifest, steps=5, gate=3)
+    replay(plan(manifest, steps=5, gate=3))
+
+
+def test_reused_self_attention_was_written_before(reusing: Manifest) -> None:
+    found = plan(reusing, steps=12, gate=7, sp_interval=3, fi_interval=2, warm_up=1)
+    assert {denoiser.graph for denoiser, _ in found.steps} == {
+        "full", "full_reuse", "gated", "gated_reuse",
+    }  # fmt: skip
+    replay(found)
+    for launch in launches(found):
+        assert not set(launch.inputs.values()) & set(launch.outputs.values()), launch
+
+
+def replay(found: BindingPlan) -> None:
     evaluations = len(found.steps)
     written = {Slot(name) for name in ("input_ids", "negative_input_ids", "guidance_scale",
                                        "sample.0", "denoiser_input", "history.0")}  # fmt: skip

@@ -15,10 +15,10 @@ from tgate_export.runtime.conditioning import ImageSize
 from tgate_export.runtime.request import Request, make_request
 
 OPTIONS: dict[str, Any] = {
-    "negative_prompt": "", "num_inference_steps": None, "gate_step": None, "guidance_scale": None,
-    "scheduler": None, "seed": 0, "num_images_per_prompt": 1, "height": None, "width": None,
-    "original_size": None, "crops_coords_top_left": None, "target_size": None, "latents": None,
-    "output_type": "np",
+    "negative_prompt": "", "num_inference_steps": None, "gate_step": None, "sp_interval": None,
+    "fi_interval": None, "warm_up": None, "guidance_scale": None, "scheduler": None, "seed": 0,
+    "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
+    "crops_coords_top_left": None, "target_size": None, "latents": None, "output_type": "np",
 }  # fmt: skip
 DYNAMIC = {"min": 16, "opt": 32, "max": 64}
 
@@ -41,6 +41,44 @@ def test_defaults_are_the_bundles() -> None:
 @pytest.mark.parametrize(("steps", "gate_step"), [(50, 20), (25, 10), (5, 2), (2, 1), (1, 1)])
 def test_default_gate_keeps_its_place(steps: int, gate_step: int) -> None:
     assert request(num_inference_steps=steps).gate_step == gate_step
+
+
+REUSING = VALID["defaults"] | {"sp_interval": 5, "fi_interval": 2, "warm_up": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "gate_step", "warm_up"),
+    [
+        ({}, 10, 4),
+        ({"num_inference_steps": 5}, 4, 4),  # 2 of 5 steps would be before the end of warm-up
+        ({"gate_step": 3}, 3, 3),
+        ({"num_inference_steps": 5, "warm_up": 1}, 2, 1),
+        ({"num_inference_steps": 5, "warm_up": 3}, 3, 3),
+    ],
+)
+def test_default_schedule_never_contradicts_itself(
+    options: dict[str, int], gate_step: int, warm_up: int
+) -> None:
+    made = request(of=manifest(defaults=REUSING), **options)
+    assert (made.sp_interval, made.fi_interval) == (5, 2)
+    assert (made.gate_step, made.warm_up) == (gate_step, warm_up)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "options", "message"),
+    [
+        ("none", {"negative_prompt": "y"}, "no classifier-free guidance; leave it out"),
+        ("embedded", {"negative_prompt": ["y"]}, "no classifier-free guidance; leave it out"),
+        ("none", {"guidance_scale": 7.5}, "guidance_scale 7.5 has no effect"),
+    ],
+)
+def test_guidance_that_is_not_there_is_refused(
+    guidance: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        request(of=manifest(guidance=guidance), **options)
+    made = request(of=manifest(guidance=guidance), negative_prompt=None)
+    assert made.negative_prompts is None
 
 
 def test_prompts_are_repeated_in_order() -> None:
@@ -85,6 +123,9 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"num_images_per_prompt": 0}, "at least 1, got 0"),
         ({"num_inference_steps": 0}, "1 to 100, got 0"),
         ({"num_inference_steps": 101}, "1 to 100, got 101"),
+        ({"gate_step": 2, "warm_up": 3}, "gate_step of at least 3, or a warm_up of at most 2"),
+        ({"sp_interval": 0}, "sp_interval must be at least 1, got 0"),
+        ({"fi_interval": 0}, "fi_interval must be at least 1, got 0"),
         ({"gate_step": 0}, "at least 1, got 0"),
         ({"gate_step": -1}, "at least 1, got -1"),
         ({"guidance_scale": float("nan")}, "finite"),

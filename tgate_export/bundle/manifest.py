@@ -24,6 +24,9 @@ Precision = Literal["fp32", "fp16"]
 # time_ids      [B,6]  original height and width, crop top and left, target height and width
 # resolution    [B,2]  height and width
 # aspect_ratio  [B,1]  height / width
+# How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
+# scale, or not at all.
+Guidance = Literal["classifier-free", "embedded", "none"]
 HostInput = Literal["time_ids", "resolution", "aspect_ratio"]
 
 
@@ -69,12 +72,17 @@ class Graph(BundleModel):
 
 
 class Cache(BundleModel):
-    """One stacked cross-attention cache tensor [batch, layers, tokens, width].
+    """One stacked cache tensor of attention outputs [batch, layers, tokens, width].
 
-    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample).
+    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample). A cache of every
+    guidance pass is [batch, passes, layers, tokens, width].
     """
 
     tensor: str
+    kind: Literal["cross_cache", "self_passes", "self_cache"]
+    passes: Positive | None = Field(
+        description="unconditional, then conditional; null: one for all"
+    )
     downsample: Positive
     width: Positive
     layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
@@ -105,6 +113,9 @@ class Range(BundleModel):
         return str(self.opt) if self.fixed else f"{self.min}:{self.opt}:{self.max}"
 
 
+DEFAULT_BATCH = Range(min=1, opt=1, max=8)  # of a bundle's graphs
+
+
 class Size(BundleModel):
     """Image size in pixels; `multiple` divides every height and width."""
 
@@ -127,6 +138,9 @@ class Defaults(BundleModel):
     gate_step: Positive
     guidance_scale: float
     scheduler: str
+    sp_interval: Positive = 1
+    fi_interval: Positive = 1
+    warm_up: Annotated[int, Field(ge=0)] = 0
 
 
 class Source(BundleModel):
@@ -183,6 +197,7 @@ class Manifest(BundleModel):
     tokenizers: dict[str, Tokenizer] = Field(
         description="by the input of `text_encoder` that takes the ids"
     )
+    guidance: Guidance
     absent_negative_prompt: Literal["empty", "zeros"] = Field(
         description="what stands for a missing negative prompt: an empty text, or zeros in place "
         "of the text encoder's outputs"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from tgate_export.bundle.manifest import DEFAULT_BATCH
 from tgate_export.cli._console import (
     RichProgress,
     megabytes,
@@ -78,6 +79,34 @@ if TYPE_CHECKING:
 )
 @plan_options
 @click.option(
+    "--sp-interval",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Default of the bundle. Above 1, it gets a graph for steps before the gate that reuse "
+    "self-attention; generate may then use any interval.",
+)
+@click.option(
+    "--fi-interval",
+    type=int,
+    default=1,
+    show_default=True,
+    help="The same for steps from the gate on.",
+)
+@click.option(
+    "--warm-up",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Default of the bundle: steps 0..N never reuse self-attention.",
+)
+@click.option(
+    "--guidance",
+    type=click.Choice(["classifier-free", "none"]),
+    help="none: one pass a step, for models distilled to need no guidance (turbo). "
+    "Default: the model's own.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of the bundle. "
@@ -94,6 +123,10 @@ def command(
     batch: str | None,
     sm: tuple[str, ...],
     gate_step: int | None,
+    sp_interval: int,
+    fi_interval: int,
+    warm_up: int,
+    guidance: str | None,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -110,7 +143,7 @@ def command(
     batch_range = parse_range(batch, "--batch") if batch else None
     plans = plan_requests(target, sm, batch_range, **plan_settings)
     require_export_extra()
-    from tgate_export.export.build import DEFAULT_BATCH, build_bundle
+    from tgate_export.export.build import build_bundle
 
     result = build_bundle(
         model,
@@ -120,6 +153,10 @@ def command(
         batch=batch_range or DEFAULT_BATCH,
         gate_step=gate_step,
         plans=plans,
+        sp_interval=sp_interval,
+        fi_interval=fi_interval,
+        warm_up=warm_up,
+        guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         out=out,
         force=force,
         progress=RichProgress(),

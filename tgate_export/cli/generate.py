@@ -33,6 +33,16 @@ if TYPE_CHECKING:
     "guidance; at --steps or more there is none. PNDM evaluates once more before step 0. "
     "Default: the bundle's, scaled to --steps.",
 )
+@click.option(
+    "--sp-interval",
+    type=int,
+    help="Before the gate step, compute self-attention in steps that are multiples of N and "
+    "reuse it in between; 1: compute it in every step. Default: the bundle's, as for the next two.",
+)
+@click.option("--fi-interval", type=int, help="The same from the gate step on.")
+@click.option(
+    "--warm-up", type=int, help="Compute self-attention in steps 0..N, whatever --sp-interval."
+)
 @click.option("--guidance-scale", type=float, help="Default: the bundle's.")
 @click.option("--scheduler", help="Sampler; `inspect` lists the bundle's. Default: the bundle's.")
 @click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
@@ -69,6 +79,9 @@ def command(
     negative_prompt: str | None,
     steps: int | None,
     gate_step: int | None,
+    sp_interval: int | None,
+    fi_interval: int | None,
+    warm_up: int | None,
     guidance_scale: float | None,
     scheduler: str | None,
     seed: int | None,
@@ -80,7 +93,10 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Draw with a bundle: full graph before the gate step, gated graph from it on."""
+    """Draw with a bundle: full graph before the gate step, gated graph from it on.
+
+    --sp-interval, --fi-interval and --warm-up are those of the T-GATE package; see build --help.
+    """
     _check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
     from tgate_export.runtime.backends.base import BackendOptions
@@ -100,6 +116,9 @@ def command(
                 negative_prompt=negative_prompt,
                 num_inference_steps=steps,
                 gate_step=gate_step,
+                sp_interval=sp_interval,
+                fi_interval=fi_interval,
+                warm_up=warm_up,
                 guidance_scale=guidance_scale,
                 scheduler=scheduler,
                 seed=seed,
@@ -130,7 +149,7 @@ class _StepBar:
 
         console = stderr()
         self._bar = Progress(
-            TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.description:>11}"), BarColumn(), MofNCompleteColumn(),
             TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._bar.start()
@@ -180,6 +199,9 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "seed": request.seed,
                 "steps": request.num_inference_steps,
                 "gate_step": request.gate_step,
+                "sp_interval": request.sp_interval,
+                "fi_interval": request.fi_interval,
+                "warm_up": request.warm_up,
                 "guidance_scale": request.guidance_scale,
                 "scheduler": request.scheduler,
                 "width": request.width,
@@ -190,7 +212,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
         return
     phases = timings.as_dict()["phases"]
     parts = [
-        f"{entry['evaluations']} {name} steps of "
+        f"{entry['evaluations']} {name.replace('_', ' ')} steps of "
         f"{1e3 * entry['seconds'] / entry['evaluations']:.0f} ms"
         for name, entry in phases.items()
         if entry["evaluations"]

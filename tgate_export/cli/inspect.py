@@ -12,6 +12,7 @@ from tgate_export.cli._console import megabytes, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tgate_export.bundle.manifest import Defaults
     from tgate_export.bundle.plans import PlanSet
 
 
@@ -44,6 +45,7 @@ def command(bundle: Path, as_json: bool) -> None:
         f"size       {manifest.size.width}x{manifest.size.height} pixels, "
         f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
         f"defaults   {defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
+        f"{_self_attention(defaults)}"
         f"guidance {defaults.guidance_scale:g}, {defaults.scheduler}\n"
         f"schedulers {', '.join(manifest.solvers)} ({manifest.prediction_type})",
         soft_wrap=True,
@@ -59,15 +61,13 @@ def command(bundle: Path, as_json: bool) -> None:
         )
     console.print(graphs)
     module_column = Column("module", overflow="fold")
-    caches = Table(
-        "tensor", "layer", module_column, title="Cross-attention cache", title_justify="left"
-    )
+    caches = Table("tensor", "layer", module_column, title="Attention caches", title_justify="left")
     for cache in manifest.cache:
         for index, module in enumerate(cache.layers):
             caches.add_row(cache.tensor if index == 0 else "", str(index), module)
     console.print(caches)
-    modules = sum(len(cache.layers) for cache in manifest.cache)
-    console.print(f"{len(manifest.cache)} cache tensors for {modules} cross-attention modules")
+    modules = {layer for cache in manifest.cache for layer in cache.layers}
+    console.print(f"{len(manifest.cache)} cache tensors for {len(modules)} attention modules")
     weights = sorted({graph.weights for graph in manifest.graphs.values() if graph.weights})
     for file in weights:
         users = [name for name, graph in manifest.graphs.items() if graph.weights == file]
@@ -105,6 +105,16 @@ def _plans_table(plans: PlanSet) -> Table:
             str(ends[1]) if ends[0] == ends[2] else ":".join(map(str, ends)),
         )
     return table
+
+
+def _self_attention(defaults: Defaults) -> str:
+    """Say when self-attention is reused, if it ever is."""
+    if defaults.sp_interval == defaults.fi_interval == 1:
+        return ""
+    return (
+        f"self-attention every {defaults.sp_interval} steps (sp) after warm-up "
+        f"{defaults.warm_up}, every {defaults.fi_interval} (fi) from the gate on, "
+    )
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> str:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import (
@@ -18,6 +18,7 @@ from tgate_export.bundle.integrity import (
     read_manifest,
 )
 from tgate_export.bundle.manifest import (
+    DEFAULT_BATCH,
     MANIFEST_NAME,
     Cache,
     Graph,
@@ -43,6 +44,7 @@ from tgate_export.export.options import (
 )
 from tgate_export.export.progress import Progress
 from tgate_export.families.source import ModelSource, Weights, resolve_source
+from tgate_export.schedule import PHASES
 
 if TYPE_CHECKING:
     from tgate_export.compile.compile import PlanResult, ReadyRequest
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
     from tgate_export.families.graphs import GraphExport, GraphInput
     from tgate_export.families.loading import Components
     from tgate_export.gating.cross_attention import CacheGroup
-
-DEFAULT_BATCH = Range(min=1, opt=1, max=8)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ def build_bundle(
     size: tuple[Range, Range] | None = None,
     batch: Range = DEFAULT_BATCH,
     gate_step: int | None = None,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
+    guidance: Literal["classifier-free", "none"] | None = None,
     plans: Sequence[PlanRequest] = (),
     out: Path | None = None,
     force: bool = False,
@@ -97,6 +101,12 @@ def build_bundle(
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call; dynamic unless fixed.
         gate_step: the bundle's default gate step; the model's own when not given.
+        sp_interval: the bundle's default; above 1, the bundle can reuse self-attention before the
+            gate, in any interval.
+        fi_interval: the same from the gate on.
+        warm_up: the bundle's default number of steps that never reuse self-attention.
+        guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
+            negative prompt, no guidance scale. The model's own when not given.
         plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
         out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
             size that is not the model's own.
@@ -112,8 +122,10 @@ def build_bundle(
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
-        source = resolve_source(model, weights)
-        options = check_options(source, precision, size, batch, gate_step)
+        source = resolve_source(model, weights).guided_by(guidance)
+        options = check_options(
+            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up
+        )
         out = out or default_folder(source, options)
         record = source.record()
         key = build_key(record, options)
@@ -202,7 +214,7 @@ def _build(
     with progress.stage("loading the model"):
         parts = load(source, options.precision)
         _check_space(staging, parts)
-        groups = denoiser_cache(source, parts, options.size)
+        groups = denoiser_cache(source, parts, options.size, options.caches)
     declared = graph_exports(source, parts, options.size, groups)
     with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
         graphs = _export_graphs(source, declared, options, staging, progress)
@@ -224,13 +236,23 @@ def _build(
         precision=options.precision,
         build_key=key,
         prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
-        defaults=source.defaults.model_copy(update={"gate_step": options.gate_step}),
+        defaults=source.defaults.model_copy(
+            update={
+                "gate_step": options.gate_step,
+                "sp_interval": options.sp_interval,
+                "fi_interval": options.fi_interval,
+                "warm_up": options.warm_up,
+                # The scale at which classifier-free guidance is the prompt's pass alone.
+                **({"guidance_scale": 1.0} if options.guidance == "none" else {}),
+            }
+        ),
         batch=options.batch,
         size=options.size,
         latents=Latents(
             channels=source.config(source.family.denoiser)["in_channels"], downscale=downscale
         ),
         tokenizers=tokenizers,
+        guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
         conditioning=_host_inputs(source),
         graphs=graphs,
@@ -273,7 +295,6 @@ def _export_graphs(
     from tgate_export.export.onnx_export import export_graph
     from tgate_export.export.weights import WeightFiles, count_parameters
     from tgate_export.families.geometry import vae_downscale
-    from tgate_export.families.graphs import DENOISERS
     from tgate_export.families.loading import component_precision
 
     (staging / "graphs").mkdir()
@@ -283,14 +304,14 @@ def _export_graphs(
         for graph in declared:
             with progress.stage(f"exporting {graph.name}"):
                 model = export_graph(graph, options.batch, options.size, vae_downscale(source))
-                shared = "denoiser" if graph.name in DENOISERS else graph.name
+                shared = "denoiser" if graph.name in PHASES else graph.name
                 files[shared].externalize(model)
                 onnx_ir.save(model, staging / "graphs" / f"{graph.name}.onnx")
                 graphs[graph.name] = Graph(
                     file=f"graphs/{graph.name}.onnx",
                     weights=f"graphs/{shared}.weights",
                     precision=component_precision(source, graph.components[0], options.precision),
-                    float32_attention=graph.name in DENOISERS and float32_attention,
+                    float32_attention=graph.name in PHASES and float32_attention,
                     parameters=count_parameters(model),
                     inputs=_tensors(graph.inputs),
                     outputs=_tensors(graph.outputs),
@@ -309,7 +330,14 @@ def _tensors(entries: Iterable[GraphInput]) -> tuple[Tensor, ...]:
 
 def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
     return tuple(
-        Cache(tensor=g.name, downsample=g.downsample, width=g.width, layers=g.layers)
+        Cache(
+            tensor=g.name,
+            kind=g.kind,
+            passes=g.passes,
+            downsample=g.downsample,
+            width=g.width,
+            layers=g.layers,
+        )
         for g in groups
     )
 
@@ -317,7 +345,7 @@ def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
 def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
     return {
         name: entry.host
-        for entry in source.family.conditioning(source).conditions
+        for entry in source.conditioning().conditions
         if entry.host
         for name in entry.full_inputs
     }

@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 
 import tgate_export
-from tgate_export.bundle.manifest import SCHEMA_VERSION, Precision, Range, Size, Source
+from tgate_export.bundle.manifest import SCHEMA_VERSION, Guidance, Precision, Range, Size, Source
 from tgate_export.errors import InvalidRequestError
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource
+from tgate_export.schedule import CacheKind, check_schedule
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 # Source folders of this package that decide what a bundle contains.
@@ -28,6 +29,20 @@ class BuildOptions:
     size: Size
     batch: Range
     gate_step: int
+    sp_interval: int
+    fi_interval: int
+    warm_up: int
+    guidance: Guidance
+
+    @property
+    def caches(self) -> tuple[CacheKind, ...]:
+        """What the bundle can keep between steps: no more than its schedule asks for."""
+        kinds: list[CacheKind] = ["cross_cache"]
+        if self.sp_interval > 1:
+            kinds.append("self_passes")
+        if self.fi_interval > 1:
+            kinds.append("self_cache")
+        return tuple(kinds)
 
 
 def check_options(
@@ -36,6 +51,9 @@ def check_options(
     size: tuple[Range, Range] | None,
     batch: Range,
     gate_step: int | None,
+    sp_interval: int,
+    fi_interval: int,
+    warm_up: int,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
 
@@ -44,8 +62,11 @@ def check_options(
     """
     if batch.max > MAX_BATCH:
         raise InvalidRequestError(f"the batch may be {MAX_BATCH} at most, got {batch}")
-    if gate_step is not None and gate_step < 1:
-        raise InvalidRequestError(f"--gate-step must be at least 1, got {gate_step}")
+    gate = source.defaults.gate_step if gate_step is None else gate_step
+    try:
+        check_schedule(gate, sp_interval, fi_interval, warm_up)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
     if size is None:
         side = geometry.default_size(source)
         size = (Range(min=side, opt=side, max=side),) * 2
@@ -70,7 +91,11 @@ def check_options(
         precision,
         Size(height=height, width=width, multiple=multiple),
         batch,
-        gate_step or source.defaults.gate_step,
+        gate,
+        sp_interval,
+        fi_interval,
+        warm_up,
+        source.guidance,
     )
 
 
@@ -101,7 +126,8 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "precision": options.precision,
         "size": options.size.model_dump(),
         "batch": options.batch.model_dump(),
-        "gate_step": options.gate_step,
+        "schedule": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
+        "guidance": options.guidance,
         "code": code.hexdigest(),
         "versions": versions(),
     }

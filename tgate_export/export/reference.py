@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
 from tgate_export.families.loading import Components, computing_in_fp32
 from tgate_export.families.source import ModelSource
+from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import CacheGroup
-from tgate_export.gating.phases import FullPhase, GatedPhase
+from tgate_export.gating.phases import FullPhase, GatedPhase, make_phase, phases
 from tgate_export.runtime.conditioning import ImageSize, host_input
 from tgate_export.runtime.noise import standard_normal
+from tgate_export.schedule import Phase, gate_schedule
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
 LARGE_DENOISER = 100_000_000
@@ -26,15 +28,20 @@ PROMPT, NEGATIVE_PROMPT = "a red circle on a blue background", "a green square"
 
 @dataclass(frozen=True)
 class TrajectoryCase:
-    """One run to compare: scheduler, steps and gate step."""
+    """One run to compare: scheduler, steps and schedule."""
 
     scheduler: str
     steps: int
     gate_step: int
+    sp_interval: int = 1
+    fi_interval: int = 1
+    warm_up: int = 0
 
     def __str__(self) -> str:
         gated = "no gate" if self.gate_step >= self.steps else f"gate {self.gate_step}"
-        return f"{self.scheduler}, {gated} of {self.steps}"
+        reused = f", sp {self.sp_interval}, fi {self.fi_interval}, warm-up {self.warm_up}"
+        intervals = "" if self.sp_interval == self.fi_interval == 1 else reused
+        return f"{self.scheduler}, {gated} of {self.steps}{intervals}"
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,23 @@ class Trajectory:
 
 def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
     """Choose the runs to compare: four schedulers and four gates, or one short run if large."""
+    # The shortest intervals: they take turns at every graph that the bundle has.
+    intervals = {
+        "sp_interval": 2 if "full_reuse" in manifest.graphs else 1,
+        "fi_interval": 2 if "gated_reuse" in manifest.graphs else 1,
+    }
+    reuses = max(intervals.values()) > 1
     if manifest.graph("full").parameters > LARGE_DENOISER:
-        return (TrajectoryCase(manifest.defaults.scheduler, 4, 2),)
+        steps, gate = (6, 3) if reuses else (4, 2)
+        return (TrajectoryCase(manifest.defaults.scheduler, steps, gate, **intervals),)
     steps = manifest.defaults.num_inference_steps
     gates = sorted({1, max(1, steps // 5), manifest.defaults.gate_step, steps})
     schedulers = [name for name in ("ddim", "euler", "dpm++2m", "pndm") if name in manifest.solvers]
-    return tuple(TrajectoryCase(name, steps, gate) for name in schedulers for gate in gates)
+    cases = [TrajectoryCase(name, steps, gate) for name in schedulers for gate in gates]
+    if reuses:
+        gate = max(2, steps // 2)
+        cases += [TrajectoryCase(name, steps, gate, **intervals) for name in schedulers]
+    return tuple(cases)
 
 
 @torch.no_grad()
@@ -65,13 +83,10 @@ def trajectories(
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
     """Run every case in PyTorch in fp32."""
-    denoiser, conditioning = parts[source.family.denoiser], source.family.conditioning(source)
+    denoiser, conditioning = parts[source.family.denoiser], source.conditioning()
     values = _conditions(source, parts, manifest)
-    full_inputs = [values[name] for entry in conditioning.conditions for name in entry.full_inputs]
-    full_inputs.append(torch.tensor([manifest.defaults.guidance_scale]))
-    gated_inputs = [values[entry.gated_input] for entry in conditioning.gated]
-    full = FullPhase(denoiser, groups, conditioning)
-    gated = GatedPhase(denoiser, groups, conditioning)
+    values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
+    graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
     shape = (
         manifest.latents.channels,
@@ -81,14 +96,8 @@ def trajectories(
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
-        with computing_in_fp32(full, gated):
-            expected = _run(
-                case,
-                parts.scheduler_config,
-                lambda sample, time: full(sample, time, *full_inputs),
-                lambda sample, time, caches: gated(sample, time, *gated_inputs, *caches),
-                latents,
-            )
+        with computing_in_fp32(*graphs.modules):
+            expected = _run(case, parts.scheduler_config, graphs, latents)
         found.append(Trajectory(case, latents, expected))
     return tuple(found)
 
@@ -103,7 +112,7 @@ def _conditions(
         for name, kind in manifest.conditioning.items()
     }
     encoder = source.family.text_encoder(parts)
-    text = source.family.conditioning(source).text
+    text = source.conditioning().text
     for prefix, prompt in (("", PROMPT), ("negative_", NEGATIVE_PROMPT)):
         inputs = []
         for spec in source.family.tokenizers(source):
@@ -120,11 +129,44 @@ def _conditions(
     return values
 
 
+class _Graphs:
+    """Every phase of a denoiser, and the caches that they hand on."""
+
+    def __init__(
+        self,
+        denoiser: torch.nn.Module,
+        groups: tuple[CacheGroup, ...],
+        conditioning: Conditioning,
+        values: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._full_inputs = [values[name] for name in conditioning.full_inputs]
+        self._gated_inputs = [values[name] for name in conditioning.gated_inputs]
+        self._caches: dict[str, torch.Tensor] = {}
+        self._phases: dict[Phase, FullPhase | GatedPhase] = {
+            phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)
+        }
+
+    @property
+    def modules(self) -> tuple[FullPhase | GatedPhase, ...]:
+        """The phases, in the order of the bundle's graphs."""
+        return tuple(self._phases.values())
+
+    def __call__(self, phase: Phase, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        module = self._phases[phase]
+        reads = [self._caches[group.name] for group in module.reads]
+        conditions = self._full_inputs if isinstance(module, FullPhase) else self._gated_inputs
+        noise_pred: torch.Tensor
+        noise_pred, *written = module(sample, timestep, *conditions, *reads)
+        self._caches |= {
+            group.name: cache for group, cache in zip(module.writes, written, strict=True)
+        }
+        return noise_pred
+
+
 def _run(
     case: TrajectoryCase,
     scheduler_config: dict[str, Any],
-    full: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
-    gated: Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor],
+    graphs: _Graphs,
     latents: np.ndarray,
 ) -> np.ndarray:
     spec = SOLVERS[case.scheduler]
@@ -135,15 +177,17 @@ def _run(
     # PNDM evaluates once more than asked for; steps are counted from after it.
     extra = len(scheduler.timesteps) - case.steps * scheduler.order
     sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
-    caches: tuple[torch.Tensor, ...] = ()
-    for index, timestep in enumerate(scheduler.timesteps):
+    schedule = gate_schedule(
+        case.steps,
+        case.gate_step,
+        extra,
+        sp_interval=case.sp_interval,
+        fi_interval=case.fi_interval,
+        warm_up=case.warm_up,
+    )
+    for phase, timestep in zip(schedule.phases, scheduler.timesteps, strict=True):
         scaled = scheduler.scale_model_input(sample, timestep)
-        time = timestep[None].float()
-        if index - extra < case.gate_step:
-            noise_pred, *rest = full(scaled, time)
-            caches = tuple(rest)
-        else:
-            noise_pred = gated(scaled, time, caches)
+        noise_pred = graphs(phase, scaled, timestep[None].float())
         sample = scheduler.step(noise_pred, timestep, sample, return_dict=False)[0]
     result: np.ndarray = sample.numpy()
     return result

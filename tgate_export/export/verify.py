@@ -259,7 +259,9 @@ def verify_bundle(
     with progress.stage("loading the source"):
         found = _source(bundle.manifest, source)
         parts = load(found, bundle.manifest.precision)
-        groups = denoiser_cache(found, parts, bundle.manifest.size)
+        groups = denoiser_cache(
+            found, parts, bundle.manifest.size, {cache.kind for cache in bundle.manifest.cache}
+        )
     with progress.stage("running trajectories in PyTorch"):
         cases = trajectory_cases(bundle.manifest)
         runs = trajectories(found, parts, groups, bundle.manifest, cases)
@@ -279,13 +281,18 @@ def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Diff
 
     pipeline = TGatePipeline(bundle, select("onnxruntime:cpu", bundle))
     bound = TRAJECTORY_BOUNDS[bundle.manifest.precision]
+    guided = bundle.manifest.guidance == "classifier-free"
+    negative = NEGATIVE_PROMPT if guided else None
     differences = []
     for run in runs:
         output = pipeline(
             PROMPT,
-            negative_prompt=NEGATIVE_PROMPT,
+            negative_prompt=negative,
             num_inference_steps=run.case.steps,
             gate_step=run.case.gate_step,
+            sp_interval=run.case.sp_interval,
+            fi_interval=run.case.fi_interval,
+            warm_up=run.case.warm_up,
             scheduler=run.case.scheduler,
             latents=run.latents,
             output_type="latent",
@@ -309,4 +316,4 @@ def _source(manifest: Manifest, override: str | None) -> ModelSource:
             f"{override or recorded.model} is not what the bundle was built from "
             "(its files differ): give the right folder with --source, or build the bundle again"
         )
-    return source
+    return source if manifest.guidance == "embedded" else source.guided_by(manifest.guidance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +15,10 @@ from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.loading import Components
 from tgate_export.families.modules import VaeDecoder
 from tgate_export.families.source import ModelSource
-from tgate_export.gating.conditioning import Condition
+from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition
 from tgate_export.gating.cross_attention import CacheGroup
-from tgate_export.gating.phases import FullPhase, GatedPhase, cache_groups
-
-DENOISERS = ("full", "gated")
+from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
+from tgate_export.schedule import READS, WRITES, CacheKind, Phase
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,19 @@ class GraphExport:
     sizes: Mapping[str, int]
 
 
-def denoiser_cache(source: ModelSource, parts: Components, size: Size) -> tuple[CacheGroup, ...]:
+def denoiser_cache(
+    source: ModelSource, parts: Components, size: Size, kinds: Collection[CacheKind]
+) -> tuple[CacheGroup, ...]:
     """Return the stacked cache tensors of the denoiser at the bundle's usual size."""
     denoiser: Any = parts[source.family.denoiser]
     downscale = vae_downscale(source)
     return cache_groups(
         denoiser,
-        source.family.conditioning(source),
+        source.conditioning(),
         in_channels=denoiser.config.in_channels,
         latent_height=size.height.opt // downscale,
         latent_width=size.width.opt // downscale,
+        kinds=kinds,
     )
 
 
@@ -70,21 +72,44 @@ def graph_exports(
 ) -> tuple[GraphExport, ...]:
     """Declare the graphs of a bundle in the order in which they are exported and verified."""
     family = source.family
-    conditioning = family.conditioning(source)
+    conditioning = source.conditioning()
     denoiser: Any = parts[family.denoiser]
     compute = next(denoiser.parameters()).dtype
     axes = _Axes(size, groups, vae_downscale(source))
     sample = GraphInput("sample", torch.float32, axes.latents(denoiser.config.in_channels))
     timestep = GraphInput("timestep", torch.float32, ("batch",))
     noise_pred = GraphInput("noise_pred", torch.float32, sample.shape)
-    caches = tuple(axes.cache(index, group, compute) for index, group in enumerate(groups))
+    caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
     encoders = tuple(name for name in family.weights if name.startswith("text_encoder"))
 
     def condition(entry: Condition, name: str) -> GraphInput:
         dtype = torch.float32 if entry.host else compute
         return GraphInput(name, dtype, ("batch", *entry.shape))
 
+    known = {
+        name: condition(entry, name)
+        for entry in conditioning.conditions
+        for name in entry.full_inputs
+    }
+    known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch",))
     declare = partial(GraphExport, sizes=axes.sizes)
+
+    def denoising(phase: Phase) -> GraphExport:
+        gated = "cross_cache" in READS[phase]
+        names = conditioning.gated_inputs if gated else conditioning.full_inputs
+        return declare(
+            phase,
+            (family.denoiser,),
+            lambda: make_phase(denoiser, groups, conditioning, phase),
+            (
+                sample,
+                timestep,
+                *(known[name] for name in names),
+                *(caches[g.name] for g in groups_of(groups, READS[phase])),
+            ),
+            (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
+        )
+
     return (
         declare(
             "text_encoder",
@@ -98,34 +123,7 @@ def graph_exports(
             ),
             tuple(condition(entry, entry.name) for entry in conditioning.text),
         ),
-        declare(
-            "full",
-            (family.denoiser,),
-            lambda: FullPhase(denoiser, groups, conditioning),
-            (
-                sample,
-                timestep,
-                *(
-                    condition(entry, name)
-                    for entry in conditioning.conditions
-                    for name in entry.full_inputs
-                ),
-                GraphInput("guidance_scale", torch.float32, ("batch",)),
-            ),
-            (noise_pred, *caches),
-        ),
-        declare(
-            "gated",
-            (family.denoiser,),
-            lambda: GatedPhase(denoiser, groups, conditioning),
-            (
-                sample,
-                timestep,
-                *(condition(entry, entry.gated_input) for entry in conditioning.gated),
-                *caches,
-            ),
-            (noise_pred,),
-        ),
+        *(denoising(phase) for phase in phases(groups)),
         declare(
             "vae_decoder",
             ("vae",),
@@ -156,7 +154,9 @@ class _Axes:
     def cache(self, index: int, group: CacheGroup, dtype: torch.dtype) -> GraphInput:
         fixed = self._size.height.fixed and self._size.width.fixed
         tokens = group.tokens if fixed else f"tokens_{index}"
-        return GraphInput(group.name, dtype, ("batch", len(group.layers), tokens, group.width))
+        passes = () if group.passes is None else (group.passes,)
+        shape = ("batch", *passes, len(group.layers), tokens, group.width)
+        return GraphInput(group.name, dtype, shape)
 
     def _side(self, name: str) -> int | str:
         side = self._size.height if name.endswith("height") else self._size.width

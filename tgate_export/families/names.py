@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Defaults, Guidance
 from tgate_export.errors import InvalidRequestError
 from tgate_export.families import pixart, stable_diffusion, stable_diffusion_xl
 
@@ -33,6 +33,7 @@ class NamedModel:
         defaults: how it is sampled unless told otherwise.
         origin: where the defaults come from.
         shared: components whose configuration is another packaged pipeline's -> its folder.
+        guidance: "none" for a model that was distilled to need none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class NamedModel:
     defaults: Defaults
     origin: str
     shared: Mapping[str, Path] = field(default_factory=dict)
+    guidance: Guidance = "classifier-free"
 
 
 _TGATE = "T-GATE paper and README: 25 steps, gate step 10"

@@ -9,16 +9,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tgate_export.bundle.hashing import hash_files
-from tgate_export.bundle.manifest import Defaults, Source
+from tgate_export.bundle.manifest import Defaults, Guidance, Source
 from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.base import Family
 from tgate_export.families.names import NAMED_MODELS, unknown_model
 from tgate_export.families.registry import FAMILIES, family_of
+from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
 
@@ -39,6 +40,7 @@ class ModelSource:
         family: how pipelines of this class are built.
         defaults: how the model is sampled unless told otherwise.
         shared: components whose configuration is another packaged pipeline's -> its folder.
+        guidance: how the denoiser is told to follow the prompt.
     """
 
     kind: Literal["packaged", "local", "hub", "random"]
@@ -50,6 +52,26 @@ class ModelSource:
     family: Family
     defaults: Defaults
     shared: Mapping[str, Path] = field(default_factory=dict)
+    guidance: Guidance = "classifier-free"
+
+    def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
+        """Return this model with another kind of guidance; its own when None.
+
+        Raises:
+            InvalidRequestError: when the model takes the scale as an embedding.
+        """
+        if guidance is None or guidance == self.guidance:
+            return self
+        if self.guidance == "embedded":
+            raise InvalidRequestError(
+                f"{self.model}: its denoiser takes the guidance scale as an embedding "
+                "(time_cond_proj_dim): leave --guidance out"
+            )
+        return replace(self, guidance=guidance)
+
+    def conditioning(self) -> Conditioning:
+        """Return what the denoiser is told, with this model's guidance."""
+        return self.family.conditioning(self).guided_by(self.guidance)
 
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
@@ -116,9 +138,12 @@ def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
         family=family,
         defaults=located.defaults or family.defaults,
         shared=located.shared,
+        guidance=located.guidance,
     )
     _check_components(source)
     family.check(source)
+    if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
+        source = replace(source, guidance="embedded")
     if source.kind != "random":
         for component in family.weights:
             _check_weights(source.folder(component))
@@ -136,6 +161,7 @@ class _Located:
     revision: str | None = None
     defaults: Defaults | None = None
     shared: Mapping[str, Path] = field(default_factory=dict)
+    guidance: Guidance = "classifier-free"
 
 
 def _locate(model: str, weights: Weights) -> _Located:
@@ -144,12 +170,16 @@ def _locate(model: str, weights: Weights) -> _Located:
     if named is not None:
         if weights == "random":
             return _Located(
-                "random", model, model, named.directory, None, named.defaults, named.shared
-            )
+                "random", model, model, named.directory, None, named.defaults, named.shared,
+                named.guidance,
+            )  # fmt: skip
         if named.hub_id is None:
             return _Located("packaged", model, model, named.directory, None, named.defaults)
         directory, revision = _download(named.hub_id)
-        return _Located("hub", named.hub_id, model, directory, revision, named.defaults)
+        return _Located(
+            "hub", named.hub_id, model, directory, revision, named.defaults,
+            guidance=named.guidance,
+        )  # fmt: skip
     if path.is_dir():
         resolved = path.resolve()
         kind: Literal["random", "local"] = "random" if weights == "random" else "local"

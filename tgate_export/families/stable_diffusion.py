@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
-from tgate_export.gating.conditioning import Condition, Conditioning
+from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition, Conditioning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +41,30 @@ def _conditioning(source: ModelSource) -> Conditioning:
 
 
 def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
-    embeds = conditions.get("prompt_embeds")
-    return unet(sample, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+    return unet(
+        sample,
+        timestep,
+        timestep_cond=guidance_embedding(unet, conditions),
+        encoder_hidden_states=conditions.get("prompt_embeds"),
+        return_dict=False,
+    )[0]
+
+
+def guidance_embedding(unet: Any, conditions: Mapping[str, Any]) -> Any:
+    """Return sines and cosines of the guidance scale [B, time_cond_proj_dim], None if unused.
+
+    arXiv 2310.04378, and `get_guidance_scale_embedding(guidance_scale - 1)` of diffusers.
+    """
+    width = unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    import torch
+
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (conditions[GUIDANCE_SCALE] - 1.0)[:, None] * frequencies
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(embedding, (0, width % 2)).to(unet.dtype)
 
 
 def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
@@ -64,8 +87,7 @@ def check_unet(source: ModelSource, supported: Mapping[str, object]) -> None:
         ModelError: names the entry of its configuration.
     """
     unet, vae = source.config("unet"), source.config("vae")
-    for key in ("addition_embed_type", "class_embed_type", "time_cond_proj_dim",
-                "encoder_hid_dim_type"):  # fmt: skip
+    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):  # fmt: skip
         if unet.get(key) != supported.get(key):
             raise ModelError(
                 f"{source.model}: its UNet takes more than text and time ({key} is "

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
-from tgate_export.families.stable_diffusion import CLIP_TOKENIZER, check_unet, clip_tokens
+from tgate_export.families.stable_diffusion import (
+    CLIP_TOKENIZER,
+    check_unet,
+    clip_tokens,
+    guidance_embedding,
+)
 from tgate_export.gating.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -54,6 +59,7 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     return unet(
         sample,
         timestep,
+        timestep_cond=guidance_embedding(unet, conditions),
         encoder_hidden_states=conditions.get("prompt_embeds"),
         # The UNet concatenates the two and rounds afterwards: in f32 no type has to be promoted.
         added_cond_kwargs={

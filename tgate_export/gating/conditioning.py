@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tgate_export.bundle.manifest import HostInput
+from tgate_export.bundle.manifest import Guidance, HostInput
 
 if TYPE_CHECKING:
     import torch
+
+GUIDANCE_SCALE = "guidance_scale"
 
 # (denoiser, sample [B, C, h, w], timestep [B], conditions by name) -> noise_pred [B, C, h, w].
 # Called with either half of guidance or both; in the gated phase only with `gated` conditions.
@@ -59,6 +61,35 @@ class Conditioning:
     conditions: tuple[Condition, ...]
     predict: Predict
     float32_attention: bool = False
+    guidance: Guidance = "classifier-free"
+
+    def guided_by(self, guidance: Guidance) -> Conditioning:
+        """Return this conditioning for another kind of guidance.
+
+        Without the second pass of classifier-free guidance nothing is negative. With an embedding,
+        `predict` gets the condition `guidance_scale` [B] in every phase.
+        """
+        if guidance == "classifier-free":
+            return self
+        conditions = tuple(replace(entry, negative=False) for entry in self.conditions)
+        return replace(self, conditions=conditions, guidance=guidance)
+
+    @property
+    def passes(self) -> int:
+        """How often the full phase runs the denoiser: unconditional and conditional, or once."""
+        return 2 if self.guidance == "classifier-free" else 1
+
+    @property
+    def full_inputs(self) -> tuple[str, ...]:
+        """Names of what the full phase takes after the sample and the time, before the caches."""
+        names = [name for entry in self.conditions for name in entry.full_inputs]
+        return (*names, *([] if self.guidance == "none" else [GUIDANCE_SCALE]))
+
+    @property
+    def gated_inputs(self) -> tuple[str, ...]:
+        """The same for the gated phase."""
+        names = [entry.gated_input for entry in self.gated]
+        return (*names, *([GUIDANCE_SCALE] if self.guidance == "embedded" else []))
 
     @property
     def text(self) -> tuple[Condition, ...]:

@@ -1,4 +1,4 @@
-"""Find, record and replace the cross-attention layers of a denoiser.
+"""Find, record and replace the attention layers of a denoiser.
 
 Layers are wrapped as *modules*, so that whatever processor, adapter or fused kernel they use
 keeps working. They are keyed by module path, never by call order: `named_modules()` lists
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,18 @@ import torch
 from torch import nn
 
 from tgate_export.errors import ModelError
+from tgate_export.schedule import CacheKind
 
 
 class CacheBox:
-    """Cross-attention outputs by module path, passed around outside of module attributes."""
+    """Attention outputs by module path, passed around outside of module attributes."""
 
     def __init__(self) -> None:
         self.values: dict[str, torch.Tensor] = {}
 
 
-class CachedCrossAttention(nn.Module):
-    """Stands where a cross-attention layer stood and returns its cached output [B, S, C]."""
+class CachedAttention(nn.Module):
+    """Stands where an attention layer stood and returns its cached output [B, S, C]."""
 
     def __init__(self, box: CacheBox, path: str) -> None:
         super().__init__()
@@ -57,26 +58,49 @@ def cross_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def self_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Return every self-attention module of a diffusers denoiser by module path.
+
+    Raises:
+        ModelError: when there is none, or one that adds its input to its output: what is cached is
+            the output alone.
+    """
+    layers = {
+        path: module
+        for path, module in denoiser.named_modules()
+        if getattr(module, "is_cross_attention", True) is False and hasattr(module, "to_out")
+    }
+    if not layers:
+        raise ModelError(f"{type(denoiser).__name__} has no self-attention layer to cache")
+    for path, module in layers.items():
+        if getattr(module, "residual_connection", False):
+            raise ModelError(
+                f"self-attention layer {path} of {type(denoiser).__name__} has its residual "
+                "inside and cannot be cached: build with --sp-interval 1 and --fi-interval 1"
+            )
+    return layers
+
+
 def share_weights_copy(module: nn.Module) -> nn.Module:
     """Copy a module's structure but share every parameter and buffer with the original."""
     shared = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
-def recording_copy(denoiser: nn.Module, box: CacheBox) -> nn.Module:
-    """Return a weight-sharing copy that writes every cross-attention output into `box`."""
+def recording_copy(denoiser: nn.Module, box: CacheBox, paths: Iterable[str]) -> nn.Module:
+    """Return a weight-sharing copy that writes the outputs of these layers into `box`."""
     recorder = share_weights_copy(denoiser)
-    for path, layer in cross_attention_layers(recorder).items():
-        layer.register_forward_hook(_recorder(box, path))
+    for path in paths:
+        recorder.get_submodule(path).register_forward_hook(_recorder(box, path))
     return recorder
 
 
-def replaying_copy(denoiser: nn.Module, box: CacheBox) -> nn.Module:
-    """Return a weight-sharing copy that reads every cross-attention output from `box`."""
+def replaying_copy(denoiser: nn.Module, box: CacheBox, paths: Iterable[str]) -> nn.Module:
+    """Return a weight-sharing copy that reads the outputs of these layers from `box`."""
     replayer = share_weights_copy(denoiser)
-    for path in cross_attention_layers(replayer):
+    for path in paths:
         parent, _, name = path.rpartition(".")
-        setattr(replayer.get_submodule(parent), name, CachedCrossAttention(box, path))
+        setattr(replayer.get_submodule(parent), name, CachedAttention(box, path))
     return replayer
 
 
@@ -89,32 +113,64 @@ def _recorder(box: CacheBox, path: str) -> Any:
 
 @dataclass(frozen=True)
 class CacheGroup:
-    """One stacked cache tensor [B, L, S, C]: the layers that share token count and width.
+    """One stacked cache tensor: the layers that share token count and width.
+
+    It is [B, L, S, C], or [B, P, L, S, C] when it keeps every guidance pass of a step.
 
     Attributes:
-        name: the tensor's name in the graphs, `cross_cache_<k>`.
+        kind: what is cached; the graphs that read and write it are in `tgate_export.schedule`.
+        name: the tensor's name in the graphs, `<kind>_<k>`.
+        passes: P, or None.
         tokens: S at the size it was measured at.
         downsample: S = ceil(h / downsample) * ceil(w / downsample) for latents of h x w.
         width: C.
         layers: module paths; the index in this tuple is the index on axis L.
     """
 
+    kind: CacheKind
     name: str
+    passes: int | None
     tokens: int
     downsample: int
     width: int
     layers: tuple[str, ...]
 
+    def stack(self, box: CacheBox, passes: int, batch: int) -> torch.Tensor:
+        """Take this group's layers out of `box`, where they are [passes * batch, S, C].
+
+        Passes that are not kept are averaged, as by `tgate_processor` of the official package.
+        """
+        # unflatten and not chunk: its guard would pin the batch to the example's.
+        split = [box.values[path].unflatten(0, (passes, batch)) for path in self.layers]
+        if self.passes is not None:
+            return torch.stack([layer.transpose(0, 1) for layer in split], dim=2)
+        if passes == 1:
+            return torch.stack([layer[0] for layer in split], dim=1)
+        return torch.stack([(layer[0] + layer[1]) / 2 for layer in split], dim=1)
+
+    def unstack(self, cache: torch.Tensor, box: CacheBox) -> None:
+        """Put a cache's layers into `box` as [B, S, C], or [P * B, S, C] when it keeps passes."""
+        if self.passes is not None:
+            cache = cache.transpose(0, 1).flatten(0, 1)
+        for path, value in zip(self.layers, cache.unbind(1), strict=True):
+            box.values[path] = value
+
 
 def group_caches(
-    shapes: Mapping[str, tuple[int, ...]], latent_height: int, latent_width: int
+    kind: CacheKind,
+    shapes: Mapping[str, tuple[int, ...]],
+    latent_height: int,
+    latent_width: int,
+    passes: int | None = None,
 ) -> tuple[CacheGroup, ...]:
     """Group layers by the token count and width of their outputs, in order of execution.
 
     Args:
+        kind: what is cached.
         shapes: module path -> output shape [B, S, C], in the order of execution.
         latent_height: h of the latents that gave these shapes.
         latent_width: w of the latents that gave these shapes.
+        passes: how many guidance passes are kept apart, None for one value for all.
     """
     grouped: dict[tuple[int, int], list[str]] = {}
     for path, (_, tokens, width) in shapes.items():
@@ -124,10 +180,12 @@ def group_caches(
         downsample = _downsample(tokens, latent_height, latent_width)
         if downsample is None:
             raise ModelError(
-                f"cross-attention layer {layers[0]} sees {tokens} tokens, which is no "
+                f"attention layer {layers[0]} sees {tokens} tokens, which is no "
                 f"downsampling of {latent_height} x {latent_width} latents"
             )
-        groups.append(CacheGroup(f"cross_cache_{index}", tokens, downsample, width, tuple(layers)))
+        groups.append(
+            CacheGroup(kind, f"{kind}_{index}", passes, tokens, downsample, width, tuple(layers))
+        )
     return tuple(groups)
 
 

@@ -1,19 +1,24 @@
-"""The denoiser's two phases as modules: what is exported, and what verification runs."""
+"""The denoiser's phases as modules: what is exported, and what verification runs."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tgate_export.gating.conditioning import Conditioning
+from tgate_export.gating.conditioning import GUIDANCE_SCALE, Conditioning
 from tgate_export.gating.cross_attention import (
     CacheBox,
     CacheGroup,
+    cross_attention_layers,
     group_caches,
     recording_copy,
     replaying_copy,
+    self_attention_layers,
 )
+from tgate_export.schedule import READS, WRITES, CacheKind, Phase
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -21,95 +26,147 @@ def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
     return per_sample[:, None, None, None]
 
 
-class FullPhase(nn.Module):
-    """One semantics-planning evaluation: guidance inside, cross-attention computed and cached."""
+def groups_of(groups: Iterable[CacheGroup], kinds: Collection[CacheKind]) -> list[CacheGroup]:
+    """Return the cache tensors of these kinds, in the order of `groups`."""
+    return [group for group in groups if group.kind in kinds]
+
+
+def phases(groups: Iterable[CacheGroup]) -> tuple[Phase, ...]:
+    """Return the phases that read and write these caches: the denoiser graphs of a bundle."""
+    kinds = {group.kind for group in groups}
+    return tuple(phase for phase, reads in READS.items() if kinds.issuperset(reads))
+
+
+class _Phase(nn.Module):
+    """A denoiser that reads some caches and writes others; shares its weights with the original."""
 
     def __init__(
-        self, denoiser: nn.Module, groups: tuple[CacheGroup, ...], conditioning: Conditioning
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
+        phase: Phase,
     ) -> None:
         super().__init__()
+        groups = tuple(groups)
         self.box = CacheBox()
-        self.denoiser = recording_copy(denoiser, self.box)
-        self.groups = groups
+        self.reads = groups_of(groups, READS[phase])
+        self.writes = groups_of(groups, WRITES[phase])
+        written = {path: None for group in self.writes for path in group.layers}
+        read = {path: None for group in self.reads for path in group.layers}
+        recorder = recording_copy(denoiser, self.box, written)
+        self.denoiser = replaying_copy(recorder, self.box, read)
         self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
+
+    def load(self, caches: Iterable[torch.Tensor]) -> None:
+        """Make the denoiser read these caches, one for each group in `reads`."""
+        for group, cache in zip(self.reads, caches, strict=True):
+            group.unstack(cache, self.box)
+
+
+class FullPhase(_Phase):
+    """One semantics-planning evaluation: guidance inside, if any; cross-attention computed."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
+        phase: Phase = "full",
+    ) -> None:
+        super().__init__(denoiser, groups, conditioning, phase)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Return `noise_pred` [B, C, h, w] and one cache [B, L, S, C] for each group.
+        """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
-        The cache is the mean of the unconditional and the conditional half, taken after
-        `to_out` and before the residual (arXiv 2404.02747, and `tgate_processor` of the
-        official package).
+        What is cached is the output of attention after `to_out` and before the residual
+        (arXiv 2404.02747, and `tgate_processor` of the official package): of cross-attention the
+        mean of the unconditional and the conditional pass, of self-attention that mean, for after
+        the gate, and both passes, for before it. Without classifier-free guidance there is one
+        pass, and nothing to average.
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
-                (`Condition.full_inputs`); at the end `guidance_scale` [B] f32.
+                (`Condition.full_inputs`); then `guidance_scale` [B] f32, unless there is no
+                guidance; then the caches that this phase reads.
         """
+        batch, passes = sample.shape[0], self.conditioning.passes
         for value in inputs:
             # Tells an export that every batch is the same one, before a layer divides by it.
-            torch._check(value.shape[0] == sample.shape[0])
+            torch._check(value.shape[0] == batch)
         rest = iter(inputs)
         conditions = {}
         for entry in self.conditioning.conditions:
             value = next(rest)
             negative = next(rest) if entry.negative else value
-            conditions[entry.name] = torch.cat([negative, value])
-        guidance_scale = next(rest)
+            conditions[entry.name] = torch.cat([negative, value][-passes:])
+        if self.conditioning.guidance == "embedded":
+            conditions[GUIDANCE_SCALE] = next(rest)
+        scale = broadcast_to_sample(next(rest)) if passes == 2 else None
+        self.load(rest)
         noise_pred = self.conditioning.predict(
             self.denoiser,
-            torch.cat([sample, sample]).to(self.compute_dtype),
-            torch.cat([timestep, timestep]),
+            torch.cat([sample] * passes).to(self.compute_dtype),
+            torch.cat([timestep] * passes),
             conditions,
         ).float()
-        # unflatten and not chunk: its guard would pin the batch to the example's.
-        unconditional, conditional = noise_pred.unflatten(0, (2, sample.shape[0])).unbind(0)
-        guided = unconditional + broadcast_to_sample(guidance_scale) * (conditional - unconditional)
-        return guided, *(self._stacked(group, sample.shape[0]) for group in self.groups)
-
-    def _stacked(self, group: CacheGroup, batch: int) -> torch.Tensor:
-        halves = (self.box.values[path].unflatten(0, (2, batch)) for path in group.layers)
-        return torch.stack([(half[0] + half[1]) / 2 for half in halves], dim=1)
+        if scale is not None:
+            # unflatten and not chunk: its guard would pin the batch to the example's.
+            unconditional, conditional = noise_pred.unflatten(0, (passes, batch)).unbind(0)
+            noise_pred = unconditional + scale * (conditional - unconditional)
+        return noise_pred, *(group.stack(self.box, passes, batch) for group in self.writes)
 
 
-class GatedPhase(nn.Module):
+class GatedPhase(_Phase):
     """One fidelity-improving evaluation: no guidance, cross-attention read from the cache."""
 
     def __init__(
-        self, denoiser: nn.Module, groups: tuple[CacheGroup, ...], conditioning: Conditioning
+        self,
+        denoiser: nn.Module,
+        groups: Iterable[CacheGroup],
+        conditioning: Conditioning,
+        phase: Phase = "gated",
     ) -> None:
-        super().__init__()
-        self.box = CacheBox()
-        self.denoiser = replaying_copy(denoiser, self.box)
-        self.groups = groups
-        self.conditioning = conditioning
-        self.compute_dtype = next(denoiser.parameters()).dtype
+        super().__init__(denoiser, groups, conditioning, phase)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
-    ) -> torch.Tensor:
-        """Return `noise_pred` [B, C, h, w].
+    ) -> tuple[torch.Tensor, ...]:
+        """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *inputs: the unconditional value of every gated condition, then one cache
-                [B, L, S, C] for each group, as `FullPhase` returned them.
+            *inputs: the unconditional value of every gated condition (the only one without
+                classifier-free guidance); then `guidance_scale` [B] f32 if it is embedded; then
+                the caches that this phase reads.
         """
-        gated = self.conditioning.gated
-        conditions = {
-            entry.name: value for entry, value in zip(gated, inputs[: len(gated)], strict=True)
-        }
-        for group, cache in zip(self.groups, inputs[len(gated) :], strict=True):
-            for path, value in zip(group.layers, cache.unbind(1), strict=True):
-                self.box.values[path] = value
+        rest = iter(inputs)
+        conditions = {entry.name: next(rest) for entry in self.conditioning.gated}
+        if self.conditioning.guidance == "embedded":
+            conditions[GUIDANCE_SCALE] = next(rest)
+        self.load(rest)
         noise_pred: torch.Tensor = self.conditioning.predict(
             self.denoiser, sample.to(self.compute_dtype), timestep, conditions
         )
-        return noise_pred.float()
+        batch = sample.shape[0]
+        return noise_pred.float(), *(group.stack(self.box, 1, batch) for group in self.writes)
+
+
+def make_phase(
+    denoiser: nn.Module,
+    groups: Iterable[CacheGroup],
+    conditioning: Conditioning,
+    phase: Phase,
+) -> FullPhase | GatedPhase:
+    """Make the module of a phase."""
+    gated = "cross_cache" in READS[phase]
+    return (GatedPhase if gated else FullPhase)(denoiser, groups, conditioning, phase)
 
 
 @torch.no_grad()
@@ -120,13 +177,27 @@ def cache_groups(
     in_channels: int,
     latent_height: int,
     latent_width: int,
+    kinds: Collection[CacheKind],
 ) -> tuple[CacheGroup, ...]:
-    """Find how cross-attention outputs group into cache tensors, without computing anything.
+    """Find how attention outputs group into cache tensors, without computing anything.
 
-    Runs the denoiser on fake tensors, which carry shapes only.
+    Runs the denoiser on fake tensors, which carry shapes only. The cache of cross-attention is
+    always there, and comes first.
+
+    Args:
+        denoiser: a diffusers UNet or transformer.
+        conditioning: what it takes besides the sample and the time.
+        in_channels: channels of the latents.
+        latent_height: h.
+        latent_width: w.
+        kinds: which caches a bundle holds.
     """
+    cross = cross_attention_layers(denoiser)
+    wanted = set(cross)
+    if set(kinds) - {"cross_cache"}:
+        wanted |= self_attention_layers(denoiser).keys()
     box = CacheBox()
-    recorder = recording_copy(denoiser, box)
+    recorder = recording_copy(denoiser, box, wanted)
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
         conditioning.predict(
@@ -134,9 +205,21 @@ def cache_groups(
             torch.empty(1, in_channels, latent_height, latent_width, dtype=dtype),
             torch.zeros(1),
             {
-                entry.name: torch.empty(1, *entry.shape, dtype=dtype if not entry.host else None)
-                for entry in conditioning.conditions
+                GUIDANCE_SCALE: torch.zeros(1),
+                **{
+                    entry.name: torch.empty(1, *entry.shape, dtype=None if entry.host else dtype)
+                    for entry in conditioning.conditions
+                },
             },
         )
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
-    return group_caches(shapes, latent_height, latent_width)
+    of_cross = {path: shape for path, shape in shapes.items() if path in cross}
+    of_self = {path: shape for path, shape in shapes.items() if path not in cross}
+    groups = group_caches("cross_cache", of_cross, latent_height, latent_width)
+    if "self_passes" in kinds:
+        groups += group_caches(
+            "self_passes", of_self, latent_height, latent_width, passes=conditioning.passes
+        )
+    if "self_cache" in kinds:
+        groups += group_caches("self_cache", of_self, latent_height, latent_width)
+    return groups

@@ -1,4 +1,4 @@
-"""`TGatePipeline`: draw with a bundle. Two graphs, one gate, one weighted sum a step."""
+"""`TGatePipeline`: draw with a bundle. A graph for each phase, one weighted sum a step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tgate_export.runtime.backends.base import Backend, BackendOptions, Execute,
 from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.timings import StepTiming, Timings
 from tgate_export.runtime.tokenizer import PromptTokenizer
@@ -118,6 +119,9 @@ class TGatePipeline:
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         gate_step: int | None = None,
+        sp_interval: int | None = None,
+        fi_interval: int | None = None,
+        warm_up: int | None = None,
         guidance_scale: float | None = None,
         scheduler: str | None = None,
         seed: int | None = None,
@@ -141,6 +145,11 @@ class TGatePipeline:
             gate_step: first step that reuses cross-attention and drops guidance; at
                 `num_inference_steps` or more there is none. By default the bundle's, scaled to
                 the number of steps.
+            sp_interval: before the gate, self-attention is computed in steps that are multiples of
+                this and reused in between; 1 computes it in every step. As the two below, the
+                bundle's default when not given.
+            fi_interval: the same from the gate on.
+            warm_up: self-attention is computed in steps 0 to this one, whatever `sp_interval`.
             guidance_scale: weight of classifier-free guidance before the gate.
             scheduler: a sampler that the bundle holds, such as "ddim" or "dpm++2m".
             seed: 0 .. 2^64 - 1; random when not given.
@@ -164,6 +173,9 @@ class TGatePipeline:
             negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
             gate_step=gate_step,
+            sp_interval=sp_interval,
+            fi_interval=fi_interval,
+            warm_up=warm_up,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
             seed=seed,
@@ -213,8 +225,14 @@ class TGatePipeline:
         except ValueError as error:
             raise InvalidRequestError(str(error)) from None
         schedule = gate_schedule(
-            request.num_inference_steps, request.gate_step, solver.extra_evaluations
+            request.num_inference_steps,
+            request.gate_step,
+            solver.extra_evaluations,
+            sp_interval=request.sp_interval,
+            fi_interval=request.fi_interval,
+            warm_up=request.warm_up,
         )
+        check_graphs(self.bundle, schedule, request)
         run = self._prepare(RunShape(len(prompts), request.height, request.width, schedule))
         started = perf_counter()
         run.write_inputs(self.manifest, self._tokenizers, request, part, solver)
@@ -300,7 +318,7 @@ class _PreparedRun:
         self._write_prompts(tokenizers, "", request.prompts[part])
         if request.negative_prompts is not None:
             self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts[part])
-        else:
+        elif manifest.guidance == "classifier-free":
             for tensor in manifest.graph("text_encoder").outputs:
                 slot = Slot(NEGATIVE + tensor.name)
                 spec = self.plan.buffers[slot.buffer]

@@ -89,7 +89,7 @@ class BindingPlan:
 def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     """Decide the memory and every launch of a run.
 
-    `full` writes the cross-attention caches where `gated` reads them; the sample and the
+    Every cache has one buffer: a graph writes it where a later one reads it. The sample and the
     history alternate between two buffers, so that the solver never reads what it writes.
 
     Raises:
@@ -123,9 +123,9 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     }
     return BindingPlan(
         buffers=buffers,
-        encode=(
-            _launch(manifest, buffers, "text_encoder", {}),
-            _launch(manifest, buffers, "text_encoder", negative),
+        encode=tuple(
+            _launch(manifest, buffers, "text_encoder", slots)
+            for slots in ([{}, negative] if manifest.guidance == "classifier-free" else [{}])
         ),
         steps=steps,
         decode=_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
@@ -159,9 +159,10 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
     cache_dtypes = {tensor.name: tensor.dtype for tensor in manifest.graph("full").outputs}
     for cache in manifest.cache:
         tokens = math.ceil(h / cache.downsample) * math.ceil(w / cache.downsample)
-        buffers[cache.tensor] = BufferSpec(
-            cache_dtypes[cache.tensor], (shape.batch, len(cache.layers), tokens, cache.width)
-        )
+        stacked: tuple[int, ...] = (len(cache.layers), tokens, cache.width)
+        if cache.passes is not None:
+            stacked = (cache.passes, *stacked)
+        buffers[cache.tensor] = BufferSpec(cache_dtypes[cache.tensor], (shape.batch, *stacked))
     return buffers
 
 

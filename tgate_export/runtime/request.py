@@ -12,6 +12,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize
+from tgate_export.schedule import check_schedule
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
@@ -27,6 +28,9 @@ class Request:
     negative_prompts: tuple[str, ...] | None
     num_inference_steps: int
     gate_step: int
+    sp_interval: int
+    fi_interval: int
+    warm_up: int
     guidance_scale: float
     scheduler: str
     seed: int
@@ -44,6 +48,9 @@ def make_request(
     negative_prompt: str | Sequence[str] | None,
     num_inference_steps: int | None,
     gate_step: int | None,
+    sp_interval: int | None,
+    fi_interval: int | None,
+    warm_up: int | None,
     guidance_scale: float | None,
     scheduler: str | None,
     seed: int | None,
@@ -64,16 +71,37 @@ def make_request(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(_is_text(text) for text in prompts):
         raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
-    if negative_prompt is None and manifest.absent_negative_prompt == "empty":
+    if manifest.guidance != "classifier-free":
+        if negative_prompt:
+            raise InvalidRequestError(
+                "negative_prompt has no effect: this bundle has no classifier-free guidance; "
+                "leave it out"
+            )
+        negative_prompt = None
+    elif negative_prompt is None and manifest.absent_negative_prompt == "empty":
         negative_prompt = ""
     negatives = _negatives(negative_prompt, len(prompts))
     if num_images_per_prompt < 1:
         raise InvalidRequestError(f"num_images must be at least 1, got {num_images_per_prompt}")
     defaults = manifest.defaults
     steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+    sp_interval = defaults.sp_interval if sp_interval is None else sp_interval
+    fi_interval = defaults.fi_interval if fi_interval is None else fi_interval
     if gate_step is None:
         # The default gate keeps its place when fewer or more steps are asked for.
-        gate_step = max(1, round(defaults.gate_step * steps / defaults.num_inference_steps))
+        scaled = round(defaults.gate_step * steps / defaults.num_inference_steps)
+        gate_step = max(1, scaled, defaults.warm_up if warm_up is None else warm_up)
+    if warm_up is None:
+        warm_up = min(defaults.warm_up, max(gate_step, 0))
+    try:
+        check_schedule(gate_step, sp_interval, fi_interval, warm_up)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
+    if manifest.guidance == "none" and guidance_scale not in (None, 1.0):
+        raise InvalidRequestError(
+            f"guidance_scale {guidance_scale} has no effect: this bundle was built without "
+            "guidance; leave it out"
+        )
     scale = defaults.guidance_scale if guidance_scale is None else float(guidance_scale)
     if not math.isfinite(scale):
         raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
@@ -85,11 +113,6 @@ def make_request(
     largest = manifest.solvers[name].max_steps
     if not 1 <= steps <= largest:
         raise InvalidRequestError(f"steps must be 1 to {largest}, got {steps}")
-    if gate_step < 1:
-        raise InvalidRequestError(
-            f"gate_step must be at least 1, got {gate_step}: the first step always computes "
-            "cross-attention"
-        )
     if seed is None:
         seed = secrets.randbits(32)
     if not 0 <= seed < 2**64:
@@ -114,6 +137,9 @@ def make_request(
         else tuple(text for text in negatives for _ in range(num_images_per_prompt)),
         num_inference_steps=steps,
         gate_step=gate_step,
+        sp_interval=sp_interval,
+        fi_interval=fi_interval,
+        warm_up=warm_up,
         guidance_scale=scale,
         scheduler=name,
         seed=seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tgate_export.schedule import Phase
+from tgate_export.schedule import PHASES, Phase
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Timings:
     def as_dict(self) -> dict[str, Any]:
         """Return what `generate --json` prints."""
         phases = {}
-        for phase in ("full", "gated"):
+        for phase in PHASES:
             seconds = [step.denoiser for step in self.steps if step.phase == phase]
             phases[phase] = {"evaluations": len(seconds), "seconds": sum(seconds)}
         return {

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.plans import Flavour, PlanKey, PlanSet
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.plan import BindingPlan
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # graph -> input -> shape
-_ENDS = ("min", "opt", "max")
 _AMPERE = (8, 0)  # the oldest GPU of TensorRT's hardware-compatible plans
 
 
@@ -46,20 +43,6 @@ def batch_size(sets: Sequence[PlanSet], machine: Machine, images: int) -> int:
             if smallest <= images:
                 sizes.append(min(largest, images))
     return max(sizes, default=images)
-
-
-def build_command(manifest: Manifest, out: Path, flavour: Flavour) -> str:
-    """Return the command that adds plans to a bundle."""
-    ends = ("opt",) if manifest.size.width.fixed and manifest.size.height.fixed else _ENDS
-    size = ":".join(
-        f"{getattr(manifest.size.width, end)}x{getattr(manifest.size.height, end)}" for end in ends
-    )
-    source = manifest.source
-    weights = " --weights random" if source.kind == "random" else ""
-    return (
-        f"tgate-export build --model {source.model}{weights} --precision {manifest.precision} "
-        f"--size {size} --out {out} --target {flavour}"
-    )
 
 
 def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: str) -> PlanSet:

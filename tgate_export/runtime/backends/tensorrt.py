@@ -23,13 +23,13 @@ from tgate_export.runtime.backends.cuda import Block, Cuda, Event
 from tgate_export.runtime.backends.plan_choice import (
     Machine,
     batch_size,
-    build_command,
     choose,
     input_shapes,
 )
 from tgate_export.runtime.backends.tensorrt_engine import Bindings, Engine, PlanLoader
 from tgate_export.runtime.backends.tensorrt_versions import collecting_logger, import_module
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
+from tgate_export.runtime.rebuild import rebuild_command
 
 
 class TensorRTBackend(Backend):
@@ -43,7 +43,7 @@ class TensorRTBackend(Backend):
         if not self._sets:
             raise BackendError(
                 f"{bundle.path} has no {flavour} plans",
-                f"make them with `{build_command(bundle.manifest, bundle.path, flavour)}`, "
+                f"make them with `{rebuild_command(bundle, target=flavour)}`, "
                 "or use --backend onnxruntime",
             )
         trt = import_module(flavour)
@@ -55,11 +55,10 @@ class TensorRTBackend(Backend):
         self._activations: Block | None = None
         self._memory: DeviceMemory | None = None
 
-    def _build_command(self) -> str:
-        command = build_command(self._bundle.manifest, self._bundle.path, self._machine.flavour)
+    def _build_command(self, **changes: object) -> str:
         if self._machine.flavour == "tensorrt-rtx":
-            command += f" --sm {self._machine.compute_capability}"
-        return command
+            changes["sm"] = self._machine.compute_capability
+        return rebuild_command(self._bundle, target=self._machine.flavour, **changes)
 
     def batch_size(self, images: int) -> int:
         """See `Backend.batch_size`."""
@@ -70,7 +69,7 @@ class TensorRTBackend(Backend):
         shapes = input_shapes(plan)
         usual = next(iter(plan.buffers.values())).shape[0]
         batch = self._bundle.manifest.batch.model_copy(update={"opt": usual})
-        command = f"{self._build_command()} --batch {batch}"
+        command = self._build_command(batch=batch)
         plans = choose(self._sets, self._machine, shapes, command)
         engines = {graph: self._load(plans, graph) for graph in shapes}
         if self._memory is not None and self._memory.serves(plan.buffers, engines):

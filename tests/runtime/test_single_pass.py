@@ -1,0 +1,97 @@
+"""Models without classifier-free guidance: one pass a step, before the gate and after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.oracle import hooked_diffusers
+from tests.tiny import FIXED, save_lcm
+from tgate_export import TGatePipeline
+from tgate_export.errors import InvalidRequestError
+from tgate_export.export.build import build_bundle
+from tgate_export.families.source import resolve_source
+
+PROMPTS = ["a red circle on a blue background", "an umbrella"]
+# fp32 on both sides; 6e-7 was measured.
+RELATIVE = 5e-6
+
+
+@pytest.fixture(scope="module")
+def lcm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save_lcm(folder := tmp_path_factory.mktemp("pipelines") / "lcm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TGatePipeline:
+    out = tmp_path_factory.mktemp("bundles") / "lcm"
+    return TGatePipeline.from_bundle(build_bundle(str(lcm_dir), batch=FIXED, out=out).path)
+
+
+@pytest.fixture(scope="module")
+def unguided(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TGatePipeline:
+    out = tmp_path_factory.mktemp("bundles") / "unguided"
+    built = build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out)
+    return TGatePipeline.from_bundle(built.path)
+
+
+def inputs(pipeline: TGatePipeline, graph: str) -> list[str]:
+    return [tensor.name for tensor in pipeline.manifest.graphs[graph].inputs]
+
+
+def assert_equal(ours: Any, expected: np.ndarray) -> None:
+    difference = np.abs(np.asarray(ours.images) - expected).max()
+    assert difference <= RELATIVE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("gate_step", [1, 2, 4])
+def test_guidance_as_an_embedding(embedded: TGatePipeline, lcm_dir: Path, gate_step: int) -> None:
+    latents = np.random.default_rng(gate_step).standard_normal((2, 4, 8, 8), dtype=np.float32)
+    run: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 8.5, "latents": latents}
+    ours = embedded(PROMPTS, gate_step=gate_step, scheduler="ddim", output_type="latent", **run)
+    pipe = hooked_diffusers.load(lcm_dir)
+    expected = hooked_diffusers.gated_latents(pipe, prompt=PROMPTS, gate_step=gate_step, **run)
+    assert_equal(ours, expected)
+    other = embedded(
+        PROMPTS, gate_step=gate_step, scheduler="ddim", output_type="latent",
+        **(run | {"guidance_scale": 1.5}),
+    )  # fmt: skip
+    assert np.abs(np.asarray(other.images) - expected).max() > 100 * RELATIVE
+
+
+@pytest.mark.parametrize("gate_step", [1, 4, 99])
+def test_no_guidance(unguided: TGatePipeline, tiny_pipeline_dir: Path, gate_step: int) -> None:
+    latents = np.random.default_rng(gate_step).standard_normal((2, 4, 8, 8), dtype=np.float32)
+    ours = unguided(
+        PROMPTS, num_inference_steps=8, gate_step=gate_step, latents=latents, scheduler="ddim",
+        output_type="latent",
+    )  # fmt: skip
+    expected = hooked_diffusers.gated_latents(
+        hooked_diffusers.load(tiny_pipeline_dir), prompt=PROMPTS, num_inference_steps=8,
+        gate_step=gate_step, guidance_scale=1.0, latents=latents,
+    )  # fmt: skip
+    assert_equal(ours, expected)
+    with pytest.raises(InvalidRequestError, match="negative_prompt has no effect"):
+        unguided(PROMPTS, negative_prompt="a")
+
+
+def test_graphs_take_nothing_that_is_not_used(
+    embedded: TGatePipeline, unguided: TGatePipeline
+) -> None:
+    scale = ["guidance_scale"]
+    full, gated = ["sample", "timestep", "prompt_embeds"], ["sample", "timestep"]
+    assert inputs(embedded, "full") == full + scale
+    assert inputs(embedded, "gated") == [*gated, *scale, "cross_cache_0", "cross_cache_1"]
+    assert inputs(unguided, "full") == full
+    assert inputs(unguided, "gated") == [*gated, "cross_cache_0", "cross_cache_1"]
+    assert (embedded.manifest.guidance, unguided.manifest.guidance) == ("embedded", "none")
+    assert unguided.manifest.defaults.guidance_scale == 1.0
+
+
+def test_an_embedding_cannot_be_left_out(lcm_dir: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"as an embedding .*leave --guidance out"):
+        resolve_source(str(lcm_dir)).guided_by("none")
