@@ -105,9 +105,9 @@ def test_advance_is_the_documented_sum() -> None:
     weights = np.arange(1, NUM_WEIGHTS + 1, dtype=np.float32)
     history = np.array([[100.0], [1000.0], [10000.0]], dtype=np.float32)
     next_sample, denoiser_input, next_history = advance(
-        weights, np.float32([1.0]), np.float32([10.0]), history
+        weights, np.float32([1.0]), np.float32([10.0]), history, np.float32([100000.0])
     )
-    assert next_sample == [1 * 1 + 2 * 10 + 3 * 100 + 4 * 1000 + 5 * 10000]
+    assert next_sample == [1 * 1 + 2 * 10 + 3 * 100 + 4 * 1000 + 5 * 10000 + 9 * 100000]
     assert denoiser_input == 8 * next_sample
     assert next_history.tolist() == [[6 * 1 + 7 * 10], [100.0], [1000.0]]
     assert next_history.shape == (HISTORY, 1)
@@ -149,11 +149,11 @@ def edit(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["steps", 0, "input_scale"], 1e39, r"steps\[0\]\.input_scale: not finite"),
         (["steps", 1, "timesteps"], [1.0], r"steps\[1\]\.timesteps: expected 2 numbers or more"),
         (["steps", 1, "timesteps", 1], True, r"steps\[1\]\.timesteps\[1\]: expected a number"),
-        (["steps", 1, "weights", 0], [1.0], r"steps\[1\]\.weights\[0\]: expected 8 numbers, fou"),
+        (["steps", 1, "weights", 0], [1.0], r"steps\[1\]\.weights\[0\]: expected 9 numbers, fou"),
         (["steps", 1, "weights", 0], 1.0, r"steps\[1\]\.weights\[0\]: expected a list, float"),
         (["steps", 1, "weights", 0, 2], None, r"weights\[0\]\[2\]: expected a number, NoneType"),
         (["steps", 1, "weights", 0, 2], 1e39, r"steps\[1\]\.weights: not finite"),
-        (["steps", 1, "weights"], [[0.0] * 8], r"steps\[1\]\.weights: expected shape \[2, 8\]"),
+        (["steps", 1, "weights"], [[0.0] * 9], r"steps\[1\]\.weights: expected shape \[2, 9\]"),
     ],
 )
 def test_a_wrong_file_is_refused_by_field(

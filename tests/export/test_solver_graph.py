@@ -28,6 +28,7 @@ def random_feeds(shape: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
         "sample": rng.standard_normal(shape, np.float32),
         "noise_pred": rng.standard_normal(shape, np.float32),
         "history": rng.standard_normal((shape[0], HISTORY, *shape[1:]), np.float32),
+        "noise": rng.standard_normal(shape, np.float32),
         "weights": rng.standard_normal((shape[0], NUM_WEIGHTS), np.float32),
     }
 
@@ -40,10 +41,14 @@ def test_every_sample_has_its_own_weights(
     found = session.run(NAMES, feeds)
     for b in range(shape[0]):
         expected = advance(
-            feeds["weights"][b], feeds["sample"][b], feeds["noise_pred"][b], feeds["history"][b]
+            feeds["weights"][b],
+            feeds["sample"][b],
+            feeds["noise_pred"][b],
+            feeds["history"][b],
+            feeds["noise"][b],
         )
         for name, values, wanted in zip(NAMES, found, expected, strict=True):
-            # Sums of five products of numbers of about 1, rounded to 32 bits in another order.
+            # Sums of six products of numbers of about 1, rounded to 32 bits in another order.
             np.testing.assert_allclose(values[b], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -68,7 +73,8 @@ def test_inputs_and_outputs_are_the_contract() -> None:
         "sample": latents,
         "noise_pred": latents,
         "history": history,
-        "weights": ["batch", 8],
+        "noise": latents,
+        "weights": ["batch", 9],
     }
     assert shapes(list(graph.output)) == {
         "next_sample": latents,

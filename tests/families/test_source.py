@@ -149,7 +149,7 @@ def test_inpainting_unet(pipeline: Path) -> None:
     assert "inpainting" in message
 
 
-@pytest.mark.parametrize("key", ["addition_embed_type", "class_embed_type", "time_cond_proj_dim"])
+@pytest.mark.parametrize("key", ["addition_embed_type", "class_embed_type"])
 def test_unet_with_more_conditions(pipeline: Path, key: str) -> None:
     edit_json(pipeline / "unet" / "config.json", **{key: "text_time"})
     assert key in refused(pipeline)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 
-def load(directory: Path) -> Any:
-    """Load a pipeline with DDIM."""
+def load(directory: Path, scheduler: str = "DDIMScheduler") -> Any:
+    """Load a pipeline with another scheduler."""
     pipe = diffusers.DiffusionPipeline.from_pretrained(directory, safety_checker=None)
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

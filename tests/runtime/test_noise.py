@@ -32,17 +32,18 @@ def test_known_answer() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, MASK), image=st.integers(0, 1000), count=st.integers(1, 23))
-def test_equals_plain_python(seed: int, image: int, count: int) -> None:
+@given(seed=st.integers(0, MASK), image=st.integers(0, 1000), draw=st.integers(0, 101),
+       count=st.integers(1, 23))  # fmt: skip
+def test_equals_plain_python(seed: int, image: int, draw: int, count: int) -> None:
     words: list[int] = []
     while len(words) < count + 1:
-        words += philox4x64([len(words) // 4 + 1, 0, 0, 0], [seed, image])
+        words += philox4x64([len(words) // 4 + 1, draw, 0, 0], [seed, image])
     expected = []
     for u, v in zip(words[0::2], words[1::2], strict=True):
         radius = math.sqrt(-2 * math.log(((u >> 11) + 1) * 2.0**-53))
         angle = 2 * math.pi * ((v >> 11) + 1) * 2.0**-53
         expected += [radius * math.cos(angle), radius * math.sin(angle)]
-    found = standard_normal((count, 1, 1), seed, image).reshape(-1)
+    found = standard_normal((count, 1, 1), seed, image, draw).reshape(-1)
     # f64 functions of different libraries may differ in the last bit before rounding to f32.
     np.testing.assert_allclose(found, np.float32(expected[:count]), rtol=2e-7, atol=1e-15)
 

@@ -77,6 +77,7 @@ def replay(found: BindingPlan) -> None:
     evaluations = len(found.steps)
     written = {Slot(name) for name in ("input_ids", "negative_input_ids", "guidance_scale",
                                        "sample.0", "denoiser_input", "history.0")}  # fmt: skip
+    written.add(Slot("noise"))
     written |= {Slot(name, row) for name in ("timestep", "weights") for row in range(evaluations)}
     for launch in launches(found):
         assert set(launch.inputs.values()) <= written, launch.graph
@@ -90,6 +91,16 @@ def test_steps_read_their_own_rows(manifest: Manifest) -> None:
     for index, (denoiser, solver) in enumerate(plan(manifest).steps):
         assert denoiser.inputs["timestep"] == Slot("timestep", index)
         assert solver.inputs["weights"] == Slot("weights", index)
+        assert solver.inputs["noise"] == Slot("noise")
+
+
+def test_only_a_sampler_that_draws_noise_has_some_for_every_step(manifest: Manifest) -> None:
+    shape = RunShape(2, 16, 16, gate_schedule(6, 2), noise=True)
+    found = plan_run(manifest, shape)
+    assert found.buffers["noise"].slots == 6
+    for index, (_, solver) in enumerate(found.steps):
+        assert solver.inputs["noise"] == Slot("noise", index)
+    assert plan(manifest).buffers["noise"].slots == 1
 
 
 def test_a_tensor_that_fits_no_buffer_is_named(manifest: Manifest) -> None:

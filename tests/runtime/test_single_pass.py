@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.oracle import hooked_diffusers
 from tests.tiny import FIXED, save_lcm
@@ -14,6 +15,7 @@ from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
 from tgate_export.families.source import resolve_source
+from tgate_export.runtime.noise import standard_normal
 
 PROMPTS = ["a red circle on a blue background", "an umbrella"]
 # fp32 on both sides; 6e-7 was measured.
@@ -61,6 +63,47 @@ def test_guidance_as_an_embedding(embedded: TGatePipeline, lcm_dir: Path, gate_s
         **(run | {"guidance_scale": 1.5}),
     )  # fmt: skip
     assert np.abs(np.asarray(other.images) - expected).max() > 100 * RELATIVE
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "module", "cls"),
+    [
+        ("lcm", "scheduling_lcm", "LCMScheduler"),
+        ("euler-a", "scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
+    ],
+)
+def test_samplers_that_draw_noise(
+    embedded: TGatePipeline,
+    lcm_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    module: str,
+    cls: str,
+) -> None:
+    """diffusers' own scheduler, given the noise that `engines/README.md` describes."""
+    draws = iter(range(1, 100))
+
+    def documented(shape: Any, **_kwargs: Any) -> torch.Tensor:
+        draw = next(draws)
+        noise = [standard_normal(tuple(shape[1:]), 11, image, draw) for image in range(shape[0])]
+        return torch.from_numpy(np.stack(noise))
+
+    latents = np.stack([standard_normal((4, 8, 8), 11, image) for image in range(2)])
+    run = {"num_inference_steps": 4, "guidance_scale": 8.5}
+    ours = embedded(PROMPTS, seed=11, gate_step=2, scheduler=scheduler, output_type="latent", **run)
+    pipe = hooked_diffusers.load(lcm_dir, cls)
+    monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", documented)
+    expected = hooked_diffusers.gated_latents(
+        pipe, prompt=PROMPTS, gate_step=2, latents=latents, **run
+    )
+    assert next(draws) > 3
+    assert_equal(ours, expected)
+    # A deterministic run after it, in the same memory, is not touched by the noise.
+    again = [
+        embedded(PROMPTS, seed=11, scheduler="ddim", output_type="latent", **run).images
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*again)
 
 
 @pytest.mark.parametrize("gate_step", [1, 4, 99])

@@ -1,16 +1,18 @@
 """Solver tables: a sampler as per-step weights, and their file format.
 
 Samplers are linear in the samples and the noise predictions, so one step of any of them is a
-weighted sum. With `w` one row of `SolverSteps.weights`, `K = 2 + HISTORY + 3` long:
+weighted sum. With `w` one row of `SolverSteps.weights`, `K = 2 + HISTORY + 4` long:
 
     next_sample    = w[0] * sample + w[1] * noise_pred + sum over h of w[2 + h] * history[h]
+                     + w[5 + HISTORY] * noise
     pushed         = w[2 + HISTORY] * sample + w[3 + HISTORY] * noise_pred
     next_history   = [pushed, history[0], ..., history[HISTORY - 2]]
     denoiser_input = w[4 + HISTORY] * next_sample
 
-`history` starts as zeros (not as uninitialised memory: weight 0 times NaN is NaN), the first sample
-is `sample_scale` times unit-variance latents, and the first denoiser input is `input_scale` times
-that sample. The last row's `denoiser_input` is never used; its weight is 1.
+`noise` is unit-variance noise, drawn anew for every step of samplers that draw some, and zeros for
+the others. `history` starts as zeros (not as uninitialised memory: weight 0 times NaN is NaN), the
+first sample is `sample_scale` times unit-variance latents, and the first denoiser input is
+`input_scale` times that sample. The last row's `denoiser_input` is never used; its weight is 1.
 
 A file holds one table, as JSON, with exactly these fields:
 
@@ -44,7 +46,8 @@ PAST = slice(2, 2 + HISTORY)
 PUSH_SAMPLE = 2 + HISTORY
 PUSH_NOISE_PRED = 3 + HISTORY
 INPUT_SCALE = 4 + HISTORY
-NUM_WEIGHTS = 5 + HISTORY
+NOISE = 5 + HISTORY
+NUM_WEIGHTS = 6 + HISTORY
 
 FloatArray = NDArray[np.float32]
 
@@ -97,6 +100,11 @@ class SolverSteps:
         """Denoiser evaluations beyond `num_inference_steps`."""
         return len(self.timesteps) - self.num_inference_steps
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether any step adds noise."""
+        return bool(self.weights[:, NOISE].any())
+
 
 @dataclass(frozen=True, eq=False)
 class SolverTable:
@@ -148,7 +156,11 @@ class SolverTable:
 
 
 def advance(
-    weights: FloatArray, sample: FloatArray, noise_pred: FloatArray, history: FloatArray
+    weights: FloatArray,
+    sample: FloatArray,
+    noise_pred: FloatArray,
+    history: FloatArray,
+    noise: FloatArray,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Take one step, in numpy: what the solver graph computes, for one step and a whole batch.
 
@@ -157,12 +169,14 @@ def advance(
         sample: [...], any shape.
         noise_pred: [...], the denoiser's output for this step.
         history: [HISTORY, ...], newest first; zeros before the first step.
+        noise: [...], of unit variance; zeros for a sampler that draws none.
 
     Returns:
         next_sample [...], denoiser_input [...] and next_history [HISTORY, ...].
     """
     past = (weights[PAST] @ history.reshape(HISTORY, -1)).reshape(sample.shape)
     next_sample = weights[SAMPLE] * sample + weights[NOISE_PRED] * noise_pred + past
+    next_sample = next_sample + weights[NOISE] * noise
     pushed = weights[PUSH_SAMPLE] * sample + weights[PUSH_NOISE_PRED] * noise_pred
     next_history = np.concatenate([pushed[None], history[:-1]])
     return next_sample, weights[INPUT_SCALE] * next_sample, next_history

@@ -51,9 +51,9 @@ def check_options(
     size: tuple[Range, Range] | None,
     batch: Range,
     gate_step: int | None,
-    sp_interval: int,
-    fi_interval: int,
-    warm_up: int,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
 

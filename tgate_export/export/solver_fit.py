@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tgate_export.bundle.solver_table import (
     HISTORY,
     INPUT_SCALE,
+    NOISE,
     NOISE_PRED,
     NUM_WEIGHTS,
     PAST,
@@ -39,6 +40,7 @@ def fit_recurrence(trace: Trace, slots: int, *, push_stored: bool) -> Array | No
     n = len(trace.local)
     push = trace.stored.copy() if push_stored else np.tile([0.0, 1.0], (n, 1))
     weights = np.zeros((n, NUM_WEIGHTS))
+    weights[:, NOISE] = trace.noise
     weights[:, INPUT_SCALE] = np.append(trace.input_scales[1:], 1.0)
     direct = _read_off(trace.local, push, slots, weights)
     used = np.zeros(n, dtype=bool)

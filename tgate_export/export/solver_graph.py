@@ -21,7 +21,8 @@ def save_solver_graph(path: Path) -> None:
     """Write the solver graph, which computes what `bundle.solver_table.advance` does.
 
     Inputs, all f32: `sample` [B, C, h, w], `noise_pred` [B, C, h, w], `history` [B, 3, C, h, w]
-    (newest first, zeros before the first step), `weights` [B, 8] (a row of a solver table for each
+    (newest first, zeros before the first step), `noise` [B, C, h, w] (zeros for samplers that draw
+    none), `weights` [B, 9] (a row of a solver table for each
     sample, so that samples of one batch may be at different steps, counts and samplers).
     Outputs, all f32: `next_sample`, `denoiser_input` [B, C, h, w], `next_history` [B, 3, C, h, w].
     """
@@ -35,7 +36,15 @@ def build_solver_graph() -> onnx.ModelProto:
         helper.make_node(
             "Split",
             ["w", "weights_split"],
-            ["w_sample", "w_noise", "w_past", "w_push_sample", "w_push_noise", "w_input"],
+            [
+                "w_sample",
+                "w_noise",
+                "w_past",
+                "w_push_sample",
+                "w_push_noise",
+                "w_input",
+                "w_drawn",
+            ],
             axis=1,
         ),
         # Sums of products and no MatMul: GPUs would run that in TF32, with three digits.
@@ -44,7 +53,8 @@ def build_solver_graph() -> onnx.ModelProto:
         helper.make_node("ReduceSum", ["weighted_history", "one"], ["past"], keepdims=0),
         helper.make_node("Mul", ["sample", "w_sample"], ["from_sample"]),
         helper.make_node("Mul", ["noise_pred", "w_noise"], ["from_noise"]),
-        helper.make_node("Sum", ["from_sample", "from_noise", "past"], ["next_sample"]),
+        helper.make_node("Mul", ["noise", "w_drawn"], ["drawn"]),
+        helper.make_node("Sum", ["from_sample", "from_noise", "past", "drawn"], ["next_sample"]),
         helper.make_node("Mul", ["next_sample", "w_input"], ["denoiser_input"]),
         helper.make_node("Mul", ["sample", "w_push_sample"], ["push_sample"]),
         helper.make_node("Mul", ["noise_pred", "w_push_noise"], ["push_noise"]),
@@ -55,7 +65,7 @@ def build_solver_graph() -> onnx.ModelProto:
     ]
     constants = {
         "weights_shape": [0, NUM_WEIGHTS, 1, 1],
-        "weights_split": [1, 1, HISTORY, 1, 1, 1],
+        "weights_split": [1, 1, HISTORY, 1, 1, 1, 1],
         "zero": [0],
         "one": [1],
         "kept": [HISTORY - 1],
@@ -68,6 +78,7 @@ def build_solver_graph() -> onnx.ModelProto:
             _tensor("sample", _LATENTS),
             _tensor("noise_pred", _LATENTS),
             _tensor("history", _HISTORY),
+            _tensor("noise", _LATENTS),
             _tensor("weights", _WEIGHTS),
         ],
         [

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ class Trace:
             (index 0) and model outputs (1) that were given at evaluations 0..i.
         stored: [N, 2], row i is what the scheduler keeps of evaluation i for later steps, as a
             combination of that evaluation's sample and model output.
+        noise: [N], how much of a unit of noise the sample after evaluation i gets.
         trajectory: [N + 1, N + 1], row i is the sample before evaluation i of a real run as a
             combination of the first sample (column 0) and all model outputs (1..N).
     """
@@ -41,6 +46,7 @@ class Trace:
     input_scales: Array
     local: Array
     stored: Array
+    noise: Array
     trajectory: Array
 
 
@@ -50,14 +56,15 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> Trace:
 
     Half of the batch is given one-hot samples and model outputs at every step, whatever the
     scheduler returned before: that yields the coefficients of single steps as diffusers has them,
-    without the rounding of the steps before. The other half is a real run.
+    without the rounding of the steps before. The other half is a real run. The last row alone gets
+    noise where the scheduler draws some, and nothing else.
 
     Args:
         scheduler: a diffusers scheduler that has not run yet.
         num_inference_steps: as in `set_timesteps`.
 
     Raises:
-        NotLinearError: when the scheduler clamps or draws noise.
+        NotLinearError: when the scheduler clamps, or draws noise in a way of its own.
         Exception: whatever diffusers raises for a step count that it cannot run.
     """
     scheduler.set_timesteps(num_inference_steps)
@@ -68,15 +75,15 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> Trace:
     mix = _CHECK_SCALE * np.random.default_rng(n).standard_normal(n + 1)
     converted = _record_conversions(scheduler)
 
-    samples = np.zeros((n + 1, 3 * n + 3))
+    samples = np.zeros((n + 1, 3 * n + 4))
     samples[0, run.start] = 1.0
     samples[0, check] = mix[0]
     input_scales = np.empty(n)
     ones = torch.ones(1, 4, 1, 1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _noise_in_last_row(scheduler):
         for i, t in enumerate(timesteps):
-            sample, noise_pred = samples[i].copy(), np.zeros(3 * n + 3)
-            sample[: 2 * n] = 0.0
+            sample, noise_pred = samples[i].copy(), np.zeros(3 * n + 4)
+            sample[: 2 * n] = sample[-1] = 0.0
             sample[i] = noise_pred[n + i] = noise_pred[run.start + 1 + i] = 1.0
             noise_pred[check] = mix[i + 1]
             input_scales[i] = scheduler.scale_model_input(ones, t)[0, 0, 0, 0]
@@ -92,8 +99,26 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> Trace:
         input_scales=input_scales,
         local=local,
         stored=_stored(local, converted),
+        noise=samples[1:, -1],
         trajectory=samples[:, run],
     )
+
+
+@contextlib.contextmanager
+def _noise_in_last_row(scheduler: Any) -> Iterator[None]:
+    """Let `randn_tensor`, by which diffusers' schedulers draw, give ones in the last row only."""
+
+    def draw(shape: Any, *_args: Any, dtype: torch.dtype, **_kwargs: Any) -> torch.Tensor:
+        noise = torch.zeros(*shape, dtype=dtype)
+        noise[-1] = 1.0
+        return noise
+
+    modules = {sys.modules[cls.__module__] for cls in type(scheduler).__mro__}
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if hasattr(module, "randn_tensor"):
+                stack.enter_context(mock.patch.object(module, "randn_tensor", draw))
+        yield
 
 
 def _record_conversions(scheduler: Any) -> list[Array]:
@@ -123,7 +148,7 @@ def _stored(local: Array, converted: list[Array]) -> Array:
 
 def _check_linear(run: Array, check: Array, mix: Array) -> None:
     if not np.array_equal(check[:, 0], check[:, 1]):
-        raise NotLinearError("it draws noise at its steps")
+        raise NotLinearError("it draws noise at its steps, and not by randn_tensor")
     error = np.abs(run @ mix - check[:, 0])
     if (error > _LINEAR_TOLERANCE * (np.abs(run) @ np.abs(mix))).any():
         raise NotLinearError("its steps are not linear: it clamps or rescales samples")

@@ -49,6 +49,8 @@ SOLVERS: dict[str, SolverSpec] = {
     "dpm++3m": SolverSpec("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 3}),
     "deis": SolverSpec("DEISMultistepScheduler"),
     "unipc": SolverSpec("UniPCMultistepScheduler"),
+    "euler-a": SolverSpec("EulerAncestralDiscreteScheduler"),
+    "lcm": SolverSpec("LCMScheduler"),
     "pndm": SolverSpec("PNDMScheduler", {"skip_prk_steps": True}),
 }
 
@@ -69,7 +71,7 @@ def compile_solver(
 
     Raises:
         InvalidRequestError: for an unknown name.
-        UnsupportedSchedulerError: when the configuration makes the scheduler clamp or draw noise.
+        UnsupportedSchedulerError: when the configuration makes the scheduler clamp.
     """
     scheduler = make_scheduler(name, scheduler_config)
     return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress)
@@ -103,7 +105,7 @@ def compile_scheduler(
         progress: called with (step counts done, step counts in all).
 
     Raises:
-        UnsupportedSchedulerError: when the scheduler clamps, draws noise, needs more than HISTORY
+        UnsupportedSchedulerError: when the scheduler clamps, needs more than HISTORY
             past entries, or cannot run at all.
     """
     label = f"scheduler {name!r} ({type(scheduler).__name__})"
@@ -171,8 +173,9 @@ def _residual(steps: SolverSteps, trace: Trace) -> float:
     basis = np.eye(n + 1, dtype=np.float32)
     samples = [basis[0]]
     history = np.zeros((HISTORY, n + 1), dtype=np.float32)
+    none = np.zeros(n + 1, dtype=np.float32)
     for row, noise_pred in zip(steps.weights, basis[1:], strict=True):
-        sample, _, history = advance(row, samples[-1], noise_pred, history)
+        sample, _, history = advance(row, samples[-1], noise_pred, history, none)
         samples.append(sample)
     error = np.abs(np.stack(samples) - trace.trajectory).max(axis=1)
     largest = np.abs(trace.trajectory).max(axis=1)

@@ -96,6 +96,7 @@ def solver_graph() -> Graph:
             f32("sample", latents),
             f32("noise_pred", latents),
             f32("history", history),
+            f32("noise", latents),
             f32("weights", ("batch", NUM_WEIGHTS)),
         ),
         outputs=(

@@ -233,7 +233,9 @@ class TGatePipeline:
             warm_up=request.warm_up,
         )
         check_graphs(self.bundle, schedule, request)
-        run = self._prepare(RunShape(len(prompts), request.height, request.width, schedule))
+        run = self._prepare(
+            RunShape(len(prompts), request.height, request.width, schedule, solver.draws_noise)
+        )
         started = perf_counter()
         run.write_inputs(self.manifest, self._tokenizers, request, part, solver)
         # Launches may only be queued: nothing waits for the device before the end.
@@ -335,10 +337,10 @@ class _PreparedRun:
         if request.latents is not None:
             latents = request.latents[part]
         else:
-            first = part.start
-            latents = np.stack(
-                [standard_normal(shape[1:], request.seed, first + i) for i in range(batch)]
-            )
+            latents = _draw(shape, request.seed, part.start)
+        if solver.draws_noise:
+            for step in range(len(solver.timesteps)):
+                write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
         sample = latents * np.float32(solver.sample_scale)
         write(Slot("sample.0"), sample)
         write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
@@ -360,6 +362,12 @@ class _PreparedRun:
         return StepInfo(
             index, len(phases), phases[index], timestep, lambda: self.memory.read(latents)
         )
+
+
+def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:
+    """Draw unit-variance noise [B, C, h, w] for images `first`, `first + 1`, ... of a call."""
+    images = range(first, first + shape[0])
+    return np.stack([standard_normal(shape[1:], seed, image, draw) for image in images])
 
 
 def _to_pil(images: np.ndarray) -> list[Any]:

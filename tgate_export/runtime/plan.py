@@ -54,12 +54,21 @@ class Launch:
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the memory and the launches of a run depend on; image sides in pixels."""
+    """What the memory and the launches of a run depend on.
+
+    Attributes:
+        batch: images.
+        height: pixels.
+        width: pixels.
+        schedule: the graph of every evaluation.
+        noise: whether the sampler draws noise at its steps.
+    """
 
     batch: int
     height: int
     width: int
     schedule: Schedule
+    noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
                     "sample": Slot(f"sample.{step % 2}"),
                     "history": Slot(f"history.{step % 2}"),
                     "weights": Slot("weights", step),
+                    "noise": Slot("noise", step if shape.noise else None),
                     "next_sample": Slot(f"sample.{(step + 1) % 2}"),
                     "next_history": Slot(f"history.{(step + 1) % 2}"),
                 },
@@ -142,6 +152,8 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
         "guidance_scale": BufferSpec("float32", (shape.batch,)),
         "timestep": BufferSpec("float32", (shape.batch,), evaluations),
         "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
+        # Zeros that every step shares, unless the sampler draws some.
+        "noise": BufferSpec("float32", latents, evaluations if shape.noise else None),
         "denoiser_input": BufferSpec("float32", latents),
         "noise_pred": BufferSpec("float32", latents),
         "images": BufferSpec("float32", (shape.batch, shape.height, shape.width, 3)),
