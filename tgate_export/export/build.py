@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.errors import BundleError, TGateError
+from tgate_export.export.memory import release_memory
 from tgate_export.export.options import BuildOptions, build_key, check_options, versions
 from tgate_export.export.progress import Progress
 from tgate_export.families.source import ModelSource, Weights, resolve_source
@@ -194,7 +194,7 @@ def _build(
         references = graph_references(source, parts, manifest, groups, batch=options.batch.opt)
     # Never hold the PyTorch model and an engine at once.
     del parts, declared
-    gc.collect()
+    release_memory()
     differences = check_graphs(Bundle(staging, manifest), references, progress)
     require(differences)
     (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -245,7 +245,7 @@ def _export_graphs(
                     outputs=_tensors(graph.outputs),
                 )
                 del model
-                gc.collect()
+                release_memory()
     return graphs
 
 

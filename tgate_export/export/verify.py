@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest, Precision
 from tgate_export.errors import InvalidRequestError, ModelError, VerificationError
+from tgate_export.export.memory import release_memory
 from tgate_export.export.progress import Progress
 from tgate_export.export.reference import (
     NEGATIVE_PROMPT,
@@ -151,7 +151,7 @@ def graph_references(
         for name in set(graph.components) - later:
             parts[name].to("meta")
         del module
-        gc.collect()
+        release_memory()
     return references
 
 
@@ -267,7 +267,7 @@ def verify_bundle(
         batch = min(2, bundle.manifest.batch.max)
         references = graph_references(found, parts, bundle.manifest, groups, batch=batch)
     del parts
-    gc.collect()
+    release_memory()
     graphs = check_graphs(bundle, references, progress)
     with progress.stage("running trajectories in the runtime"):
         return Verification(graphs, check_trajectories(bundle, runs))
