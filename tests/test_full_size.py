@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 at full size with random weights: minutes and gigabytes, so `slow`."""
+"""Published models at full size with random weights: minutes and gigabytes, so `slow`."""
 
 from __future__ import annotations
 
@@ -65,3 +65,26 @@ def test_sd15(tmp_path: Path, precision: str, bytes_each: int, limit: int) -> No
         report: dict[str, Any] = json.loads(output)
         assert (report["width"], report["height"]) == (512, 512)
         assert report["timings"]["outside_engines_fraction"] < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize(
+    ("name", "parameters", "layers"),
+    [("sdxl", 2_567_463_684, [10, 60]), ("pixart-alpha", 611_349_152, [28])],
+)
+def test_large_models_in_fp16(
+    tmp_path: Path, name: str, parameters: int, layers: list[int]
+) -> None:
+    """The bound is for all of it: export, and references in fp32 from fp16 weights."""
+    bundle = tmp_path / name
+    _, peak = run("build", "--model", name, "--weights", "random", "--precision", "fp16",
+                  "--batch", "1", "--out", str(bundle))  # fmt: skip
+    assert peak < 14 * GIB
+    manifest = read_manifest(bundle)
+    assert sorted(len(cache.layers) for cache in manifest.cache) == layers
+    # Constants count, too: frequencies, and PixArt's position embedding of 64 x 64 patches.
+    constants = manifest.graphs["full"].parameters - parameters
+    assert 0 < constants < (4096 * 1152 + 1000 if name == "pixart-alpha" else 1000)
+    weights = manifest.files["graphs/denoiser.weights"].bytes
+    assert weights <= 1.02 * 2 * (parameters + constants)

@@ -72,7 +72,7 @@ def test_option_out_of_range(
     ("name", "code", "reason"),
     [
         ("shape", 2, "did you mean shapes"),
-        ("sd155", 2, "did you mean sd15"),
+        ("sd51", 2, "did you mean sd21 or sd15"),
         ("/no/such/folder", 2, "unknown model"),
         ("", 1, "is not a diffusers pipeline"),
     ],
@@ -128,7 +128,8 @@ def no_levels(folder: Path) -> None:
         (no_index, "is not a diffusers pipeline: it has no model_index.json"),
         (other_class("FluxPipeline"), "T-GATE does not apply"),
         (other_class("StableDiffusion3Pipeline"), "T-GATE does not apply"),
-        (other_class("StableVideoDiffusionPipeline"), "not supported"),
+        (other_class("StableDiffusionInpaintPipeline"), "not supported"),
+        (other_class("StableDiffusionXLPipeline"), "lacks the component text_encoder_2/"),
         (inpainting, "inpainting"),
         (pickled, "diffusion_pytorch_model.bin"),
         (truncated, "is truncated: "),

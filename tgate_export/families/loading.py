@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ def convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def computing_in_fp32(*modules: nn.Module) -> Iterator[None]:
     """Compute in fp32 while the weights stay as they are stored.
 
-    Every layer is converted when its turn comes and converted back after it, which loses nothing:
+    Every layer gets fp32 copies of its weights when its turn comes, and its own back after it:
     only one layer at a time is in memory twice. Not for modules that read the dtype of another's
     weights, as a VAE does.
     """
@@ -112,9 +111,10 @@ def computing_in_fp32(*modules: nn.Module) -> Iterator[None]:
         if isinstance(told, torch.dtype):
             phases.append((layer, told))
         weights = [] if any(True for _ in layer.children()) else list(layer.parameters())
-        if weights and weights[0].dtype != torch.float32:
-            hooks.append(layer.register_forward_pre_hook(_widen))
-            hooks.append(layer.register_forward_hook(partial(_narrow, weights[0].dtype)))
+        if any(weight.dtype != torch.float32 for weight in weights):
+            widened = _Widened(weights)
+            hooks.append(layer.register_forward_pre_hook(widened.before))
+            hooks.append(layer.register_forward_hook(widened.after))
     for phase, _ in phases:
         phase.compute_dtype = torch.float32
     try:
@@ -126,12 +126,22 @@ def computing_in_fp32(*modules: nn.Module) -> Iterator[None]:
             phase.compute_dtype = dtype
 
 
-def _widen(layer: nn.Module, _args: Any) -> None:
-    convert(layer, torch.float32)
+class _Widened:
+    """The hooks of one layer: fp32 copies of its weights before it runs, the stored ones after."""
 
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self.weights = weights
+        self.stored: list[torch.Tensor] = []
 
-def _narrow(dtype: torch.dtype, layer: nn.Module, _args: Any, _output: Any) -> None:
-    convert(layer, dtype)
+    def before(self, _layer: nn.Module, _args: Any) -> None:
+        self.stored = [weight.data for weight in self.weights]
+        for weight in self.weights:
+            weight.data = weight.data.float()
+
+    def after(self, _layer: nn.Module, _args: Any, _output: Any) -> None:
+        for weight, data in zip(self.weights, self.stored, strict=True):
+            weight.data = data
+        self.stored = []
 
 
 def _class(name: str) -> Any:
