@@ -50,7 +50,13 @@ class NamedModel:
 
 
 _TGATE = "T-GATE paper and README: 25 steps, gate step 10"
+_TGATE_LCM = "T-GATE README: 4 steps, gate step 1; diffusers: guidance, sampler"
+_TURBO = "model card: 1 to 4 steps without guidance; gate step 2 is ours"
+_LCM = {"num_inference_steps": 4, "gate_step": 1, "scheduler": "lcm"}
+_FEW_STEPS = {"num_inference_steps": 4, "gate_step": 2, "guidance_scale": 1.0}
 _DIFFUSERS_PIXART = "T-GATE page of diffusers: 25 steps, gate step 8; diffusers: guidance, sampler"
+
+_SDXL_PARTS = dict.fromkeys(("text_encoder", "text_encoder_2", "vae"), _CONFIGS / "sdxl")
 
 NAMED_MODELS = {
     model.name: model
@@ -99,6 +105,62 @@ NAMED_MODELS = {
             size=1024,
             defaults=stable_diffusion_xl.DEFAULTS,
             origin=f"{_TGATE}; diffusers: guidance, sampler",
+        ),
+        NamedModel(
+            name="sd-turbo",
+            family="stable-diffusion",
+            summary="SD-Turbo: Stable Diffusion 2.1 distilled to a few steps without guidance",
+            directory=_CONFIGS / "sd-turbo",
+            hub_id="stabilityai/sd-turbo",
+            denoiser_parameters=865_910_724,
+            size=512,
+            defaults=stable_diffusion.DEFAULTS.model_copy(
+                update={**_FEW_STEPS, "scheduler": "euler"}
+            ),
+            shared={"text_encoder": _CONFIGS / "sd21", "vae": _CONFIGS / "sd15"},
+            guidance="none",
+            origin=_TURBO,
+        ),
+        NamedModel(
+            name="sdxl-turbo",
+            family="stable-diffusion-xl",
+            summary="SDXL-Turbo: SDXL distilled to a few steps without guidance",
+            directory=_CONFIGS / "sdxl-turbo",
+            hub_id="stabilityai/sdxl-turbo",
+            denoiser_parameters=2_567_463_684,
+            size=512,
+            defaults=stable_diffusion_xl.DEFAULTS.model_copy(
+                update={**_FEW_STEPS, "scheduler": "euler-a"}
+            ),
+            shared=_SDXL_PARTS,
+            guidance="none",
+            origin=_TURBO,
+        ),
+        NamedModel(
+            name="lcm-sd15",
+            family="stable-diffusion",
+            summary="LCM Dreamshaper v7: Stable Diffusion 1.5 with an embedded guidance scale",
+            directory=_CONFIGS / "lcm-sd15",
+            hub_id="SimianLuo/LCM_Dreamshaper_v7",
+            denoiser_parameters=859_602_884,
+            size=768,
+            defaults=stable_diffusion.DEFAULTS.model_copy(update={**_LCM, "guidance_scale": 8.5}),
+            shared={"text_encoder": _CONFIGS / "sd15", "vae": _CONFIGS / "sd15"},
+            origin=_TGATE_LCM,
+        ),
+        NamedModel(
+            name="lcm-sdxl",
+            family="stable-diffusion-xl",
+            summary="LCM SDXL with an embedded guidance scale (its hub weights are a UNet alone)",
+            directory=_CONFIGS / "lcm-sdxl",
+            hub_id="latent-consistency/lcm-sdxl",
+            denoiser_parameters=2_567_545_604,
+            size=1024,
+            defaults=stable_diffusion_xl.DEFAULTS.model_copy(
+                update={**_LCM, "guidance_scale": 8.0}
+            ),
+            shared=_SDXL_PARTS,
+            origin=_TGATE_LCM,
         ),
         NamedModel(
             name="pixart-alpha",

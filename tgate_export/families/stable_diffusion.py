@@ -111,7 +111,11 @@ def _check(source: ModelSource) -> None:
 STABLE_DIFFUSION = Family(
     name="stable-diffusion",
     title="Stable Diffusion 1.x and 2.x",
-    pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    pipelines=(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "LatentConsistencyModelPipeline",
+    ),
     weights={
         "text_encoder": "transformers.CLIPTextModel",
         "unet": "diffusers.UNet2DConditionModel",
