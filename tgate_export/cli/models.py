@@ -47,7 +47,7 @@ def command(as_json: bool) -> None:
             str(model.size),
             str(defaults.num_inference_steps),
             str(defaults.gate_step),
-            f"{defaults.guidance_scale:g}",
+            "none" if model.guidance == "none" else f"{defaults.guidance_scale:g}",
             defaults.scheduler,
         )
     console = Console(highlight=False)
