@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show what is in a bundle, without loading it.",
     "verify": "Prove a bundle against PyTorch.",
     "generate": "Draw with a bundle.",
+    "bench": "Time bundles, gated and not.",
 }
 
 
