@@ -191,7 +191,7 @@ class GateQuality(ResultModel):
     lost_bound: float | None = Field(
         description="95 % upper confidence bound of the share that is lost (Clopper-Pearson)"
     )
-    meets_bound: bool
+    meets_bound: bool | None = Field(description="none: drawn for the charts, on few prompts")
 
 
 class Bound(ResultModel):

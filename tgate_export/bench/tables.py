@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tgate_export.bench.result import BenchResult, Interval, Machine, Quantiles, Row, Target
+from tgate_export.bench.result import (
+    BenchResult,
+    Interval,
+    Machine,
+    ProbeResult,
+    Quantiles,
+    Row,
+    Target,
+)
 
 NONE = "-"
 Namer = Callable[[Row], str]
@@ -184,6 +192,26 @@ def _attribution(targets: Sequence[Target]) -> list[Table]:
         "a step without guidance is half a full one."
     )
     return [Table("What a gated step saves", columns, cells, note)] if cells else []
+
+
+def probe_tables(result: ProbeResult) -> list[Table]:
+    """Return the table of a probe's gates."""
+    cells = tuple(
+        (
+            f"{gate.gate_step} of {result.settings.num_inference_steps}",
+            f"{gate.similarity.psnr_db:.1f}", f"{gate.similarity.ssim:.3f}",
+            f"{gate.adherence.share:.1%}" if gate.adherence else NONE,
+            NONE if gate.lost_bound is None else f"{gate.lost} (up to {gate.lost_bound:.1%})",
+            str(gate.similarity.images),
+            NONE if gate.meets_bound is None else "yes" if gate.meets_bound else "no",
+        )
+        for gate in result.gates
+    )  # fmt: skip
+    columns = ("gate step", "PSNR, dB", "SSIM", "adherence", "lost", "pictures", "meets the bound")
+    note = "To the ungated pictures of the same prompts and seeds. Not judged: drawn for charts."
+    if result.ungated_adherence:
+        note += f" Ungated adherence: {result.ungated_adherence.share:.1%}."
+    return [Table("Gates", columns, cells, note)]
 
 
 def facts(machine: Machine) -> list[tuple[str, str]]:

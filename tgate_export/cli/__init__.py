@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": "Prove a bundle against PyTorch.",
     "generate": "Draw with a bundle.",
     "bench": "Time bundles, gated and not.",
+    "probe": "Find where cross-attention converges; suggest a gate step.",
 }
 
 

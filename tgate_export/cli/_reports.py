@@ -6,9 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tgate_export.cli._console import stderr
 from tgate_export.errors import InvalidRequestError, TGateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tgate_export.bench.tables import Table
 
 
 def check_reports(paths: dict[str, Path | None]) -> None:
@@ -44,6 +50,21 @@ def write_report(path: Path, text: str) -> None:
     except OSError as error:
         raise TGateError(f"cannot write {path}: {error.strerror or error}") from error
     stderr().print(f"Wrote {path}", soft_wrap=True)
+
+
+def print_table(console: Console, content: Table) -> None:
+    """Print a table for people; where nobody looks it is wide enough for a file."""
+    from rich.table import Table as Grid
+
+    if not console.is_terminal:
+        console.width = 160
+    grid = Grid(title=content.title, title_justify="left",
+                caption=content.note, caption_justify="left")  # fmt: skip
+    for index, column in enumerate(content.columns):
+        grid.add_column(column, justify="right" if index else "left")
+    for cells in content.rows:
+        grid.add_row(*cells)
+    console.print(grid)
 
 
 @contextlib.contextmanager

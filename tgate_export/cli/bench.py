@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tgate_export.cli._console import readable_warnings, spinner, stderr
-from tgate_export.cli._reports import check_reports, progress_bar, write_report
+from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import BenchResult
@@ -96,21 +96,12 @@ def command(
 def _show(result: BenchResult) -> None:
     """Print the tables for people; the JSON file is for programs."""
     from rich.console import Console
-    from rich.table import Table
 
     from tgate_export.bench.tables import settings_line, tables
 
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(settings_line(result))
+    console.print(settings_line(result), soft_wrap=True)
     for content in tables(result):
-        table = Table(title=content.title, title_justify="left", caption=content.note,
-                      caption_justify="left")  # fmt: skip
-        for index, column in enumerate(content.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for cells in content.rows:
-            table.add_row(*cells)
-        console.print(table)
+        print_table(console, content)
     for note in result.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
