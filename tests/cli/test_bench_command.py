@@ -86,7 +86,7 @@ def test_cache_bytes(bench: Bench, folder: Path, tiny_bundle: Path) -> None:
         (["--batch", 9], "--batch 9 does not fit"),
         (["--repeats", 0], "0 is not in the range x>=1"),
         (["--json", "nowhere/b.json"], "--json nowhere/b.json: the folder nowhere does not exist"),
-        (["--json", "."], "--json . is a folder"),
+        (["--html", "."], "--html . is a folder"),
         (["--json", "b.x", "--markdown", "./b.x"], "--json and --markdown name the same file"),
     ],
 )

@@ -65,6 +65,7 @@ def test_suggestion_runs(
         (["--prompts", "none.txt"], "--prompts none.txt: No such file"),
         (["--prompts", "."], "--prompts .: Is a directory"),
         (["--json", "nowhere/p.json"], "the folder nowhere does not exist"),
+        (["--html", "nowhere/p.html"], "the folder nowhere does not exist"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--scheduler", "heun"], "unknown scheduler 'heun'"),
         (["--steps", 101], "steps must be 1 to 100, got 101"),

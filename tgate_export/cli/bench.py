@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write tables.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a report.")
 def command(
     bundles: tuple[Path, ...],
     backends: tuple[str, ...],
@@ -59,20 +60,21 @@ def command(
     adherence_prompts: int,
     json_path: Path | None,
     markdown_path: Path | None,
+    html_path: Path | None,
 ) -> None:
     """Time bundles: ungated, gated at several steps, and with fewer plain steps.
 
     All rows of all bundles and backends run interleaved in random order. Ctrl-C ends it early;
     what was measured is kept.
     """
-    check_reports({"--json": json_path, "--markdown": markdown_path})
+    check_reports({"--json": json_path, "--markdown": markdown_path, "--html": html_path})
     from tgate_export.bench.compare import compare, open_contestants, require_bench_extra
     from tgate_export.bench.measure import Plan
     from tgate_export.bench.rows import parse_gate_steps
     from tgate_export.bench.tables import markdown
     from tgate_export.bundle.integrity import read_manifest
 
-    require_bench_extra("skimage", "scipy")
+    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
     if steps is None:
         steps = read_manifest(bundles[0]).defaults.num_inference_steps
     gates = parse_gate_steps(gate_steps, steps)
@@ -88,6 +90,10 @@ def command(
         write_report(json_path, result.model_dump_json(indent=1) + "\n")
     if markdown_path:
         write_report(markdown_path, markdown(result))
+    if html_path:
+        from tgate_export.bench.report.bench import bench_page
+
+        write_report(html_path, bench_page(comparison))
     if not result.complete:
         stderr().print("error: interrupted; what was measured is kept", soft_wrap=True)
         raise SystemExit(130)

@@ -42,6 +42,7 @@ GENERAL_PROMPTS = 4
     "that at most 3 % of pictures no longer show what the prompt says.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a report.")
 def command(
     bundle: Path,
     prompts_path: Path | None,
@@ -51,19 +52,20 @@ def command(
     seed: int,
     min_ssim: float | None,
     json_path: Path | None,
+    html_path: Path | None,
 ) -> None:
     """Find where cross-attention converges; suggest a gate step.
 
     Draws the prompts without gating and at the gates that a bisection asks for; the convergence
     curves come from the caches that the full graph gives anyway.
     """
-    check_reports({"--json": json_path})
+    check_reports({"--json": json_path, "--html": html_path})
     from tgate_export.bench.compare import require_bench_extra
     from tgate_export.bench.probe import Probe
     from tgate_export.bench.prompts import default_prompts, is_shapes, read_prompts
     from tgate_export.runtime.pipeline import TGatePipeline
 
-    require_bench_extra("skimage", "scipy")
+    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
     prompts = read_prompts(prompts_path) if prompts_path else None
     with readable_warnings():
         with spinner("loading"):
@@ -80,6 +82,10 @@ def command(
     _show(result)
     if json_path:
         write_report(json_path, result.model_dump_json(indent=1) + "\n")
+    if html_path:
+        from tgate_export.bench.report.probe import probe_page
+
+        write_report(html_path, probe_page(result, probe.pictures))
     if not result.complete:
         stderr().print("error: interrupted; what was drawn is kept", soft_wrap=True)
         raise SystemExit(130)
