@@ -51,7 +51,7 @@ class WorkCounter:
         graphs = self._pipeline.manifest.graphs
         if not {"full", "gated"} <= graphs.keys():
             return None
-        guided = any(tensor.name == "guidance_scale" for tensor in graphs["full"].inputs)
+        guided = any(tensor.name == "negative_prompt_embeds" for tensor in graphs["full"].inputs)
         full, gated = (self._graph(graph).total // self._batch for graph in ("full", "gated"))
         alone = full // 2 if guided else full
         saved = full - gated
