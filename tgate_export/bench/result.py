@@ -28,7 +28,7 @@ class Quantiles(ResultModel):
 
 
 class Interval(ResultModel):
-    """A ratio of medians, and its confidence interval; no interval from a single round."""
+    """A ratio of medians and its confidence interval; none from one round, or over itself."""
 
     value: float
     low: float | None
@@ -185,7 +185,8 @@ class GateQuality(ResultModel):
     """What gating at one step does to the pictures."""
 
     gate_step: int
-    similarity: Similarity
+    similarity: Similarity = Field(description="over all pictures drawn at this gate")
+    shown: Similarity = Field(description="over the first prompts, the same at every gate")
     adherence: Adherence | None
     lost: int | None = Field(description="pictures that adhere ungated but not gated")
     lost_bound: float | None = Field(

@@ -94,7 +94,7 @@ def _shared_rounds(one: Subject, other: Subject) -> list[int]:
 
 def _speedup(plain: Subject, subject: Subject, seed: int) -> Interval | None:
     if plain is subject:
-        return Interval(value=1.0, low=1.0, high=1.0)
+        return Interval(value=1.0, low=None, high=None)
     rounds = _shared_rounds(plain, subject)
     if not rounds:
         return None

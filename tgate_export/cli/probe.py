@@ -38,7 +38,7 @@ GENERAL_PROMPTS = 4
 @click.option(
     "--min-ssim",
     type=click.FloatRange(0, 1),
-    help="Least mean SSIM to the ungated pictures. Default: 0.8; for shapes, 95 % certainty "
+    help="Least mean SSIM to the ungated pictures. Default: 0.84; for shapes, 95 % certainty "
     "that at most 3 % of pictures no longer show what the prompt says.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result.")

@@ -74,7 +74,9 @@ def stage_bars(rows: Sequence[Row], names: Sequence[str]) -> Markup:
 
     def draw(axes: Any) -> None:
         left = [0.0] * len(rows)
-        for index, part in enumerate(dict.fromkeys(part for entry in parts for part in entry)):
+        order = dict.fromkeys(part for entry in parts for part in entry)
+        # Steps first: they lie side by side, and are most of it.
+        for index, part in enumerate(sorted(order, key=lambda part: not part.endswith(" steps"))):
             widths = [1e3 * max(0.0, entry.get(part, 0.0)) for entry in parts]
             colour = COLOURS[index % len(COLOURS)]
             axes.barh(names, widths, left=left, label=part, color=colour, height=0.65)
@@ -111,7 +113,7 @@ def gate_quality(result: ProbeResult) -> Markup:
 
     def draw(axes: Any) -> None:
         gates = [gate.gate_step for gate in result.gates]
-        axes.plot(gates, [gate.similarity.ssim for gate in result.gates], "o-", color=COLOURS[0],
+        axes.plot(gates, [gate.shown.ssim for gate in result.gates], "o-", color=COLOURS[0],
                   markersize=5, label="SSIM to ungated")  # fmt: skip
         judged = [(gate.gate_step, gate.adherence.share) for gate in result.gates if gate.adherence]
         if judged:
