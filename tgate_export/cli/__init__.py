@@ -20,6 +20,8 @@ COMMANDS = {
     "inspect": "Show what is in a bundle, without loading it.",
     "verify": "Prove a bundle against PyTorch.",
     "generate": "Draw with a bundle.",
+    "bench": "Time bundles, gated and not.",
+    "probe": "Find where cross-attention converges; suggest a gate step.",
 }
 
 

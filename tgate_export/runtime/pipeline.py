@@ -39,6 +39,7 @@ class StepInfo:
         phase: the graph that ran.
         timestep: what the denoiser was given, in training steps.
         latents: returns the current sample [B, C, h, w] f32, copied to the host when called.
+        tensor: returns a buffer by its tensor's name, such as a cache, in the same way.
 
     A GPU may still be at an earlier step: a step is only queued, and `latents` waits for it.
     """
@@ -48,6 +49,7 @@ class StepInfo:
     phase: Phase
     timestep: float
     latents: Callable[[], np.ndarray]
+    tensor: Callable[[str], np.ndarray]
 
 
 StepCallback = Callable[[StepInfo], None]
@@ -360,8 +362,9 @@ class _PreparedRun:
         latents = launch.outputs["next_sample"]
         phases = self.shape.schedule.phases
         return StepInfo(
-            index, len(phases), phases[index], timestep, lambda: self.memory.read(latents)
-        )
+            index, len(phases), phases[index], timestep, lambda: self.memory.read(latents),
+            lambda name: self.memory.read(Slot(name)),
+        )  # fmt: skip
 
 
 def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:

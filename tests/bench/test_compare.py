@@ -1,0 +1,226 @@
+"""`bench` on a backend of known latencies: every figure must come out, to the last digit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bench.fake import SECONDS, Clock, FakeBackend, fake_pipeline
+from tgate_export.bench import compare as compare_module
+from tgate_export.bench.compare import NO_ONNX, Comparison, compare
+from tgate_export.bench.macs import graph_macs
+from tgate_export.bench.measure import Contestant, Plan
+from tgate_export.bench.result import Row
+from tgate_export.bench.rows import equal_time_steps, parse_gate_steps
+from tgate_export.bundle.integrity import open_bundle
+from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.timings import StepTiming, Timings
+
+PLAN = Plan(steps=8, gate_steps=(2, 5), scheduler="ddim", batch=1, repeats=4, warmup=1, seed=11)
+STEP = {phase: SECONDS[phase] + SECONDS["solver"] for phase in ("full", "gated")}
+# Two text encodings and a picture.
+AROUND = 2 * SECONDS["text_encoder"] + SECONDS["vae_decoder"]
+
+
+@pytest.fixture(autouse=True)
+def _no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_module, "measure_peak", lambda *_: 12345)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend(Clock())
+
+
+@pytest.fixture
+def contestant(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, backend: FakeBackend
+) -> Contestant:
+    return Contestant("tiny", fake_pipeline(tiny_bundle, monkeypatch, backend), ("a", "b", "c"))
+
+
+def run(contestants: list[Contestant], plan: Plan = PLAN) -> Comparison:
+    return compare(contestants, plan, lambda *_: None)
+
+
+def rows(comparison: Comparison) -> dict[str, Row]:
+    return {row.label: row for row in comparison.result.rows}
+
+
+def expected(full: int, gated: int) -> float:
+    return AROUND + full * STEP["full"] + gated * STEP["gated"]
+
+
+def test_known_latencies_come_out(contestant: Contestant) -> None:
+    found = rows(run([contestant]))
+    # Two full and six gated steps take as long as 2 + 6 * 0.875 / 2.125 = 4.5 plain ones.
+    assert list(found) == [
+        "8 steps, no gate", "gate 2 of 8", "gate 5 of 8", "6 plain steps", "4 plain steps",
+    ]  # fmt: skip
+    plain, gated = found["8 steps, no gate"], found["gate 2 of 8"]
+    assert plain.latencies_s == [expected(8, 0)] * 4
+    assert gated.latencies_s == [expected(2, 6)] * 4
+    assert gated.latency.p50 == gated.latency.p99 == expected(2, 6)
+    assert gated.images_per_second == 1 / expected(2, 6)
+    assert gated.evaluations == {"full": 2, "gated": 6}
+    assert {name: entry.p50 for name, entry in gated.phases.items()} == {"full": 2, "gated": 0.75}
+    assert {name: entry.p50 for name, entry in gated.stages.items()} == {
+        "text_encoder": 1.0, "denoiser": 8.5, "solver": 1.0, "vae_decoder": 1.0, "host": 0.0,
+    }  # fmt: skip
+    ratio = expected(8, 0) / expected(2, 6)
+    assert gated.speedup is not None
+    assert gated.speedup.model_dump() == pytest.approx(
+        {"value": ratio, "low": ratio, "high": ratio}
+    )
+    assert found["4 plain steps"].latency.p50 == expected(4, 0)
+
+
+def test_promise_is_counted_from_the_graphs(contestant: Contestant, tiny_bundle: Path) -> None:
+    comparison = run([contestant])
+    gated = rows(comparison)["gate 2 of 8"]
+    bundle = open_bundle(tiny_bundle)
+    macs = {graph: graph_macs(bundle, graph) for graph in bundle.manifest.graphs}
+    around = 2 * macs["text_encoder"].total + macs["vae_decoder"].total + 8 * macs["solver"].total
+    steps = 2 * macs["full"].total + 6 * macs["gated"].total
+    assert gated.macs is not None
+    assert gated.promised is not None
+    assert (gated.macs.total, gated.macs.denoiser_total) == (around + steps, steps)
+    layers = 2 * macs["full"].layers + 6 * macs["gated"].layers
+    assert gated.macs.denoiser_papers == layers
+    assert gated.promised.denoiser == 8 * macs["full"].total / steps
+    assert gated.promised.all_stages == (around + 8 * macs["full"].total) / (around + steps)
+    assert gated.efficiency == gated.speedup.value / gated.promised.all_stages  # type: ignore[union-attr]
+    part = comparison.result.targets[0].attribution
+    assert part is not None
+    assert (part.full, part.gated) == (macs["full"].total, macs["gated"].total)
+    saved = macs["full"].total - macs["gated"].total
+    assert part.guidance_share == pytest.approx(macs["full"].total / 2 / saved, rel=1e-4)
+
+
+def test_every_round_holds_every_row_in_random_order(
+    contestant: Contestant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    draw = type(contestant.pipeline).__call__
+
+    def spy(pipeline: Any, prompt: Any, **options: Any) -> Any:
+        calls.append({"prompt": prompt, **options})
+        return draw(pipeline, prompt, **options)
+
+    monkeypatch.setattr(type(contestant.pipeline), "__call__", spy)
+    comparison = run([contestant])
+    count = len(comparison.result.rows)
+    measured = calls[count * PLAN.warmup :]
+    rounds = [measured[at : at + count] for at in range(0, len(measured), count)]
+    assert len(rounds) == PLAN.repeats
+    orders = []
+    for number, entries in enumerate(rounds):
+        assert {entry["seed"] for entry in entries} == {PLAN.seed + number}
+        assert len({tuple(entry["prompt"]) for entry in entries}) == 1
+        orders.append([(entry["num_inference_steps"], entry["gate_step"]) for entry in entries])
+        assert len(set(orders[-1])) == count
+    assert len(set(map(tuple, orders))) > 1
+
+
+def test_similarity_is_to_the_same_round(contestant: Contestant) -> None:
+    found = rows(run([contestant]))
+    similar = found["8 steps, no gate"].similarity
+    assert similar is not None
+    assert (similar.psnr_db, similar.ssim, similar.images) == (100.0, pytest.approx(1.0), 4)
+    other = found["gate 2 of 8"].similarity
+    assert other is not None
+    assert other.psnr_db < 100
+
+
+def test_two_targets_have_baselines_of_their_own(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    half = {graph: seconds / 2 for graph, seconds in SECONDS.items()}
+    both = [
+        Contestant(name, fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(clock, table)), ("a",))
+        for name, table in (("slow", SECONDS), ("fast", half))
+    ]
+    result = run(both).result
+    assert [target.id for target in result.targets] == ["slow", "fast"]
+    found = {row.id: row for row in result.rows}
+    for name, times in (("slow", 1), ("fast", 2)):
+        row = found[f"{name}/gate 2 of 8"]
+        assert row.speedup is not None
+        assert row.speedup_over_first is not None
+        assert row.speedup.value == pytest.approx(expected(8, 0) / expected(2, 6))
+        assert row.speedup_over_first.value == pytest.approx(times * row.speedup.value)
+
+
+def test_ctrl_c_keeps_what_was_measured(contestant: Contestant, backend: FakeBackend) -> None:
+    def interrupt(launch: Any, _memory: Any) -> None:
+        # Five rows warm up, and seven calls later it ends in the middle of one.
+        if launch.graph == "solver" and backend.launched.count("vae_decoder") == 5 + 7:
+            raise KeyboardInterrupt
+
+    backend.ran = interrupt
+    result = run([contestant]).result
+    assert not result.complete
+    assert "interrupted" in result.notes[0]
+    assert Counter(len(row.latencies_s) for row in result.rows) == {1: 3, 2: 2}
+    assert all(row.speedup is not None for row in result.rows)
+    assert result.targets[0].peak_host_bytes is None
+
+
+def test_ctrl_c_before_anything(contestant: Contestant, backend: FakeBackend) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    backend.ran = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run([contestant])
+
+
+def test_without_onnx_columns_are_empty(
+    contestant: Contestant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_module, "find_spec", lambda name: None)
+    result = run([contestant]).result
+    assert NO_ONNX in result.notes
+    assert all(row.macs is row.promised is row.efficiency is None for row in result.rows)
+    assert result.targets[0].attribution is None
+
+
+def test_default_gates() -> None:
+    assert parse_gate_steps(None, 25) == (5, 10, 15)
+    assert parse_gate_steps(None, 2) == (1,)
+    assert parse_gate_steps("10, 5", 25) == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "'' is not a whole number"), ("5,x", "'x' is not"), ("5,,7", "'' is not"),
+        ("0", "0 is not 1 to 24"), ("25", "25 is not 1 to 24"), ("5,5", "5 is there twice"),
+        ("1.5", "'1.5' is not"), ("-3", "-3 is not 1 to 24"),
+    ],
+)  # fmt: skip
+def test_nonsense_gates(text: str, reason: str) -> None:
+    with pytest.raises(InvalidRequestError, match=reason):
+        parse_gate_steps(text, 25)
+
+
+def timings(**steps: list[float]) -> Timings:
+    return Timings(0, tuple(StepTiming(p, s, 0.0) for p in steps for s in steps[p]), 0, 0)  # type: ignore[arg-type]
+
+
+def test_equal_time_goes_by_medians() -> None:
+    plain = [timings(full=[2.0, 2.0, 2.0, 9.0])]
+    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[1.0, 1.0, 50.0])]) == 2
+    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[0.01] * 3)]) == 1
+    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[9.0] * 3)]) == 4
+
+
+def test_pictures_are_bytes(contestant: Contestant) -> None:
+    comparison = run([contestant])
+    images = comparison.measurement.subjects[0].readings[0].images
+    assert (images.dtype, images.shape) == (np.uint8, (1, 16, 16, 3))

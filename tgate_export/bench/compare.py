@@ -1,0 +1,198 @@
+"""`bench` without its command line: open bundles, measure, and return the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tgate_export.bench.machine import machine, now
+from tgate_export.bench.measure import Advance, Contestant, Measurement, Plan
+from tgate_export.bench.peak_memory import measure_peak
+from tgate_export.bench.prompts import default_prompts, is_shapes
+from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
+from tgate_export.bench.rows import baseline, binding_plan, gated
+from tgate_export.bench.statistics import CONFIDENCE, METHOD
+from tgate_export.bench.summary import summarise
+from tgate_export.bench.work import WorkCounter, cache_bytes, weights_bytes
+from tgate_export.errors import InvalidRequestError, ModelError, TGateError
+from tgate_export.runtime.pipeline import TGatePipeline
+
+NO_ONNX = "MACs are left out: the onnx package is not installed (pip install onnx)"
+LATE_PERCENTILES = "p99 of fewer than 100 rounds is close to the slowest"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished or interrupted comparison.
+
+    Attributes:
+        result: what is written as JSON.
+        measurement: with the pictures.
+    """
+
+    result: BenchResult
+    measurement: Measurement
+
+
+def open_contestants(
+    bundles: Sequence[Path], backends: Sequence[str], plan: Plan, judging: int
+) -> list[Contestant]:
+    """Open every bundle on every backend, and check that each row can be drawn.
+
+    Args:
+        bundles: folders.
+        backends: names as `--backend` takes them.
+        plan: what will be measured.
+        judging: prompts to judge adherence by, for bundles of the `shapes` world.
+
+    Raises:
+        TGateError: one line that names the bundle, graph, backend or number that does not fit.
+    """
+    contestants: list[Contestant] = []
+    for path in bundles:
+        for backend in backends:
+            pipeline = TGatePipeline.from_bundle(path, backend)
+            names = {contestant.name for contestant in contestants}
+            name = f"{pipeline.manifest.name} ({pipeline.backend.name})"
+            if name in names:
+                copies = sum(other.partition(" #")[0] == name for other in names)
+                name = f"{name} #{copies + 1}"
+            manifest = pipeline.manifest
+            judged = judging // manifest.batch.max * manifest.batch.max or manifest.batch.max
+            contestant = Contestant(
+                name,
+                pipeline,
+                default_prompts(manifest, max(plan.repeats * plan.batch, 1), plan.seed),
+                default_prompts(manifest, judged) if judging and is_shapes(manifest) else (),
+            )
+            check(contestant, plan)
+            contestants.append(contestant)
+    return contestants
+
+
+def check(contestant: Contestant, plan: Plan) -> None:
+    """Find out before measuring what a contestant cannot draw.
+
+    Raises:
+        TGateError: names the graph, scheduler, or number of steps or images.
+    """
+    manifest = contestant.pipeline.manifest
+    scheduler = plan.scheduler or manifest.defaults.scheduler
+    if scheduler not in manifest.solvers:
+        raise InvalidRequestError(
+            f"unknown scheduler {scheduler!r}: {contestant.name} has {', '.join(manifest.solvers)}"
+        )
+    if plan.steps > (most := manifest.solvers[scheduler].max_steps):
+        raise InvalidRequestError(f"steps must be 1 to {most}, got {plan.steps}")
+    if plan.batch not in manifest.batch:
+        raise InvalidRequestError(
+            f"--batch {plan.batch} does not fit: {contestant.name} was built for {manifest.batch}"
+        )
+    for row in (baseline(plan.steps), *(gated(plan.steps, gate) for gate in plan.gate_steps)):
+        binding_plan(contestant.pipeline, row, plan.batch, scheduler)
+
+
+def require_bench_extra(*packages: str) -> None:
+    """Say what to install, before anything is measured.
+
+    Raises:
+        TGateError: a package of the `bench` extra is missing.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise TGateError(f"this needs {', '.join(missing)}: pip install 'tgate-export[bench]'")
+
+
+def compare(contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> Comparison:
+    """Measure, and keep what was measured when interrupted.
+
+    Raises:
+        TGateError: what a pipeline raises.
+        KeyboardInterrupt: interrupted before anything was measured.
+    """
+    measurement = Measurement(contestants, plan, advance)
+    measurement.run()
+    if not any(subject.readings for subject in measurement.subjects):
+        raise KeyboardInterrupt
+    notes = [LATE_PERCENTILES] if plan.repeats < 100 else []
+    macs, attributions, remarks = _work(measurement)
+    notes += remarks
+    if not measurement.complete:
+        notes.insert(0, "interrupted: rows have fewer rounds than asked for, or are missing")
+    result = BenchResult(
+        created=now(),
+        complete=measurement.complete,
+        notes=notes,
+        settings=BenchSettings(
+            num_inference_steps=plan.steps,
+            gate_steps=list(plan.gate_steps),
+            scheduler=plan.scheduler,
+            batch=plan.batch,
+            repeats=plan.repeats,
+            warmup=plan.warmup,
+            seed=plan.seed,
+            confidence=CONFIDENCE,
+            method=METHOD,
+        ),
+        machine=machine(),
+        targets=[
+            _target(contestant, plan, attributions.get(contestant.name), measurement.complete)
+            for contestant in contestants
+        ],
+        rows=summarise(measurement, macs),
+    )
+    return Comparison(result, measurement)
+
+
+def _work(
+    measurement: Measurement,
+) -> tuple[dict[int, Macs], dict[str, Attribution], list[str]]:
+    """MACs by subject and attributions by target, or why there are none."""
+    plan = measurement.plan
+    if find_spec("onnx") is None:
+        return {}, {}, [NO_ONNX]
+    counters = {
+        name: WorkCounter(contestant.pipeline, plan.batch, plan.scheduler)
+        for name, contestant in measurement.contestants.items()
+    }
+    try:
+        macs = {
+            index: counters[subject.target].row(subject.spec)
+            for index, subject in enumerate(measurement.subjects)
+        }
+        found = {name: counter.attribution() for name, counter in counters.items()}
+    except ModelError as error:
+        return {}, {}, [f"MACs are left out: {error}"]
+    return macs, {name: entry for name, entry in found.items() if entry}, []
+
+
+def _target(
+    contestant: Contestant, plan: Plan, attribution: Attribution | None, complete: bool
+) -> Target:
+    pipeline = contestant.pipeline
+    manifest, bundle = pipeline.manifest, pipeline.bundle
+    row = gated(plan.steps, plan.gate_steps[0]) if plan.gate_steps else baseline(plan.steps)
+    memory = pipeline.backend.memory_report()
+    call = {
+        "prompt": list(contestant.prompts[: plan.batch]), "seed": plan.seed,
+        "scheduler": plan.scheduler, **row.call(),
+    }  # fmt: skip
+    name = pipeline.backend.name
+    return Target(
+        id=contestant.name,
+        bundle=manifest.name,
+        family=manifest.family,
+        precision=manifest.precision,
+        build_key=manifest.build_key,
+        backend=name,
+        backend_reason=pipeline.backend.reason,
+        load_s=contestant.load_s,
+        weights_bytes=weights_bytes(bundle),
+        cache_bytes=cache_bytes(bundle, binding_plan(pipeline, row, plan.batch, plan.scheduler)),
+        # Not after an interruption: whoever pressed Ctrl-C wants the report now.
+        peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
+        device_memory=memory.as_dict() if memory else None,
+        prompts=list(contestant.prompts),
+        attribution=attribution,
+    )

@@ -1,0 +1,170 @@
+"""Draw every row of every target, interleaved in random order, and keep what each run took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from tgate_export.bench.rows import RowSpec, baseline, equal_time_steps, fewer_steps, gated
+from tgate_export.bench.similarity import as_bytes
+from tgate_export.runtime.pipeline import TGatePipeline
+from tgate_export.runtime.timings import Timings
+
+Advance = Callable[[str, int, int], None]
+"""Called before each call with what is drawn, calls done, and calls in all (as far as known)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One call: where its time went, and its pictures [B, H, W, 3], 8 bits."""
+
+    timings: Timings
+    images: np.ndarray
+
+
+@dataclass
+class Subject:
+    """One row of one target, and what was read so far.
+
+    Attributes:
+        target: the target's name.
+        spec: how to draw.
+        readings: by round; an interrupted round may lack one.
+        judged: pictures of the prompts that adherence is judged by, in order.
+    """
+
+    target: str
+    spec: RowSpec
+    readings: dict[int, Reading] = field(default_factory=dict)
+    judged: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class Contestant:
+    """One bundle on one backend, loaded.
+
+    Attributes:
+        name: unique in this comparison.
+        pipeline: what draws.
+        prompts: drawn in turn.
+        judging: prompts for adherence; none where it cannot be judged.
+        load_s: seconds that its first calls took beside drawing: engines load when needed.
+    """
+
+    name: str
+    pipeline: TGatePipeline
+    prompts: Sequence[str]
+    judging: Sequence[str] = ()
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; see the options of `bench`."""
+
+    steps: int
+    gate_steps: Sequence[int]
+    scheduler: str | None
+    batch: int
+    repeats: int
+    warmup: int
+    seed: int
+
+
+class Measurement:
+    """A comparison that can be interrupted: what was read stays."""
+
+    def __init__(self, contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> None:
+        self.contestants = {contestant.name: contestant for contestant in contestants}
+        self.plan = plan
+        self.subjects: list[Subject] = []
+        self.complete = False
+        self._advance = advance
+        self._done = 0
+        self._rng = np.random.default_rng(plan.seed)
+
+    def run(self) -> None:
+        """Warm up, measure, and draw what adherence is judged by. Ctrl-C ends it, `complete` unset.
+
+        Raises:
+            TGateError: what a pipeline raises.
+        """
+        try:
+            self._warm_up()
+            for number in range(self.plan.repeats):
+                for subject in self._shuffled(self.subjects):
+                    self._advance(f"round {number + 1}", self._done, self._total())
+                    subject.readings[number] = self._draw(subject, number)
+                    self._done += 1
+            self._judge()
+            self.complete = True
+        except KeyboardInterrupt:
+            self.complete = False
+
+    def _warm_up(self) -> None:
+        """Load and warm every row; then add plain runs that take about as long as the gated."""
+        rows = [baseline(self.plan.steps)]
+        rows += [gated(self.plan.steps, gate) for gate in self.plan.gate_steps]
+        self.subjects = [Subject(name, row) for name in self.contestants for row in rows]
+        warm = self._warm(self.subjects)
+        for name in self.contestants:
+            plain, *runs = [warm[i] for i, s in enumerate(self.subjects) if s.target == name]
+            counts = {equal_time_steps(self.plan.steps, plain, timings) for timings in runs}
+            self.subjects += [
+                Subject(name, fewer_steps(count))
+                for count in sorted(counts, reverse=True)
+                if count < self.plan.steps
+            ]
+        self._warm([subject for subject in self.subjects if subject.spec.kind == "fewer_steps"])
+
+    def _warm(self, subjects: list[Subject]) -> list[list[Timings]]:
+        """Draw without keeping pictures; the first of several calls, which is slow, is left out."""
+        timings: dict[int, list[Timings]] = {id(subject): [] for subject in subjects}
+        for _ in range(self.plan.warmup):
+            for subject in self._shuffled(subjects):
+                self._advance("warming up", self._done, self._total())
+                started = perf_counter()
+                reading = self._draw(subject, 0)
+                beside = perf_counter() - started - reading.timings.total
+                if not timings[id(subject)]:
+                    self.contestants[subject.target].load_s += beside
+                timings[id(subject)].append(reading.timings)
+                self._done += 1
+        return [runs[1:] or runs for runs in timings.values()]
+
+    def _judge(self) -> None:
+        for subject in self.subjects:
+            contestant = self.contestants[subject.target]
+            chunk = contestant.pipeline.manifest.batch.max
+            for first in range(0, len(contestant.judging), chunk):
+                self._advance("adherence", self._done, self._total())
+                prompts = contestant.judging[first : first + chunk]
+                drawn = self._call(subject, prompts, self.plan.seed + first).images
+                subject.judged.extend(drawn)
+                self._done += 1
+
+    def _draw(self, subject: Subject, number: int) -> Reading:
+        prompts = self.contestants[subject.target].prompts
+        batch = self.plan.batch
+        chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]
+        return self._call(subject, chosen, self.plan.seed + number)
+
+    def _call(self, subject: Subject, prompts: Sequence[str], seed: int) -> Reading:
+        output = self.contestants[subject.target].pipeline(
+            list(prompts), seed=seed, scheduler=self.plan.scheduler, output_type="np",
+            **subject.spec.call(),
+        )  # fmt: skip
+        return Reading(output.timings, as_bytes(np.asarray(output.images)))
+
+    def _shuffled(self, subjects: Sequence[Subject]) -> list[Subject]:
+        return [subjects[index] for index in self._rng.permutation(len(subjects))]
+
+    def _total(self) -> int:
+        calls = len(self.subjects) * (self.plan.repeats + self.plan.warmup)
+        for subject in self.subjects:
+            contestant = self.contestants[subject.target]
+            calls += -(-len(contestant.judging) // contestant.pipeline.manifest.batch.max)
+        return calls

@@ -1,0 +1,233 @@
+"""What `bench` and `probe` find, as typed, versioned JSON.
+
+`bench.schema.json` and `probe.schema.json` beside this file are the JSON schemas; every field says
+what it is. Times are seconds, memory is bytes, MACs are of one image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RESULT_VERSION = 1
+
+
+class ResultModel(BaseModel):
+    """What every part of a result is: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Quantiles(ResultModel):
+    """Percentiles of readings in seconds, interpolated linearly between readings."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Interval(ResultModel):
+    """A ratio of medians and its confidence interval; none from one round, or over itself."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Similarity(ResultModel):
+    """Means over pictures that have the seeds of the baseline's."""
+
+    psnr_db: float = Field(description="100 for equal pictures")
+    ssim: float
+    images: int
+
+
+class Adherence(ResultModel):
+    """Pictures of the `shapes` world that show what their prompts say."""
+
+    share: float
+    prompts: int
+
+
+class Macs(ResultModel):
+    """Multiply-accumulates of one image, every stage counted unless it says otherwise."""
+
+    total: int
+    papers: int = Field(description="linear and convolution layers only: the papers' convention")
+    denoiser_total: int
+    denoiser_papers: int
+
+
+class Promise(ResultModel):
+    """The speed-up that fewer MACs would give on hardware whose time is MACs and nothing else."""
+
+    all_stages: float
+    denoiser: float
+
+
+class Machine(ResultModel):
+    """Where it was measured."""
+
+    system: str
+    processor: str
+    cores: int = Field(description="that this process may use")
+    memory_bytes: int | None
+    gpu: str | None
+    python: str
+    packages: dict[str, str]
+    environment: dict[str, str] = Field(description="variables that set numbers of threads")
+
+
+class Attribution(ResultModel):
+    """Where one gated step saves, computed from MACs and not measured.
+
+    Without guidance a step is half a `full` pass; the rest of the saving is what the cache saves.
+    """
+
+    full: int
+    without_guidance: int
+    gated: int
+    guidance_share: float = Field(description="of the saving; the cache's share is the rest")
+
+
+class Target(ResultModel):
+    """One bundle on one backend."""
+
+    id: str
+    bundle: str
+    family: str
+    precision: str
+    build_key: str
+    backend: str
+    backend_reason: str
+    load_s: float = Field(description="first call less a warm one: engines load when needed")
+    weights_bytes: int = Field(description="weight files, each counted once")
+    cache_bytes: int = Field(description="cache tensors of one batch")
+    peak_host_bytes: int | None = Field(
+        description="of a process of its own that loads the bundle and draws one batch"
+    )
+    device_memory: dict[str, object] | None = Field(description="the backend's own report")
+    prompts: list[str] = Field(description="drawn in turn; round r has seed settings.seed + r")
+    attribution: Attribution | None
+
+
+Kind = Literal["baseline", "gated", "fewer_steps"]
+
+
+class Row(ResultModel):
+    """One way to draw with one target.
+
+    Times are of a call, which draws `settings.batch` pictures.
+    """
+
+    id: str
+    target: str
+    kind: Kind
+    label: str
+    num_inference_steps: int
+    gate_step: int | None = Field(description="none: nothing is gated")
+    evaluations: dict[str, int] = Field(description="of the denoiser, by phase")
+    latencies_s: list[float] = Field(description="of each round, in order")
+    latency: Quantiles
+    phases: dict[str, Quantiles] = Field(description="of one step's denoiser, by phase")
+    stages: dict[str, Quantiles] = Field(
+        description="of a call: text_encoder, denoiser, solver, vae_decoder; host is the rest"
+    )
+    images_per_second: float
+    speedup: Interval | None = Field(description="over the same target's baseline")
+    speedup_over_first: Interval | None = Field(description="over the first target's baseline")
+    macs: Macs | None
+    promised: Promise | None
+    efficiency: float | None = Field(description="speed-up by promised.all_stages")
+    similarity: Similarity | None = Field(description="to the same target's baseline")
+    adherence: Adherence | None
+
+
+class BenchSettings(ResultModel):
+    """What was asked for."""
+
+    num_inference_steps: int
+    gate_steps: list[int]
+    scheduler: str | None = Field(description="none: each bundle's default")
+    batch: int
+    repeats: int
+    warmup: int
+    seed: int
+    confidence: float
+    method: str
+
+
+class BenchResult(ResultModel):
+    """The JSON of `tgate-export bench`."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["bench"] = "bench"
+    created: str = Field(description="ISO 8601, UTC")
+    complete: bool = Field(description="false: interrupted, rows have fewer rounds or are missing")
+    notes: list[str]
+    settings: BenchSettings
+    machine: Machine
+    targets: list[Target]
+    rows: list[Row]
+
+
+class Curve(ResultModel):
+    """Relative change of one layer's cross-attention output from a step to the next."""
+
+    layer: str = Field(description="module path")
+    change: list[float] = Field(
+        description="entry i: |c[i+1] - c[i]| / |c[i+1]| in L2 norm, mean over pictures"
+    )
+
+
+class GateQuality(ResultModel):
+    """What gating at one step does to the pictures."""
+
+    gate_step: int
+    similarity: Similarity = Field(description="over all pictures drawn at this gate")
+    shown: Similarity = Field(description="over the first prompts, the same at every gate")
+    adherence: Adherence | None
+    lost: int | None = Field(description="pictures that adhere ungated but not gated")
+    lost_bound: float | None = Field(
+        description="95 % upper confidence bound of the share that is lost (Clopper-Pearson)"
+    )
+    meets_bound: bool | None = Field(description="none: drawn for the charts, on few prompts")
+
+
+class Bound(ResultModel):
+    """What a gate must meet to be suggested."""
+
+    metric: Literal["ssim", "adherence"]
+    value: float = Field(description="least mean SSIM, or most share of adhering pictures lost")
+    text: str
+
+
+class ProbeSettings(ResultModel):
+    """What was asked for."""
+
+    num_inference_steps: int
+    scheduler: str
+    guidance_scale: float
+    seed: int
+    prompts: list[str]
+    backend: str
+
+
+class ProbeResult(ResultModel):
+    """The JSON of `tgate-export probe`."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["probe"] = "probe"
+    created: str = Field(description="ISO 8601, UTC")
+    complete: bool = Field(description="false: interrupted, and nothing is suggested")
+    bundle: str
+    settings: ProbeSettings
+    machine: Machine
+    bound: Bound
+    curves: list[Curve]
+    mean_change: list[float] = Field(description="over all layers")
+    ungated_adherence: Adherence | None
+    gates: list[GateQuality]
+    suggested_gate_step: int | None
+    command: str | None

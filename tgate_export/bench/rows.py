@@ -1,0 +1,128 @@
+"""Which ways to draw are compared, before anything is drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tgate_export.bench.result import Kind
+from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.pipeline import TGatePipeline
+from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
+from tgate_export.runtime.timings import Timings
+from tgate_export.schedule import gate_schedule
+
+# Of the steps; 5, 10 and 15 of 25.
+_DEFAULT_GATES = (0.2, 0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """One way to draw.
+
+    A row "guidance dropped, no cache" would tell the two effects of gating apart by measurement:
+    it needs a third denoiser graph, without guidance but with cross-attention. Where bundles hold
+    one, it is one more kind here; until then `work.attribution` computes it.
+
+    Attributes:
+        kind: baseline; gated; or ungated with fewer steps, in about a gated row's time.
+        num_inference_steps: denoising steps.
+        gate_step: None when nothing is gated.
+        label: for people.
+    """
+
+    kind: Kind
+    num_inference_steps: int
+    gate_step: int | None
+    label: str
+
+    def call(self) -> dict[str, Any]:
+        """Arguments of `TGatePipeline.__call__`."""
+        gate = self.num_inference_steps if self.gate_step is None else self.gate_step
+        return {"num_inference_steps": self.num_inference_steps, "gate_step": gate}
+
+
+def baseline(steps: int) -> RowSpec:
+    """The ungated run."""
+    return RowSpec("baseline", steps, None, f"{steps} steps, no gate")
+
+
+def gated(steps: int, gate_step: int) -> RowSpec:
+    """T-GATE at one gate step."""
+    return RowSpec("gated", steps, gate_step, f"gate {gate_step} of {steps}")
+
+
+def fewer_steps(steps: int) -> RowSpec:
+    """The honest alternative: plain steps, but fewer."""
+    return RowSpec("fewer_steps", steps, None, f"{steps} plain steps")
+
+
+def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
+    """Read `5,10,15`; by default a fifth, two and three fifths of the steps.
+
+    Raises:
+        InvalidRequestError: names the entry that is no gate step of so many steps.
+    """
+    if text is None:
+        gates = {max(1, round(part * steps)) for part in _DEFAULT_GATES}
+        return tuple(sorted(gate for gate in gates if gate < steps))
+    found: list[int] = []
+    for entry in text.split(","):
+        try:
+            gate = int(entry)
+        except ValueError:
+            raise InvalidRequestError(
+                f"--gate-steps {text!r}: {entry.strip()!r} is not a whole number: "
+                "give a list such as 5,10,15"
+            ) from None
+        if not 1 <= gate < steps:
+            raise InvalidRequestError(
+                f"--gate-steps {text!r}: {gate} is not 1 to {steps - 1}: at {steps} steps "
+                "a later gate gates nothing, which is the baseline"
+            )
+        if gate in found:
+            raise InvalidRequestError(f"--gate-steps {text!r}: {gate} is there twice")
+        found.append(gate)
+    return tuple(sorted(found))
+
+
+def equal_time_steps(steps: int, baselines: Iterable[Timings], gates: Iterable[Timings]) -> int:
+    """Return how many plain steps take about as long as a gated run.
+
+    From the median time of a step (denoiser and solver) of each phase, so that a few warm-up runs
+    are enough; everything outside the steps is the same for both.
+    """
+    plain = _median_step(list(baselines))
+    runs = list(gates)
+    counts = Counter(step.phase for step in runs[-1].steps)
+    seconds = sum(_median_step(runs, phase) * count for phase, count in counts.items())
+    return min(steps, max(1, round(seconds / plain)))
+
+
+def _median_step(runs: Sequence[Timings], phase: str | None = None) -> float:
+    seconds = sorted(
+        step.denoiser + step.solver
+        for timings in runs
+        for step in timings.steps
+        if phase is None or step.phase == phase
+    )
+    return seconds[len(seconds) // 2]
+
+
+def binding_plan(
+    pipeline: TGatePipeline, row: RowSpec, batch: int, scheduler: str | None
+) -> BindingPlan:
+    """Return every launch and buffer of a row, without running it.
+
+    Raises:
+        BundleError: the bundle lacks a graph that the row needs; the message names it.
+    """
+    manifest = pipeline.manifest
+    table = pipeline.solver_table(scheduler or manifest.defaults.scheduler)
+    call = row.call()
+    extra = table.for_steps(row.num_inference_steps).extra_evaluations
+    schedule = gate_schedule(call["num_inference_steps"], call["gate_step"], extra)
+    size = manifest.size
+    return plan_run(manifest, RunShape(batch, size.height.opt, size.width.opt, schedule))

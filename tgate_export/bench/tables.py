@@ -1,0 +1,262 @@
+"""A comparison as tables of text: what the terminal, Markdown and HTML show, formatted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tgate_export.bench.result import (
+    BenchResult,
+    Interval,
+    Machine,
+    ProbeResult,
+    Quantiles,
+    Row,
+    Target,
+)
+
+NONE = "-"
+Namer = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; every row has as many cells as there are columns, the first is a name."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def milliseconds(seconds: float) -> str:
+    """Write seconds as ms, with three digits that count."""
+    ms = 1e3 * seconds
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def interval(ratio: Interval | None) -> str:
+    """Write a ratio and its interval."""
+    if ratio is None:
+        return NONE
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.2f}x"
+    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def size(count: int | None) -> str:
+    """Write bytes."""
+    if count is None:
+        return NONE
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def gmacs(count: int) -> str:
+    """Write multiply-accumulates in units of 10^9."""
+    return f"{count / 1e9:,.2f}"
+
+
+def tables(result: BenchResult) -> list[Table]:
+    """Return every table of a comparison."""
+    several = len(result.targets) > 1
+    rows = result.rows
+
+    def name(row: Row) -> str:
+        return f"{row.target}: {row.label}" if several else row.label
+
+    found = [_speed(result, rows, name), _quality(rows, name), _stages(rows, name)]
+    return [*found, _work(rows, name), _targets(result.targets), *_attribution(result.targets)]
+
+
+def _speed(result: BenchResult, rows: Sequence[Row], name: Namer) -> Table:
+    several = len(result.targets) > 1
+    columns: tuple[str, ...] = (
+        "row",
+        "p50, ms",
+        "p90, ms",
+        "p99, ms",
+        "images/s",
+        "speed-up (95 %)",
+    )
+    columns += ("over first",) * several + ("MACs promise", "of promise", "rounds")
+    cells = []
+    for row in rows:
+        latency = [milliseconds(v) for v in (row.latency.p50, row.latency.p90, row.latency.p99)]
+        promise = row.promised
+        over_first = (interval(row.speedup_over_first),) * several
+        cells.append(
+            (
+                name(row), *latency, f"{row.images_per_second:.3g}", interval(row.speedup),
+                *over_first, f"{promise.all_stages:.2f}x" if promise else NONE,
+                f"{row.efficiency:.0%}" if row.efficiency else NONE, str(len(row.latencies_s)),
+            )
+        )  # fmt: skip
+    batch = result.settings.batch
+    note = (
+        f"Latency is of a call, which draws {batch} picture{'s' * (batch > 1)}; all stages count. "
+        "Speed-up: ratio of medians over the ungated run of the same bundle and backend. "
+        "MACs promise: all stages, all multiply-accumulates."
+    )
+    return Table("Speed", columns, tuple(cells), note)
+
+
+def _quality(rows: Sequence[Row], name: Namer) -> Table:
+    cells = tuple(
+        (
+            name(row),
+            f"{row.similarity.psnr_db:.1f}" if row.similarity else NONE,
+            f"{row.similarity.ssim:.3f}" if row.similarity else NONE,
+            str(row.similarity.images) if row.similarity else NONE,
+            f"{row.adherence.share:.1%}" if row.adherence else NONE,
+            str(row.adherence.prompts) if row.adherence else NONE,
+        )
+        for row in rows
+    )
+    columns = ("row", "PSNR, dB", "SSIM", "pictures", "adherence", "prompts")
+    note = "PSNR and SSIM to the ungated picture of the same seed, means; 100 dB: equal."
+    return Table("Quality", columns, cells, note)
+
+
+def _stages(rows: Sequence[Row], name: Namer) -> Table:
+    phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.stages))
+
+    def cell(entry: Quantiles | None) -> str:
+        return milliseconds(entry.p50) if entry else NONE
+
+    columns = (
+        "row",
+        *(f"{phase} step" for phase in phases),
+        *(s.replace("_", " ") for s in stages),
+    )
+    cells = tuple(
+        (
+            name(row),
+            *(cell(row.phases.get(phase)) for phase in phases),
+            *(cell(row.stages.get(stage)) for stage in stages),
+        )
+        for row in rows
+    )
+    note = "Medians in ms: of one step's denoiser, and of each stage in a call."
+    return Table("Where the time goes", columns, cells, note)
+
+
+def _work(rows: Sequence[Row], name: Namer) -> Table:
+    cells = tuple(
+        (name(row), NONE, NONE, NONE, NONE)
+        if row.macs is None
+        else (
+            name(row), gmacs(row.macs.total), gmacs(row.macs.papers),
+            gmacs(row.macs.denoiser_total), gmacs(row.macs.denoiser_papers),
+        )
+        for row in rows
+    )  # fmt: skip
+    columns = ("row", "all stages", "papers' convention", "denoiser", "denoiser, papers'")
+    note = "10^9 multiply-accumulates of a picture; the papers count linear and convolution layers."
+    return Table("Work", columns, cells, note)
+
+
+def _targets(targets: Sequence[Target]) -> Table:
+    cells = tuple(
+        (
+            target.id, target.precision, f"{target.load_s:.2f}", size(target.peak_host_bytes),
+            device_total(target), size(target.weights_bytes), size(target.cache_bytes),
+        )
+        for target in targets
+    )  # fmt: skip
+    columns = (
+        "bundle", "precision", "load, s", "peak host memory", "device memory", "weights", "caches",
+    )  # fmt: skip
+    note = "Peak host memory: of a process that loads the bundle and draws one batch."
+    return Table("Memory", columns, cells, note)
+
+
+def device_total(target: Target) -> str:
+    """Write the device memory that the backend reports."""
+    total = (target.device_memory or {}).get("total_bytes")
+    return size(total) if isinstance(total, int) else NONE
+
+
+def _attribution(targets: Sequence[Target]) -> list[Table]:
+    cells = tuple(
+        (
+            target.id, gmacs(part.full), gmacs(part.without_guidance), gmacs(part.gated),
+            f"{part.guidance_share:.0%}", f"{1 - part.guidance_share:.0%}",
+        )
+        for target in targets
+        if (part := target.attribution)
+    )  # fmt: skip
+    columns = ("bundle", "full", "no guidance", "gated", "saved by guidance", "by the cache")
+    note = (
+        "10^9 multiply-accumulates of a step, computed and not measured: "
+        "a step without guidance is half a full one."
+    )
+    return [Table("What a gated step saves", columns, cells, note)] if cells else []
+
+
+def probe_tables(result: ProbeResult) -> list[Table]:
+    """Return the table of a probe's gates."""
+    cells = tuple(
+        (
+            f"{gate.gate_step} of {result.settings.num_inference_steps}",
+            f"{gate.similarity.psnr_db:.1f}", f"{gate.similarity.ssim:.3f}",
+            f"{gate.adherence.share:.1%}" if gate.adherence else NONE,
+            NONE if gate.lost_bound is None else f"{gate.lost} (up to {gate.lost_bound:.1%})",
+            str(gate.similarity.images),
+            NONE if gate.meets_bound is None else "yes" if gate.meets_bound else "no",
+        )
+        for gate in result.gates
+    )  # fmt: skip
+    columns = ("gate step", "PSNR, dB", "SSIM", "adherence", "lost", "pictures", "meets the bound")
+    note = "To the ungated pictures of the same prompts and seeds. Not judged: drawn for charts."
+    if result.ungated_adherence:
+        note += f" Ungated adherence: {result.ungated_adherence.share:.1%}."
+    return [Table("Gates", columns, cells, note)]
+
+
+def facts(machine: Machine) -> list[tuple[str, str]]:
+    """Return what a report says about where it was made."""
+    found = [
+        ("processor", f"{machine.processor}, {machine.cores} cores"),
+        ("memory", size(machine.memory_bytes)),
+        ("GPU", machine.gpu or "none"),
+        ("system", machine.system),
+        ("Python", machine.python),
+        ("packages", ", ".join(f"{n} {v}" for n, v in machine.packages.items())),
+    ]
+    if machine.environment:
+        variables = ", ".join(f"{name}={value}" for name, value in machine.environment.items())
+        found.append(("environment", variables))
+    return found
+
+
+def markdown(result: BenchResult) -> str:
+    """Write a comparison as Markdown."""
+    lines = [f"# {' and '.join(target.id for target in result.targets)}", ""]
+    if not result.complete:
+        lines += ["**Incomplete: interrupted.**", ""]
+    lines += [f"{result.created}. {settings_line(result)}", ""]
+    for table in tables(result):
+        lines += [f"## {table.title}", "", _markdown_row(table.columns)]
+        lines += [_markdown_row(["---"] * len(table.columns))]
+        lines += [_markdown_row(cells) for cells in table.rows]
+        lines += ["", table.note, ""]
+    lines += ["## Machine", "", *(f"* {name}: {value}" for name, value in facts(result.machine))]
+    if result.notes:
+        lines += ["", "## Notes", "", *(f"* {note}" for note in result.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def settings_line(result: BenchResult) -> str:
+    """Say in a sentence how it was measured."""
+    settings = result.settings
+    return (
+        f"{settings.num_inference_steps} steps, {settings.scheduler or 'default scheduler'}, "
+        f"batch {settings.batch}; {settings.repeats} rounds of all rows in random order "
+        f"(seed {settings.seed}) after {settings.warmup} to warm up. Intervals: "
+        f"{settings.confidence:.0%}, {settings.method}."
+    )
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,89 @@
+"""What a row has to do and to hold: MACs, weights, caches. Counted from the bundle."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import lru_cache
+
+import numpy as np
+
+from tgate_export.bench.macs import Macs as GraphMacs
+from tgate_export.bench.macs import graph_macs
+from tgate_export.bench.result import Attribution, Macs, Promise
+from tgate_export.bench.rows import RowSpec, binding_plan
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.runtime.pipeline import TGatePipeline
+from tgate_export.runtime.plan import BindingPlan
+
+
+class WorkCounter:
+    """Counts MACs of one bundle's rows; every graph is read once."""
+
+    def __init__(self, pipeline: TGatePipeline, batch: int, scheduler: str | None) -> None:
+        self._pipeline = pipeline
+        self._scheduler = scheduler
+        self._batch = min(batch, pipeline.manifest.batch.max)
+        self._graph = lru_cache(self._count)
+
+    def row(self, row: RowSpec) -> Macs:
+        """Count a row's run, of one image.
+
+        Raises:
+            ImportError: the `onnx` package is not installed.
+        """
+        plan = binding_plan(self._pipeline, row, self._batch, self._scheduler)
+        steps = self._sum([denoiser.graph for denoiser, _ in plan.steps])
+        total = self._sum([launch.graph for launch in plan.launches])
+        return Macs(
+            total=total.total // self._batch,
+            papers=total.layers // self._batch,
+            denoiser_total=steps.total // self._batch,
+            denoiser_papers=steps.layers // self._batch,
+        )
+
+    def attribution(self) -> Attribution | None:
+        """Tell what one `gated` step saves by dropping guidance from what the cache saves.
+
+        A pass without guidance is half of `full` where that holds both guidance halves, and all
+        of it in families without guidance. None for a bundle that lacks one of the graphs.
+        """
+        graphs = self._pipeline.manifest.graphs
+        if not {"full", "gated"} <= graphs.keys():
+            return None
+        guided = any(tensor.name == "negative_prompt_embeds" for tensor in graphs["full"].inputs)
+        full, gated = (self._graph(graph).total // self._batch for graph in ("full", "gated"))
+        alone = full // 2 if guided else full
+        saved = full - gated
+        share = (full - alone) / saved if saved else 0.0
+        return Attribution(full=full, without_guidance=alone, gated=gated, guidance_share=share)
+
+    def _sum(self, graphs: list[str]) -> GraphMacs:
+        total = GraphMacs(0, 0)
+        for graph, times in Counter(graphs).items():
+            total += self._graph(graph) * times
+        return total
+
+    def _count(self, graph: str) -> GraphMacs:
+        return graph_macs(self._pipeline.bundle, graph, batch=self._batch)
+
+
+def promise(baseline: Macs, row: Macs) -> Promise:
+    """Return the speed-up that a row's MACs promise over the baseline's: ratios of `total`."""
+    return Promise(
+        all_stages=baseline.total / row.total,
+        denoiser=baseline.denoiser_total / row.denoiser_total,
+    )
+
+
+def weights_bytes(bundle: Bundle) -> int:
+    """Return the bytes of all weight files; one that graphs share counts once."""
+    manifest = bundle.manifest
+    files = {graph.weights for graph in manifest.graphs.values() if graph.weights}
+    return sum(manifest.files[file].bytes for file in files)
+
+
+def cache_bytes(bundle: Bundle, plan: BindingPlan) -> int:
+    """Return the bytes of the cache tensors of a run."""
+    specs = [plan.buffers[cache.tensor] for cache in bundle.manifest.cache]
+    return sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape) for spec in specs)

@@ -1,0 +1,113 @@
+"""`tgate-export bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tgate_export.cli._console import readable_warnings, spinner, stderr
+from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
+
+if TYPE_CHECKING:
+    from tgate_export.bench.result import BenchResult
+
+
+@click.command(name="bench")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("auto",),
+    help="As for generate; give it several times to compare. Default: auto.",
+)
+@click.option("--steps", type=click.IntRange(min=2), help="Default: the first bundle's.")
+@click.option(
+    "--gate-steps", metavar="G,G,...", help="Default: a fifth, two and three fifths of the steps."
+)
+@click.option("--scheduler", help="Sampler. Default: each bundle's.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Pictures that a call draws.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Rounds; each draws every row once, in random order.")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=1), default=2, show_default=True,
+              help="Rounds before, not counted.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
+              help="Of pictures, of the order of runs, and of the bootstrap.")  # fmt: skip
+@click.option(
+    "--adherence-prompts",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Prompts that adherence is judged by, for shapes; 0: none.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result.")
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write tables.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a report.")
+def command(
+    bundles: tuple[Path, ...],
+    backends: tuple[str, ...],
+    steps: int | None,
+    gate_steps: str | None,
+    scheduler: str | None,
+    batch: int,
+    repeats: int,
+    warmup: int,
+    seed: int,
+    adherence_prompts: int,
+    json_path: Path | None,
+    markdown_path: Path | None,
+    html_path: Path | None,
+) -> None:
+    """Time bundles: ungated, gated at several steps, and with fewer plain steps.
+
+    All rows of all bundles and backends run interleaved in random order. Ctrl-C ends it early;
+    what was measured is kept.
+    """
+    check_reports({"--json": json_path, "--markdown": markdown_path, "--html": html_path})
+    from tgate_export.bench.compare import compare, open_contestants, require_bench_extra
+    from tgate_export.bench.measure import Plan
+    from tgate_export.bench.rows import parse_gate_steps
+    from tgate_export.bench.tables import markdown
+    from tgate_export.bundle.integrity import read_manifest
+
+    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
+    if steps is None:
+        steps = read_manifest(bundles[0]).defaults.num_inference_steps
+    gates = parse_gate_steps(gate_steps, steps)
+    plan = Plan(steps, gates, scheduler, batch, repeats, warmup, seed)
+    with readable_warnings():
+        with spinner("opening"):
+            contestants = open_contestants(bundles, backends, plan, adherence_prompts)
+        with progress_bar() as advance:
+            comparison = compare(contestants, plan, advance)
+    result = comparison.result
+    _show(result)
+    if json_path:
+        write_report(json_path, result.model_dump_json(indent=1) + "\n")
+    if markdown_path:
+        write_report(markdown_path, markdown(result))
+    if html_path:
+        from tgate_export.bench.report.bench import bench_page
+
+        write_report(html_path, bench_page(comparison))
+    if not result.complete:
+        stderr().print("error: interrupted; what was measured is kept", soft_wrap=True)
+        raise SystemExit(130)
+
+
+def _show(result: BenchResult) -> None:
+    """Print the tables for people; the JSON file is for programs."""
+    from rich.console import Console
+
+    from tgate_export.bench.tables import settings_line, tables
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(settings_line(result), soft_wrap=True)
+    for content in tables(result):
+        print_table(console, content)
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True)
