@@ -214,10 +214,10 @@ def timings(**steps: list[float]) -> Timings:
 
 
 def test_equal_time_goes_by_medians() -> None:
-    plain = [timings(full=[2.0, 2.0, 2.0, 9.0])]
-    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[1.0, 1.0, 50.0])]) == 2
-    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[0.01] * 3)]) == 1
-    assert equal_time_steps(4, plain, [timings(full=[2.0], gated=[9.0] * 3)]) == 4
+    plain = timings(full=[2.0, 2.0, 2.0, 9.0])
+    for gated, expected in (([1.0, 1.0, 50.0], 2), ([0.01] * 3, 1), ([9.0] * 3, 4)):
+        run = timings(full=[2.0], gated=gated)
+        assert equal_time_steps(4, [plain, run], plain, run) == expected
 
 
 def test_pictures_are_bytes(contestant: Contestant) -> None:

@@ -112,7 +112,8 @@ class Measurement:
         warm = self._warm(self.subjects)
         for name in self.contestants:
             plain, *runs = [warm[i] for i, s in enumerate(self.subjects) if s.target == name]
-            counts = {equal_time_steps(self.plan.steps, plain, timings) for timings in runs}
+            pool = [*plain, *(timings for run in runs for timings in run)]
+            counts = {equal_time_steps(self.plan.steps, pool, plain[-1], run[-1]) for run in runs}
             self.subjects += [
                 Subject(name, fewer_steps(count))
                 for count in sorted(counts, reverse=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from tgate_export.bench.result import Kind
@@ -88,27 +88,27 @@ def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def equal_time_steps(steps: int, baselines: Iterable[Timings], gates: Iterable[Timings]) -> int:
+def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated: Timings) -> int:
     """Return how many plain steps take about as long as a gated run.
 
     From the median time of a step (denoiser and solver) of each phase, so that a few warm-up runs
     are enough; everything outside the steps is the same for both.
+
+    Args:
+        steps: of the plain run; no more are returned.
+        runs: all that is known of how long steps take; they have every phase of the other two.
+        plain: an ungated run.
+        gated: a gated run.
     """
-    plain = _median_step(list(baselines))
-    runs = list(gates)
-    counts = Counter(step.phase for step in runs[-1].steps)
-    seconds = sum(_median_step(runs, phase) * count for phase, count in counts.items())
-    return min(steps, max(1, round(seconds / plain)))
-
-
-def _median_step(runs: Sequence[Timings], phase: str | None = None) -> float:
-    seconds = sorted(
-        step.denoiser + step.solver
-        for timings in runs
-        for step in timings.steps
-        if phase is None or step.phase == phase
-    )
-    return seconds[len(seconds) // 2]
+    seconds: dict[str, list[float]] = {}
+    for timings in runs:
+        for step in timings.steps:
+            seconds.setdefault(step.phase, []).append(step.denoiser + step.solver)
+    medians = {phase: median(values) for phase, values in seconds.items()}
+    whole, part = (sum(medians[step.phase] for step in run.steps) for run in (plain, gated))
+    evaluations = len(plain.steps)
+    extra = evaluations - steps  # of the sampler, made whatever the number of steps
+    return min(steps, max(1, round(part / whole * evaluations) - extra))
 
 
 def binding_plan(
