@@ -127,6 +127,17 @@ def tiny_bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_dynamic_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for images 16 to 40 pixels wide and 16 to 48 high; shared, so not to be changed."""
+    from tgate_export.bundle.manifest import Range
+    from tgate_export.export.build import build_bundle
+
+    sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)
+    out = tmp_path_factory.mktemp("bundles") / "dynamic"
+    return build_bundle(str(tiny_pipeline_dir), size=sides, out=out).path
+
+
+@pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """The trained demo pipeline in the package."""
     from tgate_export.data import SHAPES_DIR

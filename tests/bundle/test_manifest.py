@@ -24,6 +24,7 @@ GRAPH = {
     "weights": "graphs/denoiser.weights",
     "precision": "fp32",
     "float32_attention": False,
+    "float32_layers": 0,
     "parameters": 12,
     "inputs": [{"name": "sample", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
     "outputs": [{"name": "noise_pred", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],

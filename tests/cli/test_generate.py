@@ -142,7 +142,7 @@ def test_missing_graph_says_how_to_build_it(
 ) -> None:
     command = (
         f"tgate-export build --model {tiny_pipeline_dir} --weights pretrained --precision fp32 "
-        "--size 16x16 --batch 1:1:8 --gate-step 10"
+        "--size 16x16 --gate-step 10"
     )
     schedule = ["--steps", 10, "--gate-step", 5]
     message = generate(*schedule, "--sp-interval", 3).error()

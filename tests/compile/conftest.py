@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,14 @@ from tgate_export.export.progress import Progress
 
 def request_for(*sm: str, **changes: object) -> PlanRequest:
     return PlanRequest("tensorrt-rtx", sm or ("8.9",), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: in a background job, which tests may be, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

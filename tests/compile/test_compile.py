@@ -98,7 +98,7 @@ def test_damaged_plan_is_compiled_again(tiny_plans_copy: Bundle) -> None:
     open_bundle(tiny_plans_copy.path)
 
 
-def test_interrupted_build_changes_nothing(tiny_plans_copy: Bundle) -> None:
+def test_interrupted_build_changes_nothing(tiny_plans_copy: Bundle, ctrl_c: None) -> None:
     class Interrupting(Progress):
         def advance(self, done: int, total: int) -> None:
             assert 0 <= done <= total

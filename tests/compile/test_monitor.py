@@ -35,7 +35,7 @@ def test_fraction_never_falls() -> None:
     assert tree.fraction() == 1 / 2
 
 
-def test_interrupt_waits_for_the_end_of_the_block() -> None:
+def test_interrupt_waits_for_the_end_of_the_block(ctrl_c: None) -> None:
     seen = []
 
     def interrupted_work() -> None:
@@ -48,6 +48,16 @@ def test_interrupt_waits_for_the_end_of_the_block() -> None:
         interrupted_work()
     assert seen == [False, True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_signals() as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopped()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_threads_have_no_signals() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import Manifest, Range
+from tgate_export.bundle.solver_table import NUM_WEIGHTS
 from tgate_export.compile.profiles import graph_shapes
 from tgate_export.errors import BundleError
-from tgate_export.export.build import build_bundle
 
 ONE = Range(min=1, opt=1, max=1)
 
@@ -22,22 +22,20 @@ def test_static_batch_makes_every_input_static(tiny_bundle: Path) -> None:
     manifest = open_bundle(tiny_bundle).manifest
     for graph in manifest.graphs:
         assert all(shape.static for shape in graph_shapes(manifest, graph, ONE).values())
-    assert graph_shapes(manifest, "solver", ONE)["weights"].opt == (1, 8)
+    assert graph_shapes(manifest, "solver", ONE)["weights"].opt == (1, NUM_WEIGHTS)
 
 
-def test_ends_are_those_of_batch_and_size(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_ends_are_those_of_batch_and_size(tiny_dynamic_bundle: Path) -> None:
     """Runs `full` at both ends: its caches have the shapes that `gated` is compiled for."""
-    sides = (Range(min=8, opt=16, max=24), Range(min=16, opt=16, max=32))
-    bundle = build_bundle(str(tiny_pipeline_dir), size=sides, out=tmp_path / "dynamic").path
-    manifest = open_bundle(bundle).manifest
+    manifest = open_bundle(tiny_dynamic_bundle).manifest
     batch = Range(min=1, opt=2, max=3)
     full = graph_shapes(manifest, "full", batch)
     gated = graph_shapes(manifest, "gated", batch)
-    assert full["sample"].min == (1, 4, 8, 4)  # 16 x 8 pixels, downscale 2
-    assert full["sample"].opt == (2, 4, 8, 8)
-    assert full["sample"].max == (3, 4, 16, 12)
+    assert full["sample"].min == (1, 4, 8, 8)  # 16 x 16 pixels, downscale 2
+    assert full["sample"].opt == (2, 4, 16, 12)
+    assert full["sample"].max == (3, 4, 24, 20)
     assert not full["sample"].static
-    session = onnxruntime.InferenceSession(bundle / "graphs" / "full.onnx")
+    session = onnxruntime.InferenceSession(tiny_dynamic_bundle / "graphs" / "full.onnx")
     caches = [output.name for output in session.get_outputs()][1:]
     for end in ("min", "opt", "max"):
         inputs = {

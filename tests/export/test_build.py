@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from tests.oracle.official_tgate import official_latents
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.bundle.manifest import Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
 from tgate_export.export.reference import trajectory_cases
@@ -103,11 +102,9 @@ def test_graphs_hold_no_traces_of_the_machine(tiny_bundle: Path) -> None:
             assert trace not in content, (path.name, trace)
 
 
-def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tiny_dynamic_bundle: Path) -> None:
     """One graph, four sizes, each equal to the official package at that size."""
-    sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)
-    bundle = build_bundle(str(tiny_pipeline_dir), size=sides, out=tmp_path / "dynamic").path
-    pipeline = TGatePipeline.from_bundle(bundle)
+    pipeline = TGatePipeline.from_bundle(tiny_dynamic_bundle)
     for width, height in ((16, 16), (24, 32), (40, 16), (40, 48)):
         latents = np.random.default_rng(width).standard_normal(
             (1, 4, height // 2, width // 2), dtype=np.float32

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch.nn import functional
@@ -19,7 +20,12 @@ from tgate_export.export.onnx_export import export_graph
 from tgate_export.export.options import check_options
 from tgate_export.export.verify import compare, require
 from tgate_export.families.graphs import denoiser_cache, graph_exports
-from tgate_export.families.loading import component_precision, computing_in_fp32, load
+from tgate_export.families.loading import (
+    component_precision,
+    computing_in_fp32,
+    float32_layers,
+    load,
+)
 from tgate_export.families.source import ModelSource, resolve_source
 from tgate_export.gating.upcast import AttentionInFloat32
 
@@ -42,7 +48,7 @@ def half_graph(source: ModelSource, name: str, folder: Path) -> onnx.ModelProto:
 
     options = check_options(source, "fp16", tiny.SIZE, Range(min=2, opt=2, max=2), None)
     parts = load(source, "fp16")
-    groups = denoiser_cache(source, parts, options.size)
+    groups = denoiser_cache(source, parts, options.size, options.caches)
     (graph,) = (
         entry for entry in graph_exports(source, parts, options.size, groups) if entry.name == name
     )
@@ -72,6 +78,23 @@ def test_t5_ends_its_feed_forward_in_fp32(sources: dict[str, ModelSource], tmp_p
     )  # feed-forward outputs, transposed
     assert kinds == {FLOAT: 2}
     assert model.graph.output[0].type.tensor_type.elem_type == FLOAT16
+    assert float32_layers(load(sources["pixart-alpha"], "fp16")["text_encoder"]) == 2
+    assert float32_layers(load(sources["sd21"], "fp16")["text_encoder"]) == 0
+
+
+def test_t5_in_fp16_runs(sources: dict[str, ModelSource], tmp_path: Path) -> None:
+    """Its sums are fp32 and its norms' scales fp16, which ONNX Runtime takes only when aligned."""
+    half_graph(sources["pixart-alpha"], "text_encoder", tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
+    inputs = {entry.name: np.ones(entry.shape, np.int64) for entry in session.get_inputs()}
+    found = session.run(["prompt_embeds"], inputs)[0]
+    assert found.dtype == np.float16
+    assert np.isfinite(found).all()
+    ids, mask = (torch.from_numpy(value) for value in inputs.values())
+    encoder = load(sources["pixart-alpha"], "fp32")["text_encoder"]
+    expected = encoder(ids, attention_mask=mask)[0].numpy()
+    # 11 bits a value over two layers.
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
 
 
 def test_vae_of_sdxl_stays_in_fp32(sources: dict[str, ModelSource]) -> None:

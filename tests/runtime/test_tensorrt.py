@@ -108,6 +108,7 @@ def test_same_pictures_as_onnxruntime(
     np.testing.assert_array_equal(latents_of(pipeline, **run), latents_of(reference, **run))
 
 
+@pytest.mark.slow  # builds a bundle of its own
 def test_dynamic_sizes_in_half_precision(
     gpu: Emulation, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:

@@ -66,6 +66,9 @@ class Graph(BundleModel):
     float32_attention: bool = Field(
         default=False, description="attention products are fp32 whatever the precision"
     )
+    float32_layers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="linear layers that are fp32 whatever the precision"
+    )
     parameters: int = Field(description="number of weights this graph uses")
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]

@@ -63,7 +63,7 @@ def check_precision(name: str, graph: Graph, network: Any) -> None:
     """
     wanted = dict.fromkeys(_LAYERS, COMPUTE_DTYPES[graph.precision])
     wanted[_ATTENTION] = COMPUTE_DTYPES["fp32" if graph.float32_attention else graph.precision]
-    wrong, count = "", 0
+    odd_layers = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         kind = str(layer.type).rpartition(".")[2]
@@ -72,12 +72,11 @@ def check_precision(name: str, graph: Graph, network: Any) -> None:
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
         dtypes = {_dtype(tensor) for tensor in inputs if tensor is not None}
         if odd := sorted(dtypes - {wanted[kind], "BOOL"}):
-            count += 1
-            wrong = wrong or f"{layer.name} computes in {odd[0]}"
-    if count:
+            odd_layers.append(f"{layer.name} computes in {odd[0]}")
+    if len(odd_layers) > graph.float32_layers:
         raise VerificationError(
-            f"{name}: {wrong}, {graph.precision} was asked for ({count} such layer(s)): "
-            "export the graph in the right precision"
+            f"{name}: {odd_layers[0]}, {graph.precision} was asked for ({len(odd_layers)} such "
+            f"layer(s), {graph.float32_layers} meant): export the graph in the right precision"
         )
 
 

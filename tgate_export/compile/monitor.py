@@ -90,7 +90,8 @@ def build_monitor(trt: Any, progress: Progress, stopped: Callable[[], bool]) -> 
 def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C and SIGTERM within the block; gives what tells whether one has come.
 
-    At the end of the block the signal takes its usual effect.
+    At the end of the block the signal takes its usual effect. One that is ignored, as Ctrl-C is in
+    a background job, stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -99,6 +100,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     usual = {
         number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield lambda: bool(received)

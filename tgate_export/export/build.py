@@ -217,7 +217,7 @@ def _build(
         groups = denoiser_cache(source, parts, options.size, options.caches)
     declared = graph_exports(source, parts, options.size, groups)
     with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
-        graphs = _export_graphs(source, declared, options, staging, progress)
+        graphs = _export_graphs(source, parts, declared, options, staging, progress)
         save_solver_graph(staging / "graphs" / "solver.onnx")
         graphs["solver"] = solver_graph()
         with progress.stage("compiling samplers"):
@@ -285,6 +285,7 @@ def _check_space(staging: Path, parts: Components) -> None:
 
 def _export_graphs(
     source: ModelSource,
+    parts: Components,
     declared: Iterable[GraphExport],
     options: BuildOptions,
     staging: Path,
@@ -295,7 +296,7 @@ def _export_graphs(
     from tgate_export.export.onnx_export import export_graph
     from tgate_export.export.weights import WeightFiles, count_parameters
     from tgate_export.families.geometry import vae_downscale
-    from tgate_export.families.loading import component_precision
+    from tgate_export.families.loading import component_precision, float32_layers
 
     (staging / "graphs").mkdir()
     graphs: dict[str, Graph] = {}
@@ -303,6 +304,7 @@ def _export_graphs(
     with WeightFiles(staging / "graphs") as files:
         for graph in declared:
             with progress.stage(f"exporting {graph.name}"):
+                precision = component_precision(source, graph.components[0], options.precision)
                 model = export_graph(graph, options.batch, options.size, vae_downscale(source))
                 shared = "denoiser" if graph.name in PHASES else graph.name
                 files[shared].externalize(model)
@@ -310,8 +312,11 @@ def _export_graphs(
                 graphs[graph.name] = Graph(
                     file=f"graphs/{graph.name}.onnx",
                     weights=f"graphs/{shared}.weights",
-                    precision=component_precision(source, graph.components[0], options.precision),
+                    precision=precision,
                     float32_attention=graph.name in PHASES and float32_attention,
+                    float32_layers=0
+                    if precision == "fp32"
+                    else sum(float32_layers(parts[name]) for name in graph.components),
                     parameters=count_parameters(model),
                     inputs=_tensors(graph.inputs),
                     outputs=_tensors(graph.outputs),

@@ -51,6 +51,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
             optimize=True,
         )
     assert program is not None
+    _align_normalizations(program.model)
     _drop_traces(program.model)
     return program.model
 
@@ -72,6 +73,41 @@ def _squeeze(self: Any, dim: int) -> Any:
     if len(self.shape) == 0 or self.shape[dim] != 1:
         return op.Identity(self)
     return op.Squeeze(self, [dim])
+
+
+def _align_normalizations(model: onnx_ir.Model) -> None:
+    """Give every RMSNormalization a scale of its input's type.
+
+    ONNX allows another one, as where T5 normalizes fp32 sums in an fp16 model, but ONNX Runtime
+    expands it to a product of two types that it then refuses.
+    """
+    import onnx_ir
+
+    graph = model.graph
+    for node in list(graph.all_nodes()):
+        if node.op_type != "RMSNormalization":
+            continue
+        value, scale = node.inputs[:2]
+        result = node.outputs[0]
+        if value is None or scale is None or value.dtype is None or value.dtype == scale.dtype:
+            continue
+        assert result.dtype is not None
+        widened = onnx_ir.node("Cast", [scale], {"to": value.dtype.value})
+        widened.outputs[0].dtype, widened.outputs[0].shape = value.dtype, scale.shape
+        narrowed = onnx_ir.node("Cast", [result], {"to": result.dtype.value})
+        narrow = narrowed.outputs[0]
+        narrow.dtype, narrow.shape = result.dtype, result.shape
+        graph.insert_before(node, widened)
+        graph.insert_after(node, narrowed)
+        node.replace_input_with(1, widened.outputs[0])
+        for user, index in tuple(result.uses()):
+            if user is not narrowed:
+                user.replace_input_with(index, narrow)
+        narrow.name, result.name = result.name, f"{result.name}_wide"
+        result.dtype = value.dtype
+        for index, output in enumerate(graph.outputs):
+            if output is result:
+                graph.outputs[index] = narrow
 
 
 def _drop_traces(model: onnx_ir.Model) -> None:

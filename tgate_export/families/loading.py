@@ -90,10 +90,20 @@ def convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     keep = frozenset(getattr(module, "_keep_in_fp32_modules", None) or ())
     for path, part in module.named_modules():
         wanted = torch.float32 if keep.intersection(path.split(".")) else dtype
-        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(wanted)
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(wanted)
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                # A new tensor: a view (PixArt's position embedding) would keep its base's type.
+                setattr(part, name, buffer.to(wanted))
     return module
+
+
+def float32_layers(module: nn.Module) -> int:
+    """Count the linear layers of a module that `convert` left in fp32."""
+    layers = (part for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(layer.weight.dtype == torch.float32 for layer in layers)
 
 
 @contextmanager
