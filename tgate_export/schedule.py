@@ -11,10 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 Phase = Literal["full", "full_reuse", "gated", "gated_reuse"]
 CacheKind = Literal["cross_cache", "self_passes", "self_cache"]
+
+
+class Intervals(TypedDict):
+    """When self-attention is computed; see `gate_schedule`."""
+
+    sp_interval: int
+    fi_interval: int
+    warm_up: int
+
+
+# In every step: version 1 of the method.
+VERSION_1: Intervals = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 

@@ -15,6 +15,7 @@ from tgate_export.bench.result import Adherence, Bound, GateQuality, ProbeResult
 from tgate_export.bench.similarity import as_bytes, similarity
 from tgate_export.data.shapes_world import all_captions
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
+from tgate_export.schedule import VERSION_1
 
 MAX_LOST = 0.03
 """Share of pictures whose adherence a gate may cost, `shapes` only."""
@@ -125,7 +126,7 @@ class Probe:
             self.advance(label, self._done, self._total())
             output = self.pipeline(
                 list(prompts[first : first + chunk]), num_inference_steps=self.steps,
-                gate_step=gate, scheduler=self.scheduler, seed=self.seed + first,
+                gate_step=gate, **VERSION_1, scheduler=self.scheduler, seed=self.seed + first,
                 output_type="np", callback_on_step_end=callback,
             )  # fmt: skip
             pictures.extend(as_bytes(np.asarray(output.images)))

@@ -12,7 +12,7 @@ from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
 from tgate_export.runtime.timings import Timings
-from tgate_export.schedule import gate_schedule
+from tgate_export.schedule import VERSION_1, gate_schedule
 
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
@@ -41,7 +41,7 @@ class RowSpec:
     def call(self) -> dict[str, Any]:
         """Arguments of `TGatePipeline.__call__`."""
         gate = self.num_inference_steps if self.gate_step is None else self.gate_step
-        return {"num_inference_steps": self.num_inference_steps, "gate_step": gate}
+        return {"num_inference_steps": self.num_inference_steps, "gate_step": gate, **VERSION_1}
 
 
 def baseline(steps: int) -> RowSpec:
@@ -121,8 +121,10 @@ def binding_plan(
     """
     manifest = pipeline.manifest
     table = pipeline.solver_table(scheduler or manifest.defaults.scheduler)
+    solver = table.for_steps(row.num_inference_steps)
     call = row.call()
-    extra = table.for_steps(row.num_inference_steps).extra_evaluations
-    schedule = gate_schedule(call["num_inference_steps"], call["gate_step"], extra)
+    steps = call.pop("num_inference_steps")
+    schedule = gate_schedule(steps, call.pop("gate_step"), solver.extra_evaluations, **call)
     size = manifest.size
-    return plan_run(manifest, RunShape(batch, size.height.opt, size.width.opt, schedule))
+    shape = RunShape(batch, size.height.opt, size.width.opt, schedule, solver.draws_noise)
+    return plan_run(manifest, shape)
