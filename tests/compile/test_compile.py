@@ -46,6 +46,19 @@ def test_every_graph_has_a_plan_and_nothing_is_left_behind(tiny_plans: Path) -> 
     assert all(plan.content.bytes > 1000 for plan in plans.plans.values())
 
 
+def test_the_demo_pipeline_compiles_for_two_gpus(shapes_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(shutil.copytree(shapes_bundle, tmp_path / "bundle"))
+    result = compile_for(bundle, request_for("8.9", "12.0"))
+    (plans,) = plan_sets(bundle.path)
+    assert plans.path == result.path
+    assert plans.name.endswith("-sm89+sm120-fp32-b1-64x64")
+    for plan in plans.plans.values():
+        assert plan.key.compute_capabilities == ("8.9", "12.0")
+    # Weights are in the plans: 4.2 M in `full`, 4 bytes each.
+    assert plans.plans["full"].content.bytes > 16e6
+    open_bundle(bundle.path)
+
+
 def test_second_time_does_nothing(tiny_plans_copy: Bundle) -> None:
     (before,) = plan_sets(tiny_plans_copy.path)
     result = compile_for(tiny_plans_copy, request_for())
