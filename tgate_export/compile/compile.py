@@ -73,9 +73,9 @@ def prepare(request: PlanRequest, batch: Range) -> ReadyRequest:
             f"plans for a batch of {request.batch} do not fit graphs for {batch}"
         )
     toolkit = load_toolkit(request.flavour)
-    targets = resolve_targets(toolkit, request.compute_capabilities)
-    gpu = local_compute_capability(toolkit.flavour)[0] is not None
-    toolkit.check_settings(request.settings, gpu=gpu)
+    local, reason = local_compute_capability(request.flavour)
+    targets = resolve_targets(toolkit, request.compute_capabilities, local, reason)
+    toolkit.check_settings(request.settings, gpu=local is not None)
     return ReadyRequest(toolkit, replace(request, compute_capabilities=targets))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from tgate_export.bundle.plans import Flavour, PlanSettings
 from tgate_export.compile.request import PlanRequest
 from tgate_export.errors import InvalidRequestError, TGateError, first_line
+from tgate_export.runtime.backends.tensorrt_versions import MODULES, collecting_logger
 
-MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# The first TensorRT whose builder takes strongly typed networks with ONNX Attention as one layer.
-MINIMUM_VERSIONS: dict[Flavour, tuple[int, int]] = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 3)}
+# As in the extras of pyproject.toml.
+MINIMUM_VERSIONS: dict[Flavour, tuple[int, int]] = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Toolkit:
     flavour: Flavour
     trt: Any
     version: str
-    errors: list[str] = field(default_factory=list)
+    errors: list[str]
 
     def compute_capabilities(self) -> tuple[str, ...]:
         """Return the GPUs that can be named as targets; none for TensorRT."""
@@ -158,10 +158,10 @@ def load_toolkit(flavour: Flavour) -> Toolkit:
             f"{flavour} {version} is too old, {wanted} is needed: "
             f"pip install -U 'tgate-export[{flavour}]'"
         )
-    toolkit = Toolkit(flavour, trt, version)
     # Polygraphy and TensorRT know one logger a process; ours keeps what went wrong for messages.
-    polygraphy_trt.TRT_LOGGER = _logger(trt, toolkit.errors)  # type: ignore[attr-defined]
-    return toolkit
+    logger = collecting_logger(trt)
+    polygraphy_trt.TRT_LOGGER = logger  # type: ignore[attr-defined]
+    return Toolkit(flavour, trt, version, logger.errors)
 
 
 def _polygraphy_flavour() -> Flavour:
@@ -183,29 +183,22 @@ def _how_to_install(flavour: Flavour) -> str:
     )
 
 
-def _logger(trt: Any, errors: list[str]) -> Any:
-    class Recorder(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(message)
-
-    return Recorder()
-
-
-def resolve_targets(toolkit: Toolkit, asked: tuple[str, ...]) -> tuple[str, ...]:
+def resolve_targets(
+    toolkit: Toolkit, asked: tuple[str, ...], local: str | None, reason: str
+) -> tuple[str, ...]:
     """Return the compute capabilities to compile for: those asked for, or this machine's GPU's.
+
+    Args:
+        toolkit: what compiles.
+        asked: compute capabilities that were named.
+        local: this machine's, if it has a GPU.
+        reason: why it has none.
 
     Raises:
         InvalidRequestError: one that this TensorRT cannot target.
         TGateError: none was named and there is no GPU.
     """
-    from tgate_export.compile.gpu import local_compute_capability
-
     possible = toolkit.compute_capabilities()
-    local, reason = local_compute_capability(toolkit.flavour)
     if toolkit.flavour == "tensorrt":
         if local is None:
             raise TGateError(

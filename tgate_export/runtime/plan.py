@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tgate_export.bundle.dims import named_dims
 from tgate_export.bundle.manifest import DType, Graph, Manifest
 from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
 from tgate_export.errors import BundleError
@@ -144,9 +144,8 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
 
 
 def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str, BufferSpec]:
-    downscale = manifest.latents.downscale
-    h, w = shape.height // downscale, shape.width // downscale
-    latents = (shape.batch, manifest.latents.channels, h, w)
+    dims = named_dims(manifest, batch=shape.batch, height=shape.height, width=shape.width)
+    latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
         "guidance_scale": BufferSpec("float32", (shape.batch,)),
@@ -169,9 +168,8 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
         buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
         buffers[f"history.{parity}"] = BufferSpec("float32", history)
     cache_dtypes = {tensor.name: tensor.dtype for tensor in manifest.graph("full").outputs}
-    for cache in manifest.cache:
-        tokens = math.ceil(h / cache.downsample) * math.ceil(w / cache.downsample)
-        stacked: tuple[int, ...] = (len(cache.layers), tokens, cache.width)
+    for index, cache in enumerate(manifest.cache):
+        stacked: tuple[int, ...] = (len(cache.layers), dims[f"tokens_{index}"], cache.width)
         if cache.passes is not None:
             stacked = (cache.passes, *stacked)
         buffers[cache.tensor] = BufferSpec(cache_dtypes[cache.tensor], (shape.batch, *stacked))
