@@ -115,7 +115,7 @@ def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tiny_dynamic_bund
         )  # fmt: skip
         expected = official_latents(
             tiny_pipeline_dir, prompt="a", negative_prompt="", latents=latents, steps=3,
-            gate_step=2, guidance_scale=ours.request.guidance_scale, scheduler="ddim",
+            gate_step=2, guidance_scale=ours.request.guidance_scales[0], scheduler="ddim",
         )  # fmt: skip
         np.testing.assert_allclose(np.asarray(ours.images), expected, atol=1e-4, rtol=1e-3)
     with pytest.raises(InvalidRequestError, match="width 18 is not a multiple of 4: try 16"):

@@ -76,3 +76,32 @@ def diffusers_run(
     call |= {"latents": torch.from_numpy(latents), "output_type": output_type}
     result = pipe(**_options(pipe, call)).images
     return result.numpy() if isinstance(result, torch.Tensor) else np.asarray(result)
+
+
+def diffusers_embeds(
+    directory: Path, prompts: tuple[str, ...], negative_prompt: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Encode prompts, and a negative prompt for each, with diffusers: arrays [B, ...] by name."""
+    pipe = load_pipeline(directory, "diffusers")
+    names = ["prompt_embeds"]
+    if hasattr(pipe, "text_encoder_2"):
+        names.append("text_embeds")
+    if hasattr(pipe, "transformer"):
+        names.append("prompt_attention_mask")
+    with torch.no_grad():
+        encoded = pipe.encode_prompt(
+            prompt=list(prompts),
+            negative_prompt=[negative_prompt] * len(prompts),
+            do_classifier_free_guidance=True,
+            num_images_per_prompt=1,
+            device=torch.device("cpu"),
+        )
+    arrays = [tensor.float().numpy() for tensor in encoded]
+    if names[-1] == "text_embeds":  # embeddings of both kinds first, then pooled ones
+        return dict(zip(names, arrays[0::2], strict=True)), dict(
+            zip(names, arrays[1::2], strict=True)
+        )
+    half = len(names)
+    return dict(zip(names, arrays[:half], strict=True)), dict(
+        zip(names, arrays[half:], strict=True)
+    )

@@ -139,7 +139,7 @@ def test_shapes_latents(
     )  # fmt: skip
     expected = official_latents(
         shapes_dir, prompt=PROMPT, negative_prompt="", latents=latents, steps=25,
-        gate_step=gate_step, guidance_scale=ours.request.guidance_scale, scheduler=scheduler,
+        gate_step=gate_step, guidance_scale=ours.request.guidance_scales[0], scheduler=scheduler,
     )  # fmt: skip
     assert relative(np.asarray(ours.images), expected) < RELATIVE
 
@@ -155,7 +155,7 @@ def test_image_equals_diffusers(shapes_pipeline: TGatePipeline, shapes_dir: Path
     pipe = load_pipeline(shapes_dir)
     final = official_latents(
         shapes_dir, prompt=PROMPT, negative_prompt="", latents=latents, steps=10, gate_step=10,
-        guidance_scale=ours.request.guidance_scale, scheduler="ddim",
+        guidance_scale=ours.request.guidance_scales[0], scheduler="ddim",
     )  # fmt: skip
     with torch.no_grad():
         decoded = pipe.vae.decode(torch.from_numpy(final) / pipe.vae.config.scaling_factor)[0]

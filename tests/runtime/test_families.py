@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.oracle.families import diffusers_run, official_latents
+from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
 from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
@@ -132,3 +132,40 @@ def test_the_bound_tells_gates_and_prompts_apart(built: Built) -> None:
     assert relative(run(PROMPTS[0], 4), usual) > 3 * RELATIVE
     assert relative(run(PROMPTS[1], 3), usual) > 3 * RELATIVE
     assert relative(run(PROMPTS[0], 3, negative_prompt=NEGATIVE), usual) > 3 * RELATIVE
+
+
+def test_embeddings_of_diffusers_draw_what_their_prompts_draw(built: Built) -> None:
+    embeds, negative_embeds = diffusers_embeds(built.folder, PROMPTS, NEGATIVE)
+    run: dict[str, Any] = {
+        "num_inference_steps": STEPS, "gate_step": 3, "guidance_scale": GUIDANCE,
+        "scheduler": "euler", "latents": noise(built, 9), "output_type": "latent",
+    }  # fmt: skip
+    expected = np.asarray(built.pipeline(PROMPTS, negative_prompt=NEGATIVE, **run).images)
+    ours = built.pipeline(prompt_embeds=embeds, negative_prompt_embeds=negative_embeds, **run)
+    assert relative(ours.images, expected) < RELATIVE
+    mixed = built.pipeline(prompt_embeds=embeds, negative_prompt=NEGATIVE, **run)
+    assert relative(mixed.images, expected) < RELATIVE
+    first = {name: value[:1] for name, value in negative_embeds.items()}
+    one = built.pipeline(PROMPTS, negative_prompt_embeds=first, **run)
+    assert relative(one.images, expected) < RELATIVE
+    swapped = {name: value[::-1] for name, value in embeds.items()}
+    other = built.pipeline(prompt_embeds=swapped, negative_prompt=NEGATIVE, **run)
+    assert relative(other.images, expected) > 3 * RELATIVE
+    # The text encoder runs again after a call that did without it.
+    again = built.pipeline(PROMPTS, negative_prompt=NEGATIVE, **run)
+    np.testing.assert_array_equal(np.asarray(again.images), expected)
+
+
+def test_every_prompt_has_its_own_guidance_scale(built: Built) -> None:
+    latents, scales = noise(built, 10), (GUIDANCE, 2.0)
+    ours = built.pipeline(
+        PROMPTS, num_inference_steps=STEPS, gate_step=STEPS, guidance_scale=scales,
+        scheduler="euler", latents=latents, output_type="latent",
+    )  # fmt: skip
+    assert ours.request.guidance_scales == scales
+    for index, scale in enumerate(scales):
+        expected = diffusers_run(
+            built.folder, prompt=PROMPTS[index], latents=latents[[index]], scheduler="euler",
+            output_type="latent", num_inference_steps=STEPS, guidance_scale=scale,
+        )  # fmt: skip
+        assert relative(ours.images[index], expected[0]) < RELATIVE

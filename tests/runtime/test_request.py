@@ -15,7 +15,8 @@ from tgate_export.runtime.conditioning import ImageSize
 from tgate_export.runtime.request import Request, make_request
 
 OPTIONS: dict[str, Any] = {
-    "negative_prompt": "", "num_inference_steps": None, "gate_step": None, "sp_interval": None,
+    "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
+    "num_inference_steps": None, "gate_step": None, "sp_interval": None,
     "fi_interval": None, "warm_up": None, "guidance_scale": None, "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
     "crops_coords_top_left": None, "target_size": None, "latents": None, "output_type": "np",
@@ -33,7 +34,7 @@ def request(prompt: Any = "x", *, of: Manifest | None = None, **options: Any) ->
 
 def test_defaults_are_the_bundles() -> None:
     made = request()
-    assert (made.num_inference_steps, made.gate_step, made.guidance_scale) == (25, 10, 7.5)
+    assert (made.num_inference_steps, made.gate_step, made.guidance_scales) == (25, 10, (7.5,))
     assert (made.scheduler, made.height, made.width) == ("ddim", 16, 16)
 
 
@@ -87,6 +88,12 @@ def test_prompts_are_repeated_in_order() -> None:
     assert made.negative_prompts == ("c", "c", "d", "d")
 
 
+def test_a_guidance_scale_is_for_all_prompts_or_each_has_its_own() -> None:
+    made = request(["a", "b"], guidance_scale=[2, 3.5], num_images_per_prompt=2)
+    assert made.guidance_scales == (2.0, 2.0, 3.5, 3.5)
+    assert request(["a", "b"], guidance_scale=3).guidance_scales == (3.0, 3.0)
+
+
 def test_told_sizes_are_for_models_that_are_told() -> None:
     with pytest.raises(InvalidRequestError, match=r"original_size is for SDXL.*stable-diffusion"):
         request(original_size=(16, 16))
@@ -130,6 +137,7 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"gate_step": -1}, "at least 1, got -1"),
         ({"guidance_scale": float("nan")}, "finite"),
         ({"guidance_scale": float("inf")}, "finite"),
+        ({"guidance_scale": [7.5, 7.5]}, "2 guidance scales for 1 prompts: give one, or one each"),
         ({"scheduler": "heun"}, "unknown scheduler 'heun': this bundle has ddim"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**64}, "seed must be"),
@@ -166,7 +174,7 @@ def test_images_must_fill_batches(smallest: int, largest: int, images: int, fits
     batch = {"min": smallest, "opt": smallest, "max": largest}
     if fits:
         made = request(of=manifest(batch=batch), num_images_per_prompt=images)
-        assert len(made.prompts) == images
+        assert made.images == len(made.prompts) == images
     else:
         with pytest.raises(InvalidRequestError, match=f"{images} image.* batches of"):
             request(of=manifest(batch=batch), num_images_per_prompt=images)

@@ -202,7 +202,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "sp_interval": request.sp_interval,
                 "fi_interval": request.fi_interval,
                 "warm_up": request.warm_up,
-                "guidance_scale": request.guidance_scale,
+                "guidance_scale": request.guidance_scales[0],
                 "scheduler": request.scheduler,
                 "width": request.width,
                 "height": request.height,

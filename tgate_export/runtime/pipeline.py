@@ -19,6 +19,7 @@ from tgate_export.runtime.backends.base import Backend, BackendOptions, Execute,
 from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.prompts import Embeds, Prompts
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.timings import StepTiming, Timings
@@ -116,15 +117,17 @@ class TGatePipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Embeds | None = None,
+        negative_prompt_embeds: Embeds | None = None,
         num_inference_steps: int | None = None,
         gate_step: int | None = None,
         sp_interval: int | None = None,
         fi_interval: int | None = None,
         warm_up: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         scheduler: str | None = None,
         seed: int | None = None,
         num_images_per_prompt: int = 1,
@@ -143,6 +146,11 @@ class TGatePipeline:
             prompt: one or more prompts.
             negative_prompt: what to avoid; one for all prompts, or one each. Without one it is
                 the empty text, or zero embeddings for a model that was trained so (SDXL).
+            prompt_embeds: instead of `prompt`, what the text encoder makes of it [B, T, D]; where
+                it makes more than one tensor (`inspect --json`), a mapping from each one's name
+                to its array, such as SDXL's `prompt_embeds` and `text_embeds`.
+            negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
+                one each.
             num_inference_steps: denoising steps; the bundle's default when not given.
             gate_step: first step that reuses cross-attention and drops guidance; at
                 `num_inference_steps` or more there is none. By default the bundle's, scaled to
@@ -152,7 +160,8 @@ class TGatePipeline:
                 bundle's default when not given.
             fi_interval: the same from the gate on.
             warm_up: self-attention is computed in steps 0 to this one, whatever `sp_interval`.
-            guidance_scale: weight of classifier-free guidance before the gate.
+            guidance_scale: weight of classifier-free guidance before the gate; one for all
+                prompts, or one each.
             scheduler: a sampler that the bundle holds, such as "ddim" or "dpm++2m".
             seed: 0 .. 2^64 - 1; random when not given.
             num_images_per_prompt: images of each prompt, with different starting latents.
@@ -173,6 +182,8 @@ class TGatePipeline:
             self.manifest,
             prompt,
             negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             num_inference_steps=num_inference_steps,
             gate_step=gate_step,
             sp_interval=sp_interval,
@@ -193,7 +204,7 @@ class TGatePipeline:
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
-        while left := len(request.prompts) - first:
+        while left := request.images - first:
             batch = self.backend.batch_size(min(left, self.manifest.batch.max))
             part = slice(first, first := first + batch)
             result, timing = self._run(request, part, callback_on_step_end)
@@ -221,7 +232,6 @@ class TGatePipeline:
     def _run(
         self, request: Request, part: slice, callback: StepCallback | None
     ) -> tuple[np.ndarray, Timings]:
-        prompts = request.prompts[part]
         try:
             solver = self.solver_table(request.scheduler).for_steps(request.num_inference_steps)
         except ValueError as error:
@@ -236,15 +246,20 @@ class TGatePipeline:
         )
         check_graphs(self.bundle, schedule, request)
         run = self._prepare(
-            RunShape(len(prompts), request.height, request.width, schedule, solver.draws_noise)
+            RunShape(
+                part.stop - part.start, request.height, request.width, schedule, solver.draws_noise
+            )
         )
         started = perf_counter()
         run.write_inputs(self.manifest, self._tokenizers, request, part, solver)
         # Launches may only be queued: nothing waits for the device before the end.
         mark, seconds = self.backend.mark, self.backend.seconds
         encode_started = mark()
-        for execute in run.encode if request.negative_prompts is not None else run.encode[:1]:
-            execute()
+        for execute, prompts in zip(
+            run.encode, (request.prompts, request.negative_prompts), strict=False
+        ):
+            if isinstance(prompts, tuple):
+                execute()
         encoded = mark()
         marks = []
         for index, (denoise, solve) in enumerate(run.steps):
@@ -319,9 +334,9 @@ class _PreparedRun:
         """Fill every host-made buffer; after this the loop only launches."""
         batch = self.shape.batch
         write = self.memory.write
-        self._write_prompts(tokenizers, "", request.prompts[part])
+        self._write_prompts(tokenizers, "", request.prompts, part)
         if request.negative_prompts is not None:
-            self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts[part])
+            self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts, part)
         elif manifest.guidance == "classifier-free":
             for tensor in manifest.graph("text_encoder").outputs:
                 slot = Slot(NEGATIVE + tensor.name)
@@ -329,7 +344,7 @@ class _PreparedRun:
                 write(slot, np.zeros(spec.shape, dtype=spec.dtype))
         for name, kind in manifest.conditioning.items():
             write(Slot(name), host_input(kind, batch, request.told_size))
-        write(Slot("guidance_scale"), np.full(batch, request.guidance_scale, dtype=np.float32))
+        write(Slot("guidance_scale"), np.array(request.guidance_scales[part], dtype=np.float32))
         for step, (timestep, weights) in enumerate(
             zip(solver.timesteps, solver.weights, strict=True)
         ):
@@ -349,10 +364,19 @@ class _PreparedRun:
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
 
     def _write_prompts(
-        self, tokenizers: Mapping[str, PromptTokenizer], prefix: str, prompts: Sequence[str]
+        self,
+        tokenizers: Mapping[str, PromptTokenizer],
+        prefix: str,
+        prompts: Prompts,
+        part: slice,
     ) -> None:
+        """Fill the text encoder's inputs, or its outputs where the call brings them."""
+        if isinstance(prompts, dict):
+            for name, value in prompts.items():
+                self.memory.write(Slot(prefix + name), value[part])
+            return
         for name, tokenizer in tokenizers.items():
-            ids, mask = tokenizer(prompts)
+            ids, mask = tokenizer(prompts[part])
             self.memory.write(Slot(prefix + name), ids)
             if tokenizer.spec.mask is not None:
                 self.memory.write(Slot(prefix + tokenizer.spec.mask), mask)

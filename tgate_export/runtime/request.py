@@ -12,6 +12,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize
+from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
 from tgate_export.schedule import check_schedule
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -19,19 +20,20 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 @dataclass(frozen=True)
 class Request:
-    """A checked call: one prompt, negative prompt and starting latents for each image.
+    """A checked call: one prompt, negative prompt, guidance scale and latents for each image.
 
     Without negative prompts the negative text conditions are zeros.
     """
 
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...] | None
+    images: int
+    prompts: Prompts
+    negative_prompts: Prompts | None
     num_inference_steps: int
     gate_step: int
     sp_interval: int
     fi_interval: int
     warm_up: int
-    guidance_scale: float
+    guidance_scales: tuple[float, ...]
     scheduler: str
     seed: int
     height: int
@@ -43,15 +45,17 @@ class Request:
 
 def make_request(
     manifest: Manifest,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None,
     *,
     negative_prompt: str | Sequence[str] | None,
+    prompt_embeds: Embeds | None,
+    negative_prompt_embeds: Embeds | None,
     num_inference_steps: int | None,
     gate_step: int | None,
     sp_interval: int | None,
     fi_interval: int | None,
     warm_up: int | None,
-    guidance_scale: float | None,
+    guidance_scale: float | Sequence[float] | None,
     scheduler: str | None,
     seed: int | None,
     num_images_per_prompt: int,
@@ -68,19 +72,9 @@ def make_request(
     Raises:
         InvalidRequestError: names the argument and what it may be.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(_is_text(text) for text in prompts):
-        raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
-    if manifest.guidance != "classifier-free":
-        if negative_prompt:
-            raise InvalidRequestError(
-                "negative_prompt has no effect: this bundle has no classifier-free guidance; "
-                "leave it out"
-            )
-        negative_prompt = None
-    elif negative_prompt is None and manifest.absent_negative_prompt == "empty":
-        negative_prompt = ""
-    negatives = _negatives(negative_prompt, len(prompts))
+    prompts = positive(manifest, prompt, prompt_embeds)
+    number = count(prompts)
+    negatives = negative(manifest, negative_prompt, negative_prompt_embeds, number)
     if num_images_per_prompt < 1:
         raise InvalidRequestError(f"num_images must be at least 1, got {num_images_per_prompt}")
     defaults = manifest.defaults
@@ -97,14 +91,7 @@ def make_request(
         check_schedule(gate_step, sp_interval, fi_interval, warm_up)
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
-    if manifest.guidance == "none" and guidance_scale not in (None, 1.0):
-        raise InvalidRequestError(
-            f"guidance_scale {guidance_scale} has no effect: this bundle was built without "
-            "guidance; leave it out"
-        )
-    scale = defaults.guidance_scale if guidance_scale is None else float(guidance_scale)
-    if not math.isfinite(scale):
-        raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
+    scales = _guidance_scales(manifest, guidance_scale, number)
     name = defaults.scheduler if scheduler is None else scheduler
     if name not in manifest.solvers:
         raise InvalidRequestError(
@@ -123,7 +110,7 @@ def make_request(
         )
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
     width = _side("width", width, manifest.size.width, manifest.size.multiple)
-    images = len(prompts) * num_images_per_prompt
+    images = number * num_images_per_prompt
     rest = images % manifest.batch.max  # images of the last call
     if 0 < rest < manifest.batch.min:
         raise InvalidRequestError(
@@ -131,16 +118,15 @@ def make_request(
             f"bundle was built for: ask for {images - rest + manifest.batch.min} in all"
         )
     return Request(
-        prompts=tuple(text for text in prompts for _ in range(num_images_per_prompt)),
-        negative_prompts=None
-        if negatives is None
-        else tuple(text for text in negatives for _ in range(num_images_per_prompt)),
+        images=images,
+        prompts=repeat(prompts, num_images_per_prompt),
+        negative_prompts=None if negatives is None else repeat(negatives, num_images_per_prompt),
         num_inference_steps=steps,
         gate_step=gate_step,
         sp_interval=sp_interval,
         fi_interval=fi_interval,
         warm_up=warm_up,
-        guidance_scale=scale,
+        guidance_scales=tuple(np.repeat(scales, num_images_per_prompt).tolist()),
         scheduler=name,
         seed=seed,
         height=height,
@@ -156,29 +142,26 @@ def make_request(
     )
 
 
-def _negatives(negative_prompt: str | Sequence[str] | None, prompts: int) -> list[str] | None:
-    """Return one negative prompt for each prompt, or None where there is none."""
-    if negative_prompt is None:
-        return None
-    if isinstance(negative_prompt, str):
-        negatives = [negative_prompt] * prompts
-    else:
-        negatives = list(negative_prompt)
-    if not all(_is_text(text) for text in negatives):
-        raise InvalidRequestError("negative_prompt must be text, or a list of texts")
-    if len(negatives) != prompts:
+def _guidance_scales(
+    manifest: Manifest, value: float | Sequence[float] | None, prompts: int
+) -> list[float]:
+    """Return one guidance scale for each prompt."""
+    if manifest.guidance == "none" and value not in (None, 1.0):
         raise InvalidRequestError(
-            f"{len(negatives)} negative prompts for {prompts} prompts: give one, or one each"
+            f"guidance_scale {value} has no effect: this bundle was built without "
+            "guidance; leave it out"
         )
-    return negatives
-
-
-def _is_text(value: object) -> bool:
-    """Whether this is a string that can be written down; one of undecodable bytes cannot."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
+    if value is None:
+        value = manifest.defaults.guidance_scale
+    scales = [float(scale) for scale in value] if isinstance(value, Sequence) else [float(value)]
+    for scale in scales:
+        if not math.isfinite(scale):
+            raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
+    if len(scales) not in (1, prompts):
+        raise InvalidRequestError(
+            f"{len(scales)} guidance scales for {prompts} prompts: give one, or one each"
+        )
+    return scales * prompts if len(scales) == 1 else scales
 
 
 def _told(manifest: Manifest, name: str, value: tuple[int, int] | None) -> tuple[int, int] | None:
