@@ -59,7 +59,9 @@ def load(source: ModelSource, precision: Precision) -> Components:
     torch.manual_seed(RANDOM_SEED)
     try:
         modules = {
-            component: _module(source, component, component_precision(source, component, precision))
+            component: load_component(
+                source, component, component_precision(source, component, precision)
+            )
             for component in source.family.weights
         }
     finally:
@@ -73,7 +75,12 @@ def load(source: ModelSource, precision: Precision) -> Components:
     return Components(modules, tokenizers, source.config("scheduler"))
 
 
-def _module(source: ModelSource, component: str, precision: Precision) -> nn.Module:
+def load_component(source: ModelSource, component: str, precision: Precision) -> nn.Module:
+    """Load one part with weights, as `load` does.
+
+    Raises:
+        ModelError: when a weight file cannot be read or does not fit its configuration.
+    """
     dtype = TORCH_DTYPES[precision]
     cls = _class(source.family.weights[component])
     make = _random if source.kind == "random" else _pretrained

@@ -1,0 +1,102 @@
+"""Count a run's multiply-accumulates from exported graphs, beside the T-GATE paper's figures.
+
+    scripts/count_macs.py sd15 sd21 sdxl pixart-alpha
+
+Only the denoiser is made, with random weights, and its two graphs are exported at the model's own
+size; nothing is computed. A T-GATE row is at the gate that comes nearest to the paper, which does
+not say which gate its table has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir
+
+from tgate_export.bench.macs import Macs, count_macs
+from tgate_export.bundle.manifest import Range, Size
+from tgate_export.export.onnx_export import export_graph
+from tgate_export.export.options import check_options
+from tgate_export.export.weights import WeightFiles
+from tgate_export.families.geometry import vae_downscale
+from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
+from tgate_export.families.loading import Components, load_component
+from tgate_export.families.source import resolve_source
+from tgate_export.schedule import PHASES
+
+STEPS = 25
+ONE = Range(min=1, opt=1, max=1)
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Tera-MACs of a run of 25 steps in arXiv 2404.02747."""
+
+    ungated: float
+    gated: float
+
+
+PAPER = {
+    "sd15": Paper(16.938, 9.875),
+    "sd21": Paper(38.041, 22.208),
+    "sdxl": Paper(149.438, 84.438),
+    "pixart-alpha": Paper(107.031, 65.318),
+}
+
+
+def phase_macs(model: str) -> dict[str, Macs]:
+    """Export the phases of a packaged architecture, and count one run of each."""
+    source = resolve_source(model, "random")
+    options = check_options(source, "fp16", None, ONE, None)
+    name = source.family.denoiser
+    parts = Components({name: load_component(source, name, "fp16")}, {}, {})
+    groups = denoiser_cache(source, parts, options.size, options.caches)
+    declared = graph_exports(source, parts, options.size, groups)
+    downscale = vae_downscale(source)
+    return {
+        graph.name: _count(graph, options.size, downscale)
+        for graph in declared
+        if graph.name in PHASES
+    }
+
+
+def _count(graph: GraphExport, size: Size, downscale: int) -> Macs:
+    model = export_graph(graph, ONE, size, downscale)
+    with tempfile.TemporaryDirectory() as folder, WeightFiles(Path(folder)) as files:
+        files["denoiser"].externalize(model)
+        path = Path(folder) / f"{graph.name}.onnx"
+        onnx_ir.save(model, path)
+        shapes = {
+            entry.name: tuple(1 if dim == "batch" else int(dim) for dim in entry.shape)
+            for entry in graph.inputs
+        }
+        return count_macs(path, shapes)
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="+", choices=sorted(PAPER), metavar="MODEL")
+    print("| model | gate step | papers' convention | the paper | off by | with attention |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for model in parser.parse_args().models:
+        macs = phase_macs(model)
+        runs = {g: macs["full"] * g + macs["gated"] * (STEPS - g) for g in range(1, STEPS + 1)}
+        paper = PAPER[model]
+        nearest = min(range(1, STEPS), key=lambda g: abs(runs[g].layers / TERA - paper.gated))
+        for gate, theirs in ((STEPS, paper.ungated), (nearest, paper.gated)):
+            ours = runs[gate].layers / TERA
+            print(
+                f"| {model} | {'none' if gate == STEPS else f'{gate} of {STEPS}'} | {ours:.3f} T "
+                f"| {theirs:.3f} T | {100 * (ours / theirs - 1):+.2f} % "
+                f"| {runs[gate].total / TERA:.3f} T |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
