@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import CLIPTextModel
 
 from tests import tiny
 from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
@@ -169,3 +170,55 @@ def test_every_prompt_has_its_own_guidance_scale(built: Built) -> None:
             output_type="latent", num_inference_steps=STEPS, guidance_scale=scale,
         )  # fmt: skip
         assert relative(ours.images[index], expected[0]) < RELATIVE
+
+
+@pytest.mark.parametrize("gate_step", [3, STEPS])
+def test_guidance_is_rescaled_as_by_the_official_package(built: Built, gate_step: int) -> None:
+    run = {
+        "num_inference_steps": STEPS, "gate_step": gate_step, "guidance_scale": GUIDANCE,
+        "scheduler": "euler", "guidance_rescale": 0.7,
+    }  # fmt: skip
+    latents = noise(built, 11)
+    if built.pipeline.manifest.family == "pixart":
+        with pytest.raises(InvalidRequestError, match="of a pixart bundle is never rescaled"):
+            built.pipeline(PROMPTS, **run)
+        return
+    ours = built.pipeline(PROMPTS, latents=latents, output_type="latent", **run)
+    plain = built.pipeline(
+        PROMPTS, latents=latents, output_type="latent", **run | {"guidance_rescale": 0.0}
+    )
+    assert relative(plain.images, np.asarray(ours.images)) > 3 * RELATIVE
+    for index, prompt in enumerate(PROMPTS):
+        expected = official_latents(
+            built.folder, prompt=prompt, latents=latents[[index]], **run
+        )  # fmt: skip
+        assert relative(ours.images[index], expected[0]) < RELATIVE
+
+
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_clip_layers_are_skipped_as_by_diffusers(
+    built: Built, clip_skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built.pipeline.manifest.family == "pixart":
+        with pytest.raises(InvalidRequestError, match="a pixart bundle's text encoder"):
+            built.pipeline(PROMPTS, clip_skip=1)
+        return
+    # Of transformers 4, where the norm is found by diffusers; transformers 5 has no `text_model`.
+    itself = property(lambda self: self)
+    monkeypatch.setattr(CLIPTextModel, "text_model", itself, raising=False)
+    latents = noise(built, 12)
+    run = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVE}
+    ours = built.pipeline(
+        PROMPTS, gate_step=STEPS, scheduler="euler", latents=latents, output_type="latent",
+        clip_skip=clip_skip, **run,
+    )  # fmt: skip
+    for index, prompt in enumerate(PROMPTS):
+        expected, other = (
+            diffusers_run(
+                built.folder, prompt=prompt, latents=latents[[index]], scheduler="euler",
+                output_type="latent", clip_skip=skip, **run,
+            )
+            for skip in (clip_skip, 1 - clip_skip)
+        )  # fmt: skip
+        assert relative(ours.images[index], expected[0]) < RELATIVE
+        assert relative(other, expected) > 3 * RELATIVE

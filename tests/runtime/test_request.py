@@ -17,7 +17,8 @@ from tgate_export.runtime.request import Request, make_request
 OPTIONS: dict[str, Any] = {
     "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
     "num_inference_steps": None, "gate_step": None, "sp_interval": None,
-    "fi_interval": None, "warm_up": None, "guidance_scale": None, "scheduler": None, "seed": 0,
+    "fi_interval": None, "warm_up": None, "guidance_scale": None,
+    "guidance_rescale": 0.0, "clip_skip": 0, "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
     "crops_coords_top_left": None, "target_size": None, "latents": None, "output_type": "np",
 }  # fmt: skip
@@ -137,6 +138,9 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"gate_step": -1}, "at least 1, got -1"),
         ({"guidance_scale": float("nan")}, "finite"),
         ({"guidance_scale": float("inf")}, "finite"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale must be 0 to 1, got nan"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be 0 to 1, got 1.5"),
+        ({"clip_skip": -1}, "clip_skip must be 0 to"),
         ({"guidance_scale": [7.5, 7.5]}, "2 guidance scales for 1 prompts: give one, or one each"),
         ({"scheduler": "heun"}, "unknown scheduler 'heun': this bundle has ddim"),
         ({"seed": -1}, "seed must be"),

@@ -200,6 +200,11 @@ class Manifest(BundleModel):
     tokenizers: dict[str, Tokenizer] = Field(
         description="by the input of `text_encoder` that takes the ids"
     )
+    clip_skips: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="how many of the text encoder's last layers a prompt can skip; above 0, "
+        "`text_encoder` takes `clip_skip` [B]",
+    )
     guidance: Guidance
     absent_negative_prompt: Literal["empty", "zeros"] = Field(
         description="what stands for a missing negative prompt: an empty text, or zeros in place "

@@ -44,6 +44,21 @@ if TYPE_CHECKING:
     "--warm-up", type=int, help="Compute self-attention in steps 0..N, whatever --sp-interval."
 )
 @click.option("--guidance-scale", type=float, help="Default: the bundle's.")
+@click.option(
+    "--guidance-rescale",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="0 to 1: rescale guidance towards the deviation that it would have without, against "
+    "overexposure.",
+)
+@click.option(
+    "--clip-skip",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Skip this many of the CLIP text encoder's last layers.",
+)
 @click.option("--scheduler", help="Sampler; `inspect` lists the bundle's. Default: the bundle's.")
 @click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
 @click.option("--num-images", type=int, default=1, show_default=True)
@@ -83,6 +98,8 @@ def command(
     fi_interval: int | None,
     warm_up: int | None,
     guidance_scale: float | None,
+    guidance_rescale: float,
+    clip_skip: int,
     scheduler: str | None,
     seed: int | None,
     num_images: int,
@@ -120,6 +137,8 @@ def command(
                 fi_interval=fi_interval,
                 warm_up=warm_up,
                 guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
+                clip_skip=clip_skip,
                 scheduler=scheduler,
                 seed=seed,
                 num_images_per_prompt=num_images,
@@ -203,6 +222,8 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "fi_interval": request.fi_interval,
                 "warm_up": request.warm_up,
                 "guidance_scale": request.guidance_scales[0],
+                "guidance_rescale": request.guidance_rescale,
+                "clip_skip": request.clip_skip,
                 "scheduler": request.scheduler,
                 "width": request.width,
                 "height": request.height,

@@ -252,6 +252,7 @@ def _build(
             channels=source.config(source.family.denoiser)["in_channels"], downscale=downscale
         ),
         tokenizers=tokenizers,
+        clip_skips=source.family.clip_skips(source),
         guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
         conditioning=_host_inputs(source),

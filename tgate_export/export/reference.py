@@ -89,6 +89,7 @@ def trajectories(
     denoiser, conditioning = parts[source.family.denoiser], source.conditioning()
     values = _conditions(source, parts, manifest)
     values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
+    values["guidance_rescale"] = torch.zeros(1)
     graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
     shape = (
@@ -124,6 +125,8 @@ def _conditions(
                 return_attention_mask=True, return_tensors="pt",
             )  # fmt: skip
             inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
+        if manifest.clip_skips:
+            inputs.append(torch.zeros(1, dtype=torch.int64))
         with computing_in_fp32(encoder):
             outputs = encoder(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -165,6 +165,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
         "sample": random.standard_normal(latents, dtype=np.float32),
         "timestep": random.integers(1, 1000, batch).astype(np.float32),
         "guidance_scale": random.uniform(1, 10, batch).astype(np.float32),
+        "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
         "latents": random.standard_normal(latents, dtype=np.float32),
     }
     for prefix in ("", NEGATIVE):
@@ -174,6 +175,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
             if spec.mask is not None:
                 filled = random.integers(1, length, (batch, 1))
                 known[prefix + spec.mask] = (np.arange(length) < filled).astype(np.int64)
+        known[prefix + "clip_skip"] = random.integers(0, manifest.clip_skips + 1, batch)
     for name, kind in manifest.conditioning.items():
         known[name] = host_input(kind, batch, ImageSize.of(height, width))
     return known

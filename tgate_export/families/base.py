@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tgate_export.families.loading import Components
     from tgate_export.families.source import ModelSource
 
+CLIP_SKIP = "clip_skip"
+
 
 @dataclass(frozen=True)
 class TokenizerSpec:
@@ -58,6 +60,8 @@ class Family:
         dynamic_size: whether one graph can serve several image sizes.
         vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
             `force_upcast`.
+        clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
+            module takes a last input `clip_skip` [B] i64.
         zero_negative: the negative conditions of a prompt without a negative prompt are zeros
             (`force_zeros_for_empty_prompt`) instead of those of an empty text.
     """
@@ -74,6 +78,7 @@ class Family:
     text_encoder: Callable[[Components], nn.Module]
     dynamic_size: bool = True
     vae_upcast: bool = False
+    clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False
 
     def components(self, source: ModelSource) -> tuple[str, ...]:

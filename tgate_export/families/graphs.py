@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from tgate_export.bundle.manifest import Size
+from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.loading import Components
 from tgate_export.families.modules import VaeDecoder
 from tgate_export.families.source import ModelSource
-from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition
+from tgate_export.gating.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
 from tgate_export.schedule import READS, WRITES, CacheKind, Phase
@@ -91,7 +92,9 @@ def graph_exports(
         for entry in conditioning.conditions
         for name in entry.full_inputs
     }
-    known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch",))
+    for name in (GUIDANCE_SCALE, GUIDANCE_RESCALE):
+        known[name] = GraphInput(name, torch.float32, ("batch",))
+    skip = [GraphInput(CLIP_SKIP, torch.int64, ("batch",))] if family.clip_skips(source) else []
     declare = partial(GraphExport, sizes=axes.sizes)
 
     def denoising(phase: Phase) -> GraphExport:
@@ -115,11 +118,14 @@ def graph_exports(
             "text_encoder",
             encoders,
             lambda: family.text_encoder(parts),
-            tuple(
-                GraphInput(name, torch.int64, ("batch", spec.max_length))
-                for spec in family.tokenizers(source)
-                for name in (spec.input, spec.mask)
-                if name
+            (
+                *(
+                    GraphInput(name, torch.int64, ("batch", spec.max_length))
+                    for spec in family.tokenizers(source)
+                    for name in (spec.input, spec.mask)
+                    if name
+                ),
+                *skip,
             ),
             tuple(condition(entry, entry.name) for entry in conditioning.text),
         ),

@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
+
+
+def skipping(
+    hidden_states: Sequence[torch.Tensor], clip_skip: torch.Tensor, last: int, skips: int
+) -> torch.Tensor:
+    """Choose a layer for every sample.
+
+    Args:
+        hidden_states: [B, T, D] of the embeddings and of every layer after them.
+        clip_skip: [B] i64, how many layers before the last one to stop; 0 .. `skips`.
+        last: which is the last one, as a negative index.
+        skips: the most that may be skipped.
+
+    Returns:
+        `hidden_states[last - clip_skip[b]][b]` for every b, [B, T, D].
+    """
+    choices = torch.stack([hidden_states[last - skip] for skip in range(skips + 1)])
+    chosen = torch.arange(skips + 1)[:, None] == clip_skip[None, :]
+    none = torch.zeros((), dtype=choices.dtype)
+    return torch.where(chosen[:, :, None, None], choices, none).sum(dim=0)
 
 
 class ClipTextEncoder(nn.Module):
     """CLIP text encoder: token ids [B, T] to `prompt_embeds` [B, T, D]."""
 
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text_encoder: nn.Module, skips: int) -> None:
         super().__init__()
         self.text_encoder = text_encoder
+        self.skips = skips
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden state, as diffusers without `clip_skip`."""
-        hidden: torch.Tensor = self.text_encoder(input_ids)[0]
-        return hidden
+    def forward(self, input_ids: torch.Tensor, clip_skip: torch.Tensor) -> torch.Tensor:
+        """Return the normed hidden state of the last layer, or of one before (`clip_skip` [B])."""
+        output = self.text_encoder(input_ids, output_hidden_states=True)
+        # transformers 5 has the layers in the model itself, 4 in its `text_model`.
+        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
+        chosen = skipping(output.hidden_states, clip_skip, -1, self.skips)
+        normed: torch.Tensor = model.final_layer_norm(chosen)
+        return normed
 
 
 class DualClipTextEncoder(nn.Module):
     """SDXL's two CLIP text encoders: token ids [B, T] of each to `prompt_embeds`, `text_embeds`."""
 
-    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module) -> None:
+    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module, skips: int) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.text_encoder_2 = text_encoder_2
+        self.skips = skips
 
     def forward(
-        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor, clip_skip: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both penultimate hidden states [B, T, D + D2], and the second's projection.
 
-        As diffusers without `clip_skip`: the last layers, and the first's final norm, are unused.
+        Or hidden states of layers before (`clip_skip` [B]). As in diffusers, the first's last
+        layer and its final norm are unused, and the projection is that of all layers.
         """
         first = self.text_encoder(input_ids, output_hidden_states=True)
         second = self.text_encoder_2(input_ids_2, output_hidden_states=True)
-        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return embeds, second.text_embeds
+        chosen = [
+            skipping(output.hidden_states, clip_skip, -2, self.skips) for output in (first, second)
+        ]
+        return torch.cat(chosen, dim=-1), second.text_embeds
 
 
 class T5TextEncoder(nn.Module):

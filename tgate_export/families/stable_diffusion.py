@@ -26,6 +26,11 @@ def clip_tokens(source: ModelSource, encoder: str = "text_encoder") -> int:
     return int(source.config(encoder).get("max_position_embeddings", 77))
 
 
+def clip_layers(source: ModelSource, encoder: str) -> int:
+    """Return how many layers a CLIP text encoder has."""
+    return int(source.config(encoder).get("num_hidden_layers", 12))
+
+
 def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
     tokens = clip_tokens(source)
     return (TokenizerSpec("input_ids", "tokenizer", CLIP_TOKENIZER, "text_encoder", tokens),)
@@ -36,8 +41,8 @@ def _conditioning(source: ModelSource) -> Conditioning:
     width = unet.get("cross_attention_dim", 1280)
     embeds = Condition("prompt_embeds", (clip_tokens(source), width), negative=True)
     if unet.get("upcast_attention"):
-        return Conditioning((embeds,), _predict_upcast, float32_attention=True)
-    return Conditioning((embeds,), _predict)
+        return Conditioning((embeds,), _predict_upcast, float32_attention=True, rescale=True)
+    return Conditioning((embeds,), _predict, rescale=True)
 
 
 def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
@@ -77,7 +82,12 @@ def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[s
 def _text_encoder(parts: Components) -> nn.Module:
     from tgate_export.families.modules import ClipTextEncoder
 
-    return ClipTextEncoder(parts["text_encoder"])
+    encoder: Any = parts["text_encoder"]
+    return ClipTextEncoder(encoder, encoder.config.num_hidden_layers - 1)
+
+
+def _clip_skips(source: ModelSource) -> int:
+    return clip_layers(source, "text_encoder") - 1
 
 
 def check_unet(source: ModelSource, supported: Mapping[str, object]) -> None:
@@ -127,4 +137,5 @@ STABLE_DIFFUSION = Family(
     check=_check,
     conditioning=_conditioning,
     text_encoder=_text_encoder,
+    clip_skips=_clip_skips,
 )

@@ -11,6 +11,7 @@ from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.families.stable_diffusion import (
     CLIP_TOKENIZER,
     check_unet,
+    clip_layers,
     clip_tokens,
     guidance_embedding,
 )
@@ -52,6 +53,7 @@ def _conditioning(source: ModelSource) -> Conditioning:
             Condition("time_ids", (TIME_IDS,), negative=True, gated=True, host="time_ids"),
         ),
         _predict,
+        rescale=True,
     )
 
 
@@ -73,7 +75,14 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
 def _text_encoder(parts: Components) -> nn.Module:
     from tgate_export.families.modules import DualClipTextEncoder
 
-    return DualClipTextEncoder(parts["text_encoder"], parts["text_encoder_2"])
+    first: Any = parts["text_encoder"]
+    second: Any = parts["text_encoder_2"]
+    skips = min(encoder.config.num_hidden_layers for encoder in (first, second)) - 2
+    return DualClipTextEncoder(first, second, skips)
+
+
+def _clip_skips(source: ModelSource) -> int:
+    return min(clip_layers(source, f"text_encoder{suffix}") for suffix in ("", "_2")) - 2
 
 
 def _check(source: ModelSource) -> None:
@@ -108,6 +117,7 @@ STABLE_DIFFUSION_XL = Family(
     check=_check,
     conditioning=_conditioning,
     text_encoder=_text_encoder,
+    clip_skips=_clip_skips,
     vae_upcast=True,
     zero_negative=_zero_negative,
 )

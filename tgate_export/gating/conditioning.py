@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 GUIDANCE_SCALE = "guidance_scale"
+GUIDANCE_RESCALE = "guidance_rescale"
 
 # (denoiser, sample [B, C, h, w], timestep [B], conditions by name) -> noise_pred [B, C, h, w].
 # Called with either half of guidance or both; in the gated phase only with `gated` conditions.
@@ -56,12 +57,15 @@ class Conditioning:
         conditions: in the order of the graphs' inputs.
         predict: calls the denoiser.
         float32_attention: `predict` computes attention products in fp32.
+        guidance: what guides the full phase.
+        rescale: classifier-free guidance can be rescaled, by the input `guidance_rescale` [B].
     """
 
     conditions: tuple[Condition, ...]
     predict: Predict
     float32_attention: bool = False
     guidance: Guidance = "classifier-free"
+    rescale: bool = False
 
     def guided_by(self, guidance: Guidance) -> Conditioning:
         """Return this conditioning for another kind of guidance.
@@ -72,7 +76,7 @@ class Conditioning:
         if guidance == "classifier-free":
             return self
         conditions = tuple(replace(entry, negative=False) for entry in self.conditions)
-        return replace(self, conditions=conditions, guidance=guidance)
+        return replace(self, conditions=conditions, guidance=guidance, rescale=False)
 
     @property
     def passes(self) -> int:
@@ -83,7 +87,8 @@ class Conditioning:
     def full_inputs(self) -> tuple[str, ...]:
         """Names of what the full phase takes after the sample and the time, before the caches."""
         names = [name for entry in self.conditions for name in entry.full_inputs]
-        return (*names, *([] if self.guidance == "none" else [GUIDANCE_SCALE]))
+        guided = [] if self.guidance == "none" else [GUIDANCE_SCALE]
+        return (*names, *guided, *([GUIDANCE_RESCALE] if self.rescale else []))
 
     @property
     def gated_inputs(self) -> tuple[str, ...]:

@@ -88,12 +88,16 @@ class FullPhase(_Phase):
         the gate, and both passes, for before it. Without classifier-free guidance there is one
         pass, and nothing to average.
 
+        Guidance is rescaled as in arXiv 2305.08891, section 3.4: towards the standard deviation of
+        the conditional pass.
+
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
                 (`Condition.full_inputs`); then `guidance_scale` [B] f32, unless there is no
-                guidance; then the caches that this phase reads.
+                guidance; then `guidance_rescale` [B] f32, where it can be rescaled; then the
+                caches that this phase reads.
         """
         batch, passes = sample.shape[0], self.conditioning.passes
         for value in inputs:
@@ -108,6 +112,7 @@ class FullPhase(_Phase):
         if self.conditioning.guidance == "embedded":
             conditions[GUIDANCE_SCALE] = next(rest)
         scale = broadcast_to_sample(next(rest)) if passes == 2 else None
+        rescale = broadcast_to_sample(next(rest)) if self.conditioning.rescale else None
         self.load(rest)
         noise_pred = self.conditioning.predict(
             self.denoiser,
@@ -119,7 +124,20 @@ class FullPhase(_Phase):
             # unflatten and not chunk: its guard would pin the batch to the example's.
             unconditional, conditional = noise_pred.unflatten(0, (passes, batch)).unbind(0)
             noise_pred = unconditional + scale * (conditional - unconditional)
+            if rescale is not None:
+                rescaled = noise_pred * (_deviation(conditional) / _deviation(noise_pred))
+                noise_pred = noise_pred + rescale * (rescaled - noise_pred)
         return noise_pred, *(group.stack(self.box, passes, batch) for group in self.writes)
+
+
+def _deviation(noise_pred: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation of each sample [B, 1, 1, 1], for a ratio of two of them.
+
+    Never zero, so that a scale of 0 rescales nothing and not by NaN.
+    """
+    dims = tuple(range(1, noise_pred.ndim))
+    centred = noise_pred - noise_pred.mean(dim=dims, keepdim=True)
+    return centred.square().mean(dim=dims, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 class GatedPhase(_Phase):

@@ -128,6 +128,8 @@ class TGatePipeline:
         fi_interval: int | None = None,
         warm_up: int | None = None,
         guidance_scale: float | Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int = 0,
         scheduler: str | None = None,
         seed: int | None = None,
         num_images_per_prompt: int = 1,
@@ -162,6 +164,10 @@ class TGatePipeline:
             warm_up: self-attention is computed in steps 0 to this one, whatever `sp_interval`.
             guidance_scale: weight of classifier-free guidance before the gate; one for all
                 prompts, or one each.
+            guidance_rescale: 0 to 1: how far guidance is rescaled to the standard deviation that
+                it would have without (arXiv 2305.08891), against overexposure.
+            clip_skip: how many of the CLIP text encoder's last layers the prompts skip; negative
+                prompts skip none, as in diffusers.
             scheduler: a sampler that the bundle holds, such as "ddim" or "dpm++2m".
             seed: 0 .. 2^64 - 1; random when not given.
             num_images_per_prompt: images of each prompt, with different starting latents.
@@ -190,6 +196,8 @@ class TGatePipeline:
             fi_interval=fi_interval,
             warm_up=warm_up,
             guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            clip_skip=clip_skip,
             scheduler=scheduler,
             seed=seed,
             num_images_per_prompt=num_images_per_prompt,
@@ -345,6 +353,10 @@ class _PreparedRun:
         for name, kind in manifest.conditioning.items():
             write(Slot(name), host_input(kind, batch, request.told_size))
         write(Slot("guidance_scale"), np.array(request.guidance_scales[part], dtype=np.float32))
+        write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
+        if manifest.clip_skips:
+            write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
+            write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
         for step, (timestep, weights) in enumerate(
             zip(solver.timesteps, solver.weights, strict=True)
         ):

@@ -149,6 +149,7 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
         "guidance_scale": BufferSpec("float32", (shape.batch,)),
+        "guidance_rescale": BufferSpec("float32", (shape.batch,)),
         "timestep": BufferSpec("float32", (shape.batch,), evaluations),
         "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
         # Zeros that every step shares, unless the sampler draws some.

@@ -34,6 +34,8 @@ class Request:
     fi_interval: int
     warm_up: int
     guidance_scales: tuple[float, ...]
+    guidance_rescale: float
+    clip_skip: int
     scheduler: str
     seed: int
     height: int
@@ -56,6 +58,8 @@ def make_request(
     fi_interval: int | None,
     warm_up: int | None,
     guidance_scale: float | Sequence[float] | None,
+    guidance_rescale: float,
+    clip_skip: int,
     scheduler: str | None,
     seed: int | None,
     num_images_per_prompt: int,
@@ -127,6 +131,8 @@ def make_request(
         fi_interval=fi_interval,
         warm_up=warm_up,
         guidance_scales=tuple(np.repeat(scales, num_images_per_prompt).tolist()),
+        guidance_rescale=_guidance_rescale(manifest, guidance_rescale),
+        clip_skip=_clip_skip(manifest, clip_skip, prompt_embeds),
         scheduler=name,
         seed=seed,
         height=height,
@@ -162,6 +168,36 @@ def _guidance_scales(
             f"{len(scales)} guidance scales for {prompts} prompts: give one, or one each"
         )
     return scales * prompts if len(scales) == 1 else scales
+
+
+def _guidance_rescale(manifest: Manifest, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InvalidRequestError(f"guidance_rescale must be 0 to 1, got {value}")
+    takes = any(tensor.name == "guidance_rescale" for tensor in manifest.graph("full").inputs)
+    if value and not takes:
+        raise InvalidRequestError(
+            f"guidance_rescale {value} has no effect: {_without(manifest)}; leave it out"
+        )
+    return float(value)
+
+
+def _clip_skip(manifest: Manifest, value: int, prompt_embeds: Embeds | None) -> int:
+    if value and prompt_embeds is not None:
+        raise InvalidRequestError(f"clip_skip {value} has no effect on prompt_embeds: leave it out")
+    if value > 0 and not manifest.clip_skips:
+        raise InvalidRequestError(
+            f"clip_skip {value} has no effect: a {manifest.family} bundle's text encoder cannot "
+            "skip layers; leave it out"
+        )
+    if not 0 <= value <= manifest.clip_skips:
+        raise InvalidRequestError(f"clip_skip must be 0 to {manifest.clip_skips}, got {value}")
+    return value
+
+
+def _without(manifest: Manifest) -> str:
+    if manifest.guidance == "classifier-free":
+        return f"guidance of a {manifest.family} bundle is never rescaled"
+    return "this bundle was built without classifier-free guidance"
 
 
 def _told(manifest: Manifest, name: str, value: tuple[int, int] | None) -> tuple[int, int] | None:
