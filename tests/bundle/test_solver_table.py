@@ -13,20 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
 from tgate_export.bundle.solver_table import (
     HISTORY,
     NUM_WEIGHTS,
+    SolverStart,
     SolverSteps,
     SolverTable,
     advance,
-    read_solver_table,
-    write_solver_table,
 )
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def make_steps(count: int, extra: int = 0, seed: int = 0) -> SolverSteps:
+def make_steps(
+    count: int, extra: int = 0, seed: int = 0, starts: tuple[SolverStart, ...] = ()
+) -> SolverSteps:
     rng = np.random.default_rng(seed)
     return SolverSteps(
         num_inference_steps=count,
@@ -34,6 +36,15 @@ def make_steps(count: int, extra: int = 0, seed: int = 0) -> SolverSteps:
         sample_scale=float(np.float32(14.614647)),
         input_scale=float(np.float32(0.1)),
         weights=rng.standard_normal((count + extra, NUM_WEIGHTS), dtype=np.float32),
+        starts=starts,
+    )
+
+
+def make_starts(*rows: int) -> tuple[SolverStart, ...]:
+    """One start for each number of rows that are its own."""
+    rng = np.random.default_rng(9)
+    return tuple(
+        SolverStart(*rng.random(3), rng.standard_normal((count, NUM_WEIGHTS))) for count in rows
     )
 
 
@@ -57,13 +68,21 @@ def assert_same_bits(found: SolverTable, expected: SolverTable) -> None:
     for count, steps in expected.steps.items():
         assert found.steps[count].weights.tobytes() == steps.weights.tobytes()
         assert found.steps[count].timesteps.tobytes() == steps.timesteps.tobytes()
+        for mine, start in zip(found.steps[count].starts, steps.starts, strict=True):
+            assert mine.weights.tobytes() == start.weights.tobytes()
+            for field in ("image_scale", "sample_scale", "input_scale"):
+                assert getattr(mine, field) == getattr(start, field)
         for field in ("sample_scale", "input_scale"):
             same = np.float32(getattr(steps, field)).tobytes()
             assert np.float32(getattr(found.steps[count], field)).tobytes() == same
 
 
 def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
-    table = make_table(make_steps(1), make_steps(2, extra=1, seed=1), make_steps(25, seed=2))
+    table = make_table(
+        make_steps(1, starts=make_starts(0)),
+        make_steps(2, extra=1, seed=1, starts=make_starts(3, 1)),
+        make_steps(25, seed=2),
+    )
     path = tmp_path / "pndm.json"
     write_solver_table(table, path)
     assert_same_bits(read_solver_table(path), table)
@@ -99,6 +118,18 @@ def test_for_steps_says_what_there_is() -> None:
     assert table.for_steps(3).num_inference_steps == 3
     with pytest.raises(ValueError, match=r"'pndm' has no table for 5 steps; available: 1-3, 7"):
         table.for_steps(5)
+
+
+def test_a_later_start_has_rows_of_its_own_and_then_the_same() -> None:
+    steps = make_steps(4, extra=1, starts=make_starts(0, 2, 1, 0))
+    later = steps.starting_at(1)
+    assert (later.num_inference_steps, later.extra_evaluations) == (3, 1)
+    assert later.timesteps.tolist() == steps.timesteps[1:].tolist()
+    assert later.weights[:2].tolist() == steps.starts[1].weights.tolist()
+    assert later.weights[2:].tolist() == steps.weights[3:].tolist()
+    assert later.image_scale == steps.starts[1].image_scale
+    assert steps.image_scale == 0.0
+    assert steps.starting_at(0).weights.tolist() == steps.weights.tolist()
 
 
 def test_advance_is_the_documented_sum() -> None:
@@ -153,6 +184,16 @@ def edit(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["steps", 1, "weights", 0], 1.0, r"steps\[1\]\.weights\[0\]: expected a list, float"),
         (["steps", 1, "weights", 0, 2], None, r"weights\[0\]\[2\]: expected a number, NoneType"),
         (["steps", 1, "weights", 0, 2], 1e39, r"steps\[1\]\.weights: not finite"),
+        (["steps", 1, "starts"], KeyError, r"steps\[1\]\.starts: missing"),
+        (["steps", 1, "starts", 0], 1.0, r"steps\[1\]\.starts\[0\]\.: expected an object"),
+        (["steps", 1, "starts", 0, "image_scale"], 1e39, r"starts\[0\]\.image_scale: not finite"),
+        (["steps", 1, "starts", 1, "weights", 0], [1.0], r"starts\[1\]\.weights\[0\]: expected 9"),
+        (["steps", 0, "starts"], [{}], r"steps\[0\]\.starts\[0\]\.image_scale: missing"),
+        (
+            ["steps", 1, "starts", 1, "weights"],
+            [[0.0] * 9] * 2,
+            r"starts\[1\]\.weights: expected 1",
+        ),
         (["steps", 1, "weights"], [[0.0] * 9], r"steps\[1\]\.weights: expected shape \[2, 9\]"),
     ],
 )
@@ -160,7 +201,7 @@ def test_a_wrong_file_is_refused_by_field(
     tmp_path: Path, path: list[Any], value: Any, message: str
 ) -> None:
     file = tmp_path / "pndm.json"
-    write_solver_table(make_table(make_steps(1), make_steps(2)), file)
+    write_solver_table(make_table(make_steps(1), make_steps(2, starts=make_starts(1, 1))), file)
     document = json.loads(file.read_text())
     edit(document, path, value)
     file.write_text(json.dumps(document))

@@ -13,13 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
+from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
 from tgate_export.bundle.solver_table import (
     HISTORY,
     SolverSteps,
     SolverTable,
     advance,
-    read_solver_table,
-    write_solver_table,
 )
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.solver_graph import build_solver_graph

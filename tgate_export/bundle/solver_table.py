@@ -1,4 +1,4 @@
-"""Solver tables: a sampler as per-step weights, and their file format.
+"""Solver tables: a sampler as per-step weights.
 
 Samplers are linear in the samples and the noise predictions, so one step of any of them is a
 weighted sum. With `w` one row of `SolverSteps.weights`, `K = 2 + HISTORY + 4` long:
@@ -11,33 +11,21 @@ weighted sum. With `w` one row of `SolverSteps.weights`, `K = 2 + HISTORY + 4` l
 
 `noise` is unit-variance noise, drawn anew for every step of samplers that draw some, and zeros for
 the others. `history` starts as zeros (not as uninitialised memory: weight 0 times NaN is NaN), the
-first sample is `sample_scale` times unit-variance latents, and the first denoiser input is
-`input_scale` times that sample. The last row's `denoiser_input` is never used; its weight is 1.
-
-A file holds one table, as JSON, with exactly these fields:
-
-    {"schema_version": 1, "name": str, "scheduler_class": str, "prediction_type": str,
-     "history": int, "extra_evaluations": int, "residual": number,
-     "steps": [{"num_inference_steps": int, "sample_scale": number, "input_scale": number,
-                "timesteps": [N numbers], "weights": [N rows of K numbers]}, ...]}
-
-Numbers of `timesteps` and `weights` and the two scales are the shortest decimals that read back as
-the same 32-bit floats, whether parsed as float or as double and then rounded.
+first sample is `sample_scale` times unit-variance latents, plus, where a run begins with an image,
+`image_scale` times its latents. The first denoiser input is `input_scale` times that sample. The
+last row's `denoiser_input` is never used; its weight is 1.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
 HISTORY = 3  # slots in the solver graph's `history`, the same for every scheduler
 
 SAMPLE = 0
@@ -53,6 +41,34 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
+class SolverStart:
+    """How a run begins at a later step, with a noised image instead of noise.
+
+    Attributes:
+        image_scale: the first sample has the image's latents times this,
+        sample_scale: and unit-variance latents times this (`add_noise` in diffusers).
+        input_scale: the first sample times this is the first denoiser input.
+        weights: [R, NUM_WEIGHTS], the rows that differ from those of a run from the first step: a
+            sampler with a history has none yet.
+    """
+
+    image_scale: float
+    sample_scale: float
+    input_scale: float
+    weights: FloatArray
+
+    def __post_init__(self) -> None:
+        weights = _as_float32("weights", self.weights)
+        if weights.ndim != 2 or weights.shape[1] != NUM_WEIGHTS:
+            raise ValueError(
+                f"weights: expected rows of {NUM_WEIGHTS}, found shape {list(weights.shape)}"
+            )
+        object.__setattr__(self, "weights", weights)
+        for field in ("image_scale", "sample_scale", "input_scale"):
+            object.__setattr__(self, field, float(_as_float32(field, getattr(self, field))))
+
+
+@dataclass(frozen=True, eq=False)
 class SolverSteps:
     """One step count of one scheduler. Arrays are 32-bit floats and read-only.
 
@@ -64,6 +80,9 @@ class SolverSteps:
             (`init_noise_sigma` in diffusers).
         input_scale: the first sample times this is the first denoiser input.
         weights: [N, NUM_WEIGHTS], one row an evaluation; the module says what the columns are.
+        starts: how a run begins at step 0, 1, ... `num_inference_steps - 1` with an image; empty
+            where the bundle was built without image-to-image.
+        image_scale: what the first sample has of an image's latents.
 
     Raises:
         ValueError: for wrong shapes or numbers that are not finite; starts with the field's name.
@@ -74,6 +93,8 @@ class SolverSteps:
     sample_scale: float
     input_scale: float
     weights: FloatArray
+    starts: tuple[SolverStart, ...] = ()
+    image_scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -90,10 +111,33 @@ class SolverSteps:
                 f"weights: expected shape {[len(timesteps), NUM_WEIGHTS]}, "
                 f"found {list(weights.shape)}"
             )
+        if len(self.starts) not in (0, self.num_inference_steps):
+            raise ValueError(
+                f"starts: expected none or {self.num_inference_steps}, found {len(self.starts)}"
+            )
+        for start, entry in enumerate(self.starts):
+            if len(entry.weights) > len(timesteps) - start:
+                raise ValueError(
+                    f"starts[{start}].weights: expected {len(timesteps) - start} rows at most, "
+                    f"found {len(entry.weights)}"
+                )
         object.__setattr__(self, "timesteps", timesteps)
         object.__setattr__(self, "weights", weights)
-        for field in ("sample_scale", "input_scale"):
+        for field in ("sample_scale", "input_scale", "image_scale"):
             object.__setattr__(self, field, float(_as_float32(field, getattr(self, field))))
+
+    def starting_at(self, step: int) -> SolverSteps:
+        """Return the run that begins with an image at a step, 0 to `num_inference_steps - 1`."""
+        entry = self.starts[step]
+        same = step + len(entry.weights)
+        return SolverSteps(
+            num_inference_steps=self.num_inference_steps - step,
+            timesteps=self.timesteps[step:],
+            sample_scale=entry.sample_scale,
+            input_scale=entry.input_scale,
+            weights=np.concatenate([entry.weights, self.weights[same:]]),
+            image_scale=entry.image_scale,
+        )
 
     @property
     def extra_evaluations(self) -> int:
@@ -182,115 +226,6 @@ def advance(
     return next_sample, weights[INPUT_SCALE] * next_sample, next_history
 
 
-def write_solver_table(table: SolverTable, path: Path) -> None:
-    """Write a table as JSON; `read_solver_table` gives back the same 32-bit floats."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "name": table.name,
-        "scheduler_class": table.scheduler_class,
-        "prediction_type": table.prediction_type,
-        "history": table.history,
-        "extra_evaluations": table.extra_evaluations,
-        "residual": table.residual,
-        "steps": [
-            {
-                "num_inference_steps": count,
-                "sample_scale": _shortest(np.float32(steps.sample_scale)),
-                "input_scale": _shortest(np.float32(steps.input_scale)),
-                "timesteps": [_shortest(value) for value in steps.timesteps],
-                "weights": [[_shortest(value) for value in row] for row in steps.weights],
-            }
-            for count, steps in sorted(table.steps.items())
-        ],
-    }
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def read_solver_table(path: Path) -> SolverTable:
-    """Read a table.
-
-    Raises:
-        OSError: when the file cannot be read.
-        ValueError: when it is not a solver table; names the file and the field.
-    """
-    try:
-        return _parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a solver table: {error}") from None
-
-
-def _parse(document: Any) -> SolverTable:
-    top = _fields(document, "", _HEADER)
-    if top["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version: expected {SCHEMA_VERSION}, {top['schema_version']}")
-    steps: dict[int, SolverSteps] = {}
-    for index, entry in enumerate(top.pop("steps")):
-        where = f"steps[{index}]."
-        values = _fields(entry, where, _STEPS)
-        for field in ("timesteps", "weights"):
-            _check_numbers(values[field], where + field, depth=1 + (field == "weights"))
-        count = values["num_inference_steps"]
-        if count in steps:
-            raise ValueError(f"{where}num_inference_steps: {count} is there twice")
-        try:
-            steps[count] = SolverSteps(**values)
-        except ValueError as error:
-            raise ValueError(f"{where}{error}") from None
-    del top["schema_version"]
-    return SolverTable(**top, steps=steps)
-
-
-_HEADER: dict[str, type] = {
-    **dict.fromkeys(("schema_version", "history", "extra_evaluations"), int),
-    **dict.fromkeys(("name", "scheduler_class", "prediction_type"), str),
-    "residual": float,
-    "steps": list,
-}
-_STEPS: dict[str, type] = {
-    "num_inference_steps": int,
-    "sample_scale": float,
-    "input_scale": float,
-    **dict.fromkeys(("timesteps", "weights"), list),
-}
-
-
-def _fields(found: Any, where: str, expected: dict[str, type]) -> dict[str, Any]:
-    """Return a JSON object's fields after checking that they are these, of these types."""
-    if not isinstance(found, dict):
-        raise ValueError(f"{where or 'document'}: expected an object, {type(found).__name__}")
-    for field, kind in expected.items():
-        if field not in found:
-            raise ValueError(f"{where}{field}: missing")
-        allowed = (int, float) if kind is float else (kind,)
-        if type(found[field]) not in allowed:
-            raise ValueError(
-                f"{where}{field}: expected {kind.__name__}, found {type(found[field]).__name__}"
-            )
-    for field in found.keys() - expected.keys():
-        raise ValueError(f"{where}{field}: unknown field")
-    return dict(found)
-
-
-def _check_numbers(values: list[Any], where: str, depth: int) -> None:
-    """Check types here, as numpy takes booleans and numeric strings, and row lengths by name."""
-    for index, value in enumerate(values):
-        if depth > 1:
-            if not isinstance(value, list):
-                raise ValueError(f"{where}[{index}]: expected a list, {type(value).__name__}")
-            if len(value) != NUM_WEIGHTS:
-                raise ValueError(
-                    f"{where}[{index}]: expected {NUM_WEIGHTS} numbers, found {len(value)}"
-                )
-            _check_numbers(value, f"{where}[{index}]", depth - 1)
-        elif type(value) not in (int, float):
-            raise ValueError(f"{where}[{index}]: expected a number, {type(value).__name__}")
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is not a number that a table may hold")
-
-
 def _as_float32(field: str, values: Any) -> FloatArray:
     with np.errstate(over="ignore"):
         array = np.array(values, dtype=np.float32)
@@ -298,12 +233,6 @@ def _as_float32(field: str, values: Any) -> FloatArray:
         raise ValueError(f"{field}: not finite in 32 bits")
     array.flags.writeable = False
     return array
-
-
-def _shortest(value: np.float32) -> float:
-    """Return the double that prints as the shortest decimal of a 32-bit float."""
-    short = float(str(value))
-    return short if np.float32(short) == value else float(value)
 
 
 def _ranges(counts: Iterable[int]) -> str:

@@ -51,7 +51,9 @@ class Trace:
 
 
 @torch.inference_mode()
-def probe_scheduler(scheduler: Any, num_inference_steps: int) -> Trace:
+def probe_scheduler(
+    scheduler: Any, num_inference_steps: int, start: int = 0, evaluations: int | None = None
+) -> Trace:
     """Run a fresh scheduler once, with all basis vectors as the batch.
 
     Half of the batch is given one-hot samples and model outputs at every step, whatever the
@@ -62,13 +64,17 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> Trace:
     Args:
         scheduler: a diffusers scheduler that has not run yet.
         num_inference_steps: as in `set_timesteps`.
+        start: the evaluation to begin with, as image-to-image pipelines do.
+        evaluations: how many to run; all that are left when not given.
 
     Raises:
         NotLinearError: when the scheduler clamps, or draws noise in a way of its own.
         Exception: whatever diffusers raises for a step count that it cannot run.
     """
     scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps
+    if start and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    timesteps = scheduler.timesteps[start:][:evaluations]
     n = len(timesteps)
     run = slice(2 * n, 3 * n + 1)
     check = slice(3 * n + 1, 3 * n + 3)  # the same random combination of the run's inputs, twice

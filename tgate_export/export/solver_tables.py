@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffusers
@@ -15,6 +15,7 @@ from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable, 
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.solver_fit import fit_recurrence, forms
 from tgate_export.export.solver_probe import NotLinearError, Trace, probe_scheduler
+from tgate_export.export.solver_starts import NoStartError, compile_starts
 
 MAX_STEPS = 100
 RESIDUAL_TOLERANCE = 1e-5  # some hundred steps of 32-bit rounding, each 6e-8
@@ -60,6 +61,8 @@ def compile_solver(
     scheduler_config: Mapping[str, Any],
     max_steps: int = MAX_STEPS,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    starts: bool = False,
 ) -> SolverTable:
     """Compile one of `SOLVERS` for step counts 1..max_steps.
 
@@ -68,13 +71,14 @@ def compile_solver(
         scheduler_config: the configuration of the pipeline's own scheduler, of any class.
         max_steps: the largest step count.
         progress: called with (step counts done, step counts in all).
+        starts: also compile runs that begin at a later step, with an image.
 
     Raises:
         InvalidRequestError: for an unknown name.
         UnsupportedSchedulerError: when the configuration makes the scheduler clamp.
     """
     scheduler = make_scheduler(name, scheduler_config)
-    return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress)
+    return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress, starts=starts)
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
@@ -95,6 +99,8 @@ def compile_scheduler(
     scheduler: Any,
     step_counts: Collection[int] = range(1, MAX_STEPS + 1),
     progress: Callable[[int, int], None] | None = None,
+    *,
+    starts: bool = False,
 ) -> SolverTable:
     """Compile any diffusers scheduler.
 
@@ -103,6 +109,7 @@ def compile_scheduler(
         scheduler: a diffusers scheduler that has not run yet; it is copied for every run.
         step_counts: the values of `num_inference_steps` to compile; others are left out.
         progress: called with (step counts done, step counts in all).
+        starts: also compile runs that begin at a later step, with an image.
 
     Raises:
         UnsupportedSchedulerError: when the scheduler clamps, needs more than HISTORY
@@ -126,6 +133,8 @@ def compile_scheduler(
         else:
             form, steps[count] = _compile_steps(label, trace, count, form)
             residual = max(residual, _residual(steps[count], trace))
+            if starts:
+                steps[count] = _with_starts(label, scheduler, steps[count], form)
         if progress is not None:
             progress(done, len(step_counts))
     if not steps:
@@ -165,6 +174,17 @@ def _compile_steps(
         f"{label} is not supported: with {count} steps, a step needs more than the sample, "
         f"the model output and {HISTORY} past entries"
     )
+
+
+def _with_starts(
+    label: str, scheduler: Any, steps: SolverSteps, form: tuple[int, bool]
+) -> SolverSteps:
+    try:
+        return replace(steps, starts=compile_starts(scheduler, steps, form))
+    except NoStartError as error:
+        raise UnsupportedSchedulerError(
+            f"{label} is not supported with image-to-image: {error}"
+        ) from None
 
 
 def _residual(steps: SolverSteps, trace: Trace) -> float:

@@ -115,7 +115,7 @@ def _main(folder: Path) -> None:
 
     import torch
 
-    from tgate_export.bundle.solver_table import write_solver_table
+    from tgate_export.bundle.solver_file import write_solver_table
     from tgate_export.export.solver_tables import (
         SOLVERS,
         UnsupportedSchedulerError,

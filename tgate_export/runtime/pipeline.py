@@ -12,7 +12,8 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable, read_solver_table
+from tgate_export.bundle.solver_file import read_solver_table
+from tgate_export.bundle.solver_table import HISTORY, SolverSteps, SolverTable
 from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions, Execute, Memory
