@@ -48,7 +48,8 @@ def test_picture_and_report(generate: Generate, folder: Path) -> None:
     assert report.keys() == {
         "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
         "sp_interval", "fi_interval", "warm_up",
-        "guidance_scale", "scheduler", "width", "height", "timings",
+        "guidance_scale", "guidance_rescale", "clip_skip", "strength", "scheduler", "width",
+        "height", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
     assert (report["steps"], report["gate_step"], report["seed"]) == (4, 3, 3)

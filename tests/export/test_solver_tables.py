@@ -117,8 +117,12 @@ def run_diffusers(scheduler: Any, num_inference_steps: int, latents: np.ndarray)
     return np.stack(samples)
 
 
-def run_table(steps: SolverSteps, latents: np.ndarray, step: Step) -> np.ndarray:
+def run_table(
+    steps: SolverSteps, latents: np.ndarray, step: Step, image: np.ndarray | None = None
+) -> np.ndarray:
     sample = latents * np.float32(steps.sample_scale)
+    if image is not None:
+        sample += image * np.float32(steps.image_scale)
     model_input = sample * np.float32(steps.input_scale)
     history = np.zeros((HISTORY, *latents.shape), dtype=np.float32)
     samples = [sample]

@@ -126,6 +126,8 @@ def test_fp32_from_fp16_weights(sources: dict[str, ModelSource], name: str) -> N
     for spec in source.family.tokenizers(source):
         ids = torch.randint(0, 100, (2, spec.max_length), generator=torch.manual_seed(0))
         inputs += [ids, *([torch.ones_like(ids)] if spec.mask else [])]
+    if source.family.clip_skips(source):
+        inputs.append(torch.tensor([0, 1]))
     for part in whole.modules.values():
         part.float()
     expected = source.family.text_encoder(whole)(*inputs)[0]

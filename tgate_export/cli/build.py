@@ -107,6 +107,11 @@ if TYPE_CHECKING:
     "Default: the model's own.",
 )
 @click.option(
+    "--image-to-image",
+    is_flag=True,
+    help="Let runs begin with an image (generate --image): adds the VAE's encoder.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of the bundle. "
@@ -127,6 +132,7 @@ def command(
     fi_interval: int,
     warm_up: int,
     guidance: str | None,
+    image_to_image: bool,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -157,6 +163,7 @@ def command(
         fi_interval=fi_interval,
         warm_up=warm_up,
         guidance=cast(Literal["classifier-free", "none"] | None, guidance),
+        image_to_image=image_to_image,
         out=out,
         force=force,
         progress=RichProgress(),

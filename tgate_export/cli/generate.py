@@ -61,6 +61,17 @@ if TYPE_CHECKING:
 )
 @click.option("--scheduler", help="Sampler; `inspect` lists the bundle's. Default: the bundle's.")
 @click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="Begin with this picture instead of noise; for a bundle built with --image-to-image.",
+)
+@click.option(
+    "--strength",
+    type=float,
+    help="How much of --image is drawn anew: this part of --steps runs, and --gate-step counts "
+    "those. Default: 0.8.",
+)
 @click.option("--num-images", type=int, default=1, show_default=True)
 @click.option("--size", metavar="WxH", help="For a bundle with a dynamic size.")
 @click.option(
@@ -102,6 +113,8 @@ def command(
     clip_skip: int,
     scheduler: str | None,
     seed: int | None,
+    image: Path | None,
+    strength: float | None,
     num_images: int,
     size: str | None,
     backend: str,
@@ -144,6 +157,8 @@ def command(
                 num_images_per_prompt=num_images,
                 width=width,
                 height=height,
+                image=image,
+                strength=strength,
                 callback_on_step_end=bar.update,
             )
     files = _save(output, out)
@@ -224,6 +239,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "guidance_scale": request.guidance_scales[0],
                 "guidance_rescale": request.guidance_rescale,
                 "clip_skip": request.clip_skip,
+                "strength": request.strength,
                 "scheduler": request.scheduler,
                 "width": request.width,
                 "height": request.height,

@@ -87,6 +87,7 @@ def build_bundle(
     fi_interval: int = 1,
     warm_up: int = 0,
     guidance: Literal["classifier-free", "none"] | None = None,
+    image_to_image: bool = False,
     plans: Sequence[PlanRequest] = (),
     out: Path | None = None,
     force: bool = False,
@@ -107,6 +108,8 @@ def build_bundle(
         warm_up: the bundle's default number of steps that never reuse self-attention.
         guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
             negative prompt, no guidance scale. The model's own when not given.
+        image_to_image: whether runs can begin with an image: adds the graph `vae_encoder`, and how
+            every sampler begins at later steps.
         plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
         out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
             size that is not the model's own.
@@ -124,8 +127,9 @@ def build_bundle(
     with progress.stage("checking the source"):
         source = resolve_source(model, weights).guided_by(guidance)
         options = check_options(
-            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up
-        )
+            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up,
+            image_to_image,
+        )  # fmt: skip
         out = out or default_folder(source, options)
         record = source.record()
         key = build_key(record, options)
@@ -215,8 +219,9 @@ def _build(
         parts = load(source, options.precision)
         _check_space(staging, parts)
         groups = denoiser_cache(source, parts, options.size, options.caches)
-    declared = graph_exports(source, parts, options.size, groups)
-    with SolverJobs(parts.scheduler_config, staging / "solvers") as jobs:
+    starts = options.image_to_image
+    declared = graph_exports(source, parts, options.size, groups, image_to_image=starts)
+    with SolverJobs(parts.scheduler_config, staging / "solvers", starts=starts) as jobs:
         graphs = _export_graphs(source, parts, declared, options, staging, progress)
         save_solver_graph(staging / "graphs" / "solver.onnx")
         graphs["solver"] = solver_graph()

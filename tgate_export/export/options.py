@@ -33,6 +33,7 @@ class BuildOptions:
     fi_interval: int
     warm_up: int
     guidance: Guidance
+    image_to_image: bool = False
 
     @property
     def caches(self) -> tuple[CacheKind, ...]:
@@ -54,6 +55,7 @@ def check_options(
     sp_interval: int = 1,
     fi_interval: int = 1,
     warm_up: int = 0,
+    image_to_image: bool = False,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
 
@@ -67,6 +69,10 @@ def check_options(
         check_schedule(gate, sp_interval, fi_interval, warm_up)
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
+    if image_to_image and not source.family.image_to_image:
+        raise InvalidRequestError(
+            f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
+        )
     if size is None:
         side = geometry.default_size(source)
         size = (Range(min=side, opt=side, max=side),) * 2
@@ -96,6 +102,7 @@ def check_options(
         fi_interval,
         warm_up,
         source.guidance,
+        image_to_image,
     )
 
 
@@ -128,6 +135,7 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "batch": options.batch.model_dump(),
         "schedule": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
         "guidance": options.guidance,
+        "image_to_image": options.image_to_image,
         "code": code.hexdigest(),
         "versions": versions(),
     }

@@ -1,4 +1,4 @@
-"""How a scheduler begins within a run, with a noised image: the rows that are not the full run's."""
+"""How a scheduler begins within a run, with a noised image: rows that are not the full run's."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def _noising(scheduler: Any, start: int) -> tuple[float, float]:
     return float(scales[0]), float(scales[1])
 
 
-def _own_rows(
-    scheduler: Any, steps: SolverSteps, form: tuple[int, bool], start: int
-) -> FloatArray:
+def _own_rows(scheduler: Any, steps: SolverSteps, form: tuple[int, bool], start: int) -> FloatArray:
     """Return the first rows of a start, up to the last that differs from the full run's.
 
     Two more rows than there are past entries can differ (PNDM takes its first step twice). All of
@@ -77,9 +75,7 @@ def _own_rows(
     slots, push_stored = form
     most = slots + 2
     evaluations = most + 2 + slots
-    trace = probe_scheduler(
-        copy.deepcopy(scheduler), steps.num_inference_steps, start, evaluations
-    )
+    trace = probe_scheduler(copy.deepcopy(scheduler), steps.num_inference_steps, start, evaluations)
     fitted = fit_recurrence(trace, slots, push_stored=push_stored)
     if fitted is None:
         raise NoStartError(f"step {start} of {steps.num_inference_steps} needs a longer history")

@@ -26,7 +26,9 @@ class SolverJobs:
     `multiprocessing`, which would run the caller's script a second time.
     """
 
-    def __init__(self, scheduler_config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, scheduler_config: Mapping[str, Any], folder: Path, *, starts: bool = False
+    ) -> None:
         from tgate_export.export.solver_tables import SOLVERS
 
         folder.mkdir()
@@ -41,7 +43,8 @@ class SolverJobs:
         )
         assert self._process.stdin is not None
         # Left open: its end tells the process that the build is gone.
-        self._process.stdin.write(json.dumps(dict(scheduler_config)) + "\n")
+        job = {"scheduler": dict(scheduler_config), "starts": starts}
+        self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
 
     def __enter__(self) -> SolverJobs:
@@ -108,9 +111,9 @@ def solver_graph() -> Graph:
 
 
 def _main(folder: Path) -> None:
-    """The process: a configuration on stdin, a line of JSON on stdout for each sampler."""
+    """The process: a job on stdin, a line of JSON on stdout for each sampler."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build ends this process itself
-    scheduler_config = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     import torch
@@ -125,7 +128,7 @@ def _main(folder: Path) -> None:
     torch.set_num_threads(1)
     for name in SOLVERS:
         try:
-            table = compile_solver(name, scheduler_config)
+            table = compile_solver(name, job["scheduler"], starts=job["starts"])
         except UnsupportedSchedulerError as error:
             print(json.dumps({"name": name, "refused": str(error)}), flush=True)  # noqa: T201
             continue

@@ -131,9 +131,10 @@ def graph_references(
     """
     known = _random_inputs(source, manifest, batch)
     references = {}
-    graphs = graph_exports(source, parts, manifest.size, groups)
+    image_to_image = "vae_encoder" in manifest.graphs
+    graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
     for index, graph in enumerate(graphs):
-        if graph.name == "vae_decoder":
+        if graph.name in ("vae_encoder", "vae_decoder"):
             convert(parts["vae"], torch.float32)
         module = graph.module().eval()
         # Round to the graph's own dtype first, so that only the computation differs.
@@ -167,6 +168,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
         "guidance_scale": random.uniform(1, 10, batch).astype(np.float32),
         "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
         "latents": random.standard_normal(latents, dtype=np.float32),
+        "images": random.random((batch, height, width, 3), dtype=np.float32),
     }
     for prefix in ("", NEGATIVE):
         for spec in source.family.tokenizers(source):

@@ -60,6 +60,7 @@ class Family:
         dynamic_size: whether one graph can serve several image sizes.
         vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
             `force_upcast`.
+        image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
         zero_negative: the negative conditions of a prompt without a negative prompt are zeros
@@ -78,6 +79,7 @@ class Family:
     text_encoder: Callable[[Components], nn.Module]
     dynamic_size: bool = True
     vae_upcast: bool = False
+    image_to_image: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False
 

@@ -14,7 +14,7 @@ from tgate_export.bundle.manifest import Size
 from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.loading import Components
-from tgate_export.families.modules import VaeDecoder
+from tgate_export.families.modules import VaeDecoder, VaeEncoder
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.gating.cross_attention import CacheGroup
@@ -69,7 +69,12 @@ def denoiser_cache(
 
 
 def graph_exports(
-    source: ModelSource, parts: Components, size: Size, groups: tuple[CacheGroup, ...]
+    source: ModelSource,
+    parts: Components,
+    size: Size,
+    groups: tuple[CacheGroup, ...],
+    *,
+    image_to_image: bool = False,
 ) -> tuple[GraphExport, ...]:
     """Declare the graphs of a bundle in the order in which they are exported and verified."""
     family = source.family
@@ -96,6 +101,15 @@ def graph_exports(
         known[name] = GraphInput(name, torch.float32, ("batch",))
     skip = [GraphInput(CLIP_SKIP, torch.int64, ("batch",))] if family.clip_skips(source) else []
     declare = partial(GraphExport, sizes=axes.sizes)
+
+    images = GraphInput("images", torch.float32, axes.images())
+    encoder = declare(
+        "vae_encoder",
+        ("vae",),
+        lambda: VaeEncoder(parts["vae"]),
+        (images,),
+        (GraphInput("image_latents", torch.float32, sample.shape),),
+    )
 
     def denoising(phase: Phase) -> GraphExport:
         gated = "cross_cache" in READS[phase]
@@ -130,12 +144,13 @@ def graph_exports(
             tuple(condition(entry, entry.name) for entry in conditioning.text),
         ),
         *(denoising(phase) for phase in phases(groups)),
+        *([encoder] if image_to_image else []),
         declare(
             "vae_decoder",
             ("vae",),
             lambda: VaeDecoder(parts["vae"]),
             (GraphInput("latents", torch.float32, sample.shape),),
-            (GraphInput("images", torch.float32, axes.images()),),
+            (images,),
         ),
     )
 

@@ -87,15 +87,30 @@ class T5TextEncoder(nn.Module):
         return hidden, attention_mask.to(hidden.dtype)
 
 
+class VaeEncoder(nn.Module):
+    """Images [B, H, W, 3] f32 in [0, 1] to latents [B, C, h, w] f32: the posterior's mode."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor, self.shift_factor = _latent_scaling(vae)
+        self.compute_dtype = next(vae.parameters()).dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map [0, 1] to [-1, 1], encode, and scale the latents, as diffusers does."""
+        pixels = (2 * images - 1).permute(0, 3, 1, 2).to(self.compute_dtype)
+        posterior = self.vae.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
+        mode: torch.Tensor = posterior.mode().float()
+        return (mode - self.shift_factor) * self.scaling_factor
+
+
 class VaeDecoder(nn.Module):
     """Latents [B, C, h, w] f32 to images [B, H, W, 3] f32 in [0, 1]."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor = float(vae.config.scaling_factor)  # type: ignore[union-attr, arg-type]
-        shift = getattr(vae.config, "shift_factor", None)
-        self.shift_factor = float(shift) if shift else 0.0
+        self.scaling_factor, self.shift_factor = _latent_scaling(vae)
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -103,3 +118,8 @@ class VaeDecoder(nn.Module):
         scaled = latents / self.scaling_factor + self.shift_factor
         image = self.vae.decode(scaled.to(self.compute_dtype), return_dict=False)[0]  # type: ignore[operator]
         return (image.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+
+
+def _latent_scaling(vae: Any) -> tuple[float, float]:
+    """Return what latents were multiplied with, and what was subtracted from them before."""
+    return float(vae.config.scaling_factor), float(getattr(vae.config, "shift_factor", None) or 0)

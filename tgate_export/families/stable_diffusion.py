@@ -137,5 +137,6 @@ STABLE_DIFFUSION = Family(
     check=_check,
     conditioning=_conditioning,
     text_encoder=_text_encoder,
+    image_to_image=True,
     clip_skips=_clip_skips,
 )

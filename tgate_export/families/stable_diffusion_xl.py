@@ -117,6 +117,7 @@ STABLE_DIFFUSION_XL = Family(
     check=_check,
     conditioning=_conditioning,
     text_encoder=_text_encoder,
+    image_to_image=True,
     clip_skips=_clip_skips,
     vae_upcast=True,
     zero_negative=_zero_negative,

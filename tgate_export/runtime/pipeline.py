@@ -139,6 +139,8 @@ class TGatePipeline:
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
+        image: str | Path | Image.Image | np.ndarray | Sequence[Any] | None = None,
+        strength: float | None = None,
         latents: np.ndarray | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -178,6 +180,12 @@ class TGatePipeline:
                 scaling; the image's own when not given.
             crops_coords_top_left: SDXL: (top, left) of the crop that it is told; (0, 0).
             target_size: SDXL: (height, width) that it is told; the image's own when not given.
+            image: begin with this image instead of noise, for a bundle built with image-to-image:
+                a file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0, 1]; one
+                for all prompts, or one each. Its size is that of the result.
+            strength: how much of the image is drawn anew, above 0 to 1: the last
+                `int(num_inference_steps * strength)` steps run, and `gate_step` counts those;
+                0.8 when not given.
             latents: starting latents [B, C, h, w] of unit variance, instead of a seed.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
@@ -207,6 +215,8 @@ class TGatePipeline:
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
+            image=image,
+            strength=strength,
             latents=latents,
             output_type=output_type,
         )
@@ -245,8 +255,10 @@ class TGatePipeline:
             solver = self.solver_table(request.scheduler).for_steps(request.num_inference_steps)
         except ValueError as error:
             raise InvalidRequestError(str(error)) from None
+        if request.image is not None and solver.starts:
+            solver = solver.starting_at(request.first_step)
         schedule = gate_schedule(
-            request.num_inference_steps,
+            solver.num_inference_steps,
             request.gate_step,
             solver.extra_evaluations,
             sp_interval=request.sp_interval,
@@ -256,13 +268,17 @@ class TGatePipeline:
         check_graphs(self.bundle, schedule, request)
         run = self._prepare(
             RunShape(
-                part.stop - part.start, request.height, request.width, schedule, solver.draws_noise
+                part.stop - part.start, request.height, request.width, schedule, solver.draws_noise,
+                image=request.image is not None,
             )
-        )
+        )  # fmt: skip
         started = perf_counter()
-        run.write_inputs(self.manifest, self._tokenizers, request, part, solver)
-        # Launches may only be queued: nothing waits for the device before the end.
         mark, seconds = self.backend.mark, self.backend.seconds
+        image_started = mark()
+        image_latents = run.image_latents(request, part)
+        image_encoded = mark()
+        run.write_inputs(self.manifest, self._tokenizers, request, part, solver, image_latents)
+        # Launches may only be queued: nothing waits for the device before the end.
         encode_started = mark()
         for execute, prompts in zip(
             run.encode, (request.prompts, request.negative_prompts), strict=False
@@ -288,13 +304,14 @@ class TGatePipeline:
             result = run.memory.read(Slot("images"))
         self.backend.synchronize()
         ended = perf_counter()
+        image_seconds = seconds(image_started, image_encoded)
         steps = tuple(
             StepTiming(phase, seconds(before, between), seconds(between, after))
             for phase, (before, between, after) in zip(schedule.phases, marks, strict=True)
         )
         return result, Timings(
             seconds(encode_started, encoded), steps, seconds(decode_started, decoded),
-            ended - started,
+            ended - started, 0.0 if image_latents is None else image_seconds,
         )  # fmt: skip
 
     def _prepare(self, shape: RunShape) -> _PreparedRun:
@@ -313,6 +330,7 @@ class _PreparedRun:
     plan: BindingPlan
     memory: Memory
     encode: tuple[Execute, ...]
+    encode_image: Execute | None
     steps: tuple[tuple[Execute, Execute], ...]
     decode: Execute
 
@@ -325,12 +343,21 @@ class _PreparedRun:
             plan=plan,
             memory=memory,
             encode=tuple(backend.prepare(launch, memory) for launch in plan.encode),
+            encode_image=backend.prepare(plan.encode_image, memory) if plan.encode_image else None,
             steps=tuple(
                 (backend.prepare(denoiser, memory), backend.prepare(solver, memory))
                 for denoiser, solver in plan.steps
             ),
             decode=backend.prepare(plan.decode, memory),
         )
+
+    def image_latents(self, request: Request, part: slice) -> np.ndarray | None:
+        """Encode the images that the run begins with [B, C, h, w] f32, if it does."""
+        if self.encode_image is None or request.image is None:
+            return None
+        self.memory.write(Slot("images"), request.image[part])
+        self.encode_image()
+        return self.memory.read(Slot("image_latents"))
 
     def write_inputs(
         self,
@@ -339,6 +366,7 @@ class _PreparedRun:
         request: Request,
         part: slice,
         solver: SolverSteps,
+        image_latents: np.ndarray | None,
     ) -> None:
         """Fill every host-made buffer; after this the loop only launches."""
         batch = self.shape.batch
@@ -372,6 +400,8 @@ class _PreparedRun:
             for step in range(len(solver.timesteps)):
                 write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
         sample = latents * np.float32(solver.sample_scale)
+        if image_latents is not None:
+            sample += image_latents * np.float32(solver.image_scale)
         write(Slot("sample.0"), sample)
         write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))

@@ -62,6 +62,7 @@ class RunShape:
         width: pixels.
         schedule: the graph of every evaluation.
         noise: whether the sampler draws noise at its steps.
+        image: whether the run begins with an image.
     """
 
     batch: int
@@ -69,6 +70,7 @@ class RunShape:
     width: int
     schedule: Schedule
     noise: bool = False
+    image: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class BindingPlan:
 
     Attributes:
         buffers: by name.
-        encode: launches before the loop.
+        encode: the text encoder's launches, for the prompt and the negative one.
+        encode_image: the VAE encoder's launch, if the run begins with an image.
         steps: for each evaluation, the denoiser's launch and the solver's.
         decode: the launch after the loop.
         latents: the slot of the final latents.
@@ -85,6 +88,7 @@ class BindingPlan:
 
     buffers: Mapping[str, BufferSpec]
     encode: tuple[Launch, ...]
+    encode_image: Launch | None
     steps: tuple[tuple[Launch, Launch], ...]
     decode: Launch
     latents: Slot
@@ -92,7 +96,9 @@ class BindingPlan:
     @property
     def launches(self) -> tuple[Launch, ...]:
         """Every launch, in order."""
-        return (*self.encode, *(launch for step in self.steps for launch in step), self.decode)
+        image = () if self.encode_image is None else (self.encode_image,)
+        steps = (launch for step in self.steps for launch in step)
+        return (*image, *self.encode, *steps, self.decode)
 
 
 def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
@@ -137,6 +143,7 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
             _launch(manifest, buffers, "text_encoder", slots)
             for slots in ([{}, negative] if manifest.guidance == "classifier-free" else [{}])
         ),
+        encode_image=_launch(manifest, buffers, "vae_encoder", {}) if shape.image else None,
         steps=steps,
         decode=_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
         latents=latents,
@@ -158,6 +165,8 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
         "noise_pred": BufferSpec("float32", latents),
         "images": BufferSpec("float32", (shape.batch, shape.height, shape.width, 3)),
     }
+    if shape.image:
+        buffers["image_latents"] = BufferSpec("float32", latents)
     encoder = manifest.graph("text_encoder")
     for tensor in (*encoder.inputs, *encoder.outputs):
         spec = BufferSpec(tensor.dtype, (shape.batch, *_fixed(tensor.shape[1:])))

@@ -15,11 +15,16 @@ _INTERVALS = {"full_reuse": "sp_interval", "gated_reuse": "fi_interval"}
 
 
 def check_graphs(bundle: Bundle, schedule: Schedule, request: Request) -> None:
-    """Refuse a schedule whose graphs are not all in the bundle.
+    """Refuse a call whose graphs are not all in the bundle.
 
     Raises:
         InvalidRequestError: says how to build the missing one.
     """
+    if request.image is not None and "vae_encoder" not in bundle.manifest.graphs:
+        command = rebuild_command(bundle, image_to_image=True)
+        raise InvalidRequestError(
+            f"image: this bundle was built without image-to-image; build it with: {command}"
+        )
     lacking = {
         option: getattr(request, option)
         for graph, option in _INTERVALS.items()
@@ -38,7 +43,8 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
 
     Args:
         bundle: an open bundle.
-        **changes: options of `tgate-export build`, with underscores; None leaves one away.
+        **changes: options of `tgate-export build`, with underscores; True for a flag; None leaves
+            one away.
     """
     manifest = bundle.manifest
     defaults = manifest.defaults
@@ -55,12 +61,13 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
         "warm_up": defaults.warm_up,
         "out": bundle.path,
         **({"guidance": "none"} if manifest.guidance == "none" else {}),
+        "image_to_image": True if "vae_encoder" in manifest.graphs else None,
         **changes,
     }
     words = ["tgate-export", "build"]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)
 
 

@@ -6,16 +6,19 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize
+from tgate_export.runtime.images import load_images
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
 from tgate_export.schedule import check_schedule
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+DEFAULT_STRENGTH = 0.8  # as in diffusers
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,17 @@ class Request:
     height: int
     width: int
     told_size: ImageSize
+    image: np.ndarray | None
+    strength: float | None
     latents: np.ndarray | None
     output_type: str
+
+    @property
+    def first_step(self) -> int:
+        """Steps that are left out of `num_inference_steps` because the run begins with an image."""
+        if self.strength is None:
+            return 0
+        return self.num_inference_steps - executed_steps(self.num_inference_steps, self.strength)
 
 
 def make_request(
@@ -68,6 +80,8 @@ def make_request(
     original_size: tuple[int, int] | None,
     crops_coords_top_left: tuple[int, int] | None,
     target_size: tuple[int, int] | None,
+    image: Any,
+    strength: float | None,
     latents: np.ndarray | None,
     output_type: str,
 ) -> Request:
@@ -85,9 +99,11 @@ def make_request(
     steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
     sp_interval = defaults.sp_interval if sp_interval is None else sp_interval
     fi_interval = defaults.fi_interval if fi_interval is None else fi_interval
+    strength = _strength(image, strength, steps)
     if gate_step is None:
-        # The default gate keeps its place when fewer or more steps are asked for.
-        scaled = round(defaults.gate_step * steps / defaults.num_inference_steps)
+        # The default gate keeps its place when fewer or more steps are executed.
+        executed = steps if strength is None else executed_steps(steps, strength)
+        scaled = round(defaults.gate_step * executed / defaults.num_inference_steps)
         gate_step = max(1, scaled, defaults.warm_up if warm_up is None else warm_up)
     if warm_up is None:
         warm_up = min(defaults.warm_up, max(gate_step, 0))
@@ -112,6 +128,9 @@ def make_request(
         raise InvalidRequestError(
             f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}"
         )
+    pictures = None if image is None else load_images(image, number)
+    if pictures is not None:
+        height, width = _image_sides(pictures, height, width)
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
     width = _side("width", width, manifest.size.width, manifest.size.multiple)
     images = number * num_images_per_prompt
@@ -143,9 +162,43 @@ def make_request(
             crop=_told(manifest, "crops_coords_top_left", crops_coords_top_left) or (0, 0),
             target=_told(manifest, "target_size", target_size) or (height, width),
         ),
+        image=None if pictures is None else np.repeat(pictures, num_images_per_prompt, axis=0),
+        strength=strength,
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
+
+
+def executed_steps(steps: int, strength: float) -> int:
+    """Return how many of the steps run when an image is noised that far, as in diffusers."""
+    return min(int(steps * strength), steps)
+
+
+def _strength(image: Any, value: float | None, steps: int) -> float | None:
+    """Return how much of an image is to be drawn anew; None without one."""
+    if image is None:
+        if value is not None:
+            raise InvalidRequestError(f"strength {value} has no effect without an image")
+        return None
+    strength = DEFAULT_STRENGTH if value is None else float(value)
+    if not 0 < strength <= 1:
+        raise InvalidRequestError(f"strength must be above 0 and at most 1, got {strength}")
+    if steps >= 1 and executed_steps(steps, strength) < 1:
+        raise InvalidRequestError(
+            f"strength {strength} of {steps} steps leaves no step to run: raise one of them"
+        )
+    return strength
+
+
+def _image_sides(images: np.ndarray, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the size of the images, which is the size of the run."""
+    found = images.shape[1], images.shape[2]
+    if (height or found[0], width or found[1]) != found:
+        raise InvalidRequestError(
+            f"the image is {found[1]}x{found[0]}, asked for is {width or found[1]}x"
+            f"{height or found[0]}: scale or crop the image to it"
+        )
+    return found
 
 
 def _guidance_scales(

@@ -26,18 +26,21 @@ class Timings:
         steps: one entry for each denoiser evaluation.
         vae_decoder: latents to images; 0 for latent output.
         total: tokenizing to images on the host; without loading engines.
+        vae_encoder: image to latents; 0 without one.
     """
 
     text_encoder: float
     steps: tuple[StepTiming, ...]
     vae_decoder: float
     total: float
+    vae_encoder: float = 0.0
 
     @property
     def outside_engines(self) -> float:
         """Seconds that neither the denoiser, the text encoder nor the VAE ran: solver included."""
         denoiser = sum(step.denoiser for step in self.steps)
-        return self.total - denoiser - self.text_encoder - self.vae_decoder
+        vae = self.vae_encoder + self.vae_decoder
+        return self.total - denoiser - self.text_encoder - vae
 
     def __add__(self, other: Timings) -> Timings:
         return Timings(
@@ -45,6 +48,7 @@ class Timings:
             self.steps + other.steps,
             self.vae_decoder + other.vae_decoder,
             self.total + other.total,
+            self.vae_encoder + other.vae_encoder,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,6 +60,7 @@ class Timings:
         return {
             "total_s": self.total,
             "text_encoder_s": self.text_encoder,
+            "vae_encoder_s": self.vae_encoder,
             "vae_decoder_s": self.vae_decoder,
             "solver_s": sum(step.solver for step in self.steps),
             "outside_engines_s": self.outside_engines,

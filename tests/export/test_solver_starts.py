@@ -1,0 +1,104 @@
+"""Runs that begin later, with an image: every start of a table against diffusers' own schedulers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from tests.export.test_solver_tables import (
+    SD15,
+    SHAPE,
+    TOLERANCE,
+    Step,
+    advance_in_graph,
+    denoise,
+    drawn,
+    draws_noise,
+    run_table,
+)
+from tgate_export.bundle.solver_table import SolverTable, advance
+from tgate_export.export.solver_tables import (
+    SOLVERS,
+    UnsupportedSchedulerError,
+    compile_scheduler,
+    make_scheduler,
+)
+
+STEP_COUNTS = (1, 2, 3, 7, 25)
+
+
+@cache
+def compiled(name: str, prediction_type: str) -> SolverTable:
+    scheduler = make_scheduler(name, {**SD15, "prediction_type": prediction_type})
+    return compile_scheduler(name, scheduler, STEP_COUNTS, starts=True)
+
+
+def run_diffusers_from(
+    scheduler: Any, count: int, start: int, image: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """Do as `StableDiffusionImg2ImgPipeline` does; return all samples [E + 1, B, C, h, w]."""
+    scheduler.set_timesteps(count)
+    timesteps = scheduler.timesteps[start * scheduler.order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start * scheduler.order)
+    at = timesteps[:1].repeat(len(image))
+    sample = scheduler.add_noise(torch.from_numpy(image), torch.from_numpy(noise), at)
+    samples = [sample.numpy()]
+    extra = {"generator": drawn(count - start)} if draws_noise(scheduler) else {}
+    for t in timesteps:
+        model_input = scheduler.scale_model_input(sample, t)
+        noise_pred = torch.from_numpy(denoise(model_input.numpy(), float(t)))
+        sample = scheduler.step(noise_pred, t, sample, return_dict=False, **extra)[0]
+        samples.append(sample.numpy())
+    return np.stack(samples)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_start_follows_diffusers(name: str, prediction_type: str) -> None:
+    config = {**SD15, "prediction_type": prediction_type}
+    image, noise = np.random.default_rng(3).standard_normal((2, *SHAPE)).astype(np.float32)
+    for count, steps in compiled(name, prediction_type).steps.items():
+        assert len(steps.starts) == count
+        for start in range(count):
+            expected = run_diffusers_from(make_scheduler(name, config), count, start, image, noise)
+            step: Step = advance_in_graph if start == count // 2 else advance
+            found = run_table(steps.starting_at(start), noise, step, image)
+            assert found.shape == expected.shape
+            # Not only at the end: what a wrong start does to a run fades.
+            error = np.abs(found - expected).max(axis=(1, 2, 3, 4))
+            assert (error <= TOLERANCE * np.abs(expected).max()).all()
+
+
+def test_only_rows_without_a_full_history_are_stored() -> None:
+    for name in SOLVERS:
+        table = compiled(name, "epsilon")
+        rows = [len(start.weights) for start in table.steps[25].starts]
+        assert max(rows) == (5 if name == "pndm" else table.history)
+        if name != "pndm":
+            assert rows[0] == 0
+
+
+def test_a_start_that_needs_more_history_is_refused() -> None:
+    class Remembering(diffusers.DDIMScheduler):
+        """Adds a part of the first sample of a run at every step."""
+
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            super().set_timesteps(*args, **kwargs)
+            self.first: torch.Tensor | None = None
+
+        def step(self, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
+            if self.first is None and int(timestep) < 900:
+                self.first = sample
+            if self.first is not None:
+                sample = sample + 1e-3 * len(self.timesteps) * self.first
+            return super().step(model_output, timestep, sample, **kwargs)
+
+    config = {key: value for key, value in SD15.items() if key != "skip_prk_steps"}
+    with pytest.raises(UnsupportedSchedulerError, match=r"'odd' \(Remembering\) is not supported"):
+        compile_scheduler("odd", Remembering.from_config(config), (12,), starts=True)
