@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -105,3 +107,33 @@ def diffusers_embeds(
     return dict(zip(names, arrays[:half], strict=True)), dict(
         zip(names, arrays[half:], strict=True)
     )
+
+
+@torch.no_grad()
+def image_latents(directory: Path, images: np.ndarray) -> np.ndarray:
+    """Encode images [B, H, W, 3] in [0, 1] with diffusers: the mode, scaled [B, C, h, w]."""
+    pipe = load_pipeline(directory, "diffusers")
+    pixels = pipe.image_processor.preprocess(images)
+    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    result: np.ndarray = latents.numpy()
+    return result
+
+
+def diffusers_image_run(
+    directory: Path, *, image: np.ndarray, noise: np.ndarray, scheduler: str, **call: Any
+) -> np.ndarray:
+    """Run diffusers' image-to-image pipeline, without a gate: latents [B, C, h, w].
+
+    It takes latents in place of an image as they are, and draws the noise itself.
+    """
+    pipe = load_pipeline(directory, "diffusers")
+    name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
+    begin = _with_scheduler(getattr(diffusers, name)(**pipe.components), scheduler)
+    begin.set_progress_bar_config(disable=True)
+    module = importlib.import_module(begin.__module__)
+    with mock.patch.object(module, "randn_tensor", lambda *_, **__: torch.from_numpy(noise)):
+        result = begin(
+            image=torch.from_numpy(image_latents(directory, image)), output_type="latent", **call
+        )
+    latents: np.ndarray = result.images.numpy()
+    return latents
