@@ -131,7 +131,7 @@ def diffusers_image_run(
     begin = _with_scheduler(getattr(diffusers, name)(**pipe.components), scheduler)
     begin.set_progress_bar_config(disable=True)
     module = importlib.import_module(begin.__module__)
-    with mock.patch.object(module, "randn_tensor", lambda *_, **__: torch.from_numpy(noise)):
+    with mock.patch.object(module, "randn_tensor", return_value=torch.from_numpy(noise)):
         result = begin(
             image=torch.from_numpy(image_latents(directory, image)), output_type="latent", **call
         )
