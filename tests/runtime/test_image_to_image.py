@@ -18,7 +18,7 @@ from tests.oracle.families import diffusers_image_run, image_latents, load_pipel
 from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
-from tgate_export.runtime.pipeline import StepInfo
+from tgate_export.runtime.run import StepInfo
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
 CALL: dict[str, Any] = {"guidance_scale": 6.0, "num_inference_steps": 7}

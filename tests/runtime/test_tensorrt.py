@@ -23,7 +23,7 @@ from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Flavour, PlanSettings
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
-from tgate_export.runtime.pipeline import StepInfo
+from tgate_export.runtime.run import StepInfo
 from tgate_export.runtime.plan import Slot
 
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")

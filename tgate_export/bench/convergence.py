@@ -12,7 +12,7 @@ import numpy as np
 
 from tgate_export.bench.result import Curve
 from tgate_export.bundle.manifest import Cache
-from tgate_export.runtime.pipeline import StepInfo
+from tgate_export.runtime.run import StepInfo
 
 
 def cross_caches(caches: Sequence[Cache]) -> list[Cache]:

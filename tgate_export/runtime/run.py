@@ -1,0 +1,162 @@
+"""A run that is ready to launch: its buffers, filled from a request, and its bound launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.solver_table import HISTORY, SolverSteps
+from tgate_export.runtime.backends.base import Backend, Execute, Memory
+from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.noise import standard_normal
+from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.prompts import Prompts
+from tgate_export.runtime.request import Request
+from tgate_export.runtime.tokenizer import PromptTokenizer
+from tgate_export.schedule import Phase
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback learns after a step.
+
+    Attributes:
+        step: index of the denoiser evaluation that has ended.
+        evaluations: how many there are in this run.
+        phase: the graph that ran.
+        timestep: what the denoiser was given, in training steps.
+        latents: returns the current sample [B, C, h, w] f32, copied to the host when called.
+        tensor: returns a buffer by its tensor's name, such as a cache, in the same way.
+
+    A GPU may still be at an earlier step: a step is only queued, and `latents` waits for it.
+    """
+
+    step: int
+    evaluations: int
+    phase: Phase
+    timestep: float
+    latents: Callable[[], np.ndarray]
+    tensor: Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Buffers and bound launches for one run shape; reused by every call of that shape."""
+
+    shape: RunShape
+    plan: BindingPlan
+    memory: Memory
+    encode: tuple[Execute, ...]
+    encode_image: Execute | None
+    steps: tuple[tuple[Execute, Execute], ...]
+    decode: Execute
+
+    @classmethod
+    def create(cls, backend: Backend, manifest: Manifest, shape: RunShape) -> PreparedRun:
+        """Allocate and bind for a run's shape."""
+        plan = plan_run(manifest, shape)
+        memory = backend.allocate(plan)
+        return cls(
+            shape=shape,
+            plan=plan,
+            memory=memory,
+            encode=tuple(backend.prepare(launch, memory) for launch in plan.encode),
+            encode_image=backend.prepare(plan.encode_image, memory) if plan.encode_image else None,
+            steps=tuple(
+                (backend.prepare(denoiser, memory), backend.prepare(solver, memory))
+                for denoiser, solver in plan.steps
+            ),
+            decode=backend.prepare(plan.decode, memory),
+        )
+
+    def image_latents(self, request: Request, part: slice) -> np.ndarray | None:
+        """Encode the images that the run begins with [B, C, h, w] f32, if it does."""
+        if self.encode_image is None or request.image is None:
+            return None
+        self.memory.write(Slot("images"), request.image[part])
+        self.encode_image()
+        return self.memory.read(Slot("image_latents"))
+
+    def write_inputs(
+        self,
+        manifest: Manifest,
+        tokenizers: Mapping[str, PromptTokenizer],
+        request: Request,
+        part: slice,
+        solver: SolverSteps,
+        image_latents: np.ndarray | None,
+    ) -> None:
+        """Fill every host-made buffer; after this the loop only launches."""
+        batch = self.shape.batch
+        write = self.memory.write
+        self._write_prompts(tokenizers, "", request.prompts, part)
+        if request.negative_prompts is not None:
+            self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts, part)
+        elif manifest.guidance == "classifier-free":
+            for tensor in manifest.graph("text_encoder").outputs:
+                slot = Slot(NEGATIVE + tensor.name)
+                spec = self.plan.buffers[slot.buffer]
+                write(slot, np.zeros(spec.shape, dtype=spec.dtype))
+        for name, kind in manifest.conditioning.items():
+            write(Slot(name), host_input(kind, batch, request.told_size))
+        write(Slot("guidance_scale"), np.array(request.guidance_scales[part], dtype=np.float32))
+        write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
+        if manifest.clip_skips:
+            write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
+            write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
+        for step, (timestep, weights) in enumerate(
+            zip(solver.timesteps, solver.weights, strict=True)
+        ):
+            write(Slot("timestep", step), np.full(batch, timestep, dtype=np.float32))
+            write(Slot("weights", step), np.tile(weights, (batch, 1)))
+        shape = self.plan.buffers["sample.0"].shape
+        if request.latents is not None:
+            latents = request.latents[part]
+        else:
+            latents = _draw(shape, request.seed, part.start)
+        if solver.draws_noise:
+            for step in range(len(solver.timesteps)):
+                write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
+        sample = latents * np.float32(solver.sample_scale)
+        if image_latents is not None:
+            sample += image_latents * np.float32(solver.image_scale)
+        write(Slot("sample.0"), sample)
+        write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
+        write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
+
+    def _write_prompts(
+        self,
+        tokenizers: Mapping[str, PromptTokenizer],
+        prefix: str,
+        prompts: Prompts,
+        part: slice,
+    ) -> None:
+        """Fill the text encoder's inputs, or its outputs where the call brings them."""
+        if isinstance(prompts, dict):
+            for name, value in prompts.items():
+                self.memory.write(Slot(prefix + name), value[part])
+            return
+        for name, tokenizer in tokenizers.items():
+            ids, mask = tokenizer(prompts[part])
+            self.memory.write(Slot(prefix + name), ids)
+            if tokenizer.spec.mask is not None:
+                self.memory.write(Slot(prefix + tokenizer.spec.mask), mask)
+
+    def step_info(self, index: int, timestep: float) -> StepInfo:
+        """Return what a callback is told after evaluation `index`."""
+        launch = self.plan.steps[index][1]
+        latents = launch.outputs["next_sample"]
+        phases = self.shape.schedule.phases
+        return StepInfo(
+            index, len(phases), phases[index], timestep, lambda: self.memory.read(latents),
+            lambda name: self.memory.read(Slot(name)),
+        )  # fmt: skip
+
+
+def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:
+    """Draw unit-variance noise [B, C, h, w] for images `first`, `first + 1`, ... of a call."""
+    images = range(first, first + shape[0])
+    return np.stack([standard_normal(shape[1:], seed, image, draw) for image in images])
