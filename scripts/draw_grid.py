@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from picture_grid import picture_grid
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,7 +26,6 @@ PROMPTS = (
 )
 STEPS = 25
 GATE_STEPS = (25, 10, 5, 3, 1)
-CELL, LABEL, HEADER = 128, 290, 60
 
 
 def main() -> None:
@@ -54,7 +53,15 @@ def main() -> None:
 
     medians = {gate: float(np.median(seconds[gate])) for gate in GATE_STEPS}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(images, medians).save(arguments.out)
+    titles = [
+        ("no gate" if gate >= STEPS else f"gate {gate}/{STEPS}", f"{1e3 * medians[gate]:.0f} ms")
+        for gate in GATE_STEPS
+    ]
+    rows = [
+        (prompt.replace(" on ", "\non "), [images[gate][row] for gate in GATE_STEPS])
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    picture_grid(titles, rows).save(arguments.out)
 
     table = Table("gate step", "time per image", "speed-up", "PSNR to no gate")
     baseline = np.stack(images[STEPS])
@@ -68,28 +75,6 @@ def main() -> None:
         )
     Console().print(table)
     print(f"The picture is {arguments.out.resolve()}")
-
-
-def draw(images: dict[int, list[np.ndarray]], medians: dict[int, float]) -> Image.Image:
-    """Lay out one row a prompt and one column a gate step, with labels."""
-    width = LABEL + (CELL + 8) * len(GATE_STEPS)
-    height = HEADER + (CELL + 8) * len(PROMPTS)
-    canvas = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(15)
-    for column, gate in enumerate(GATE_STEPS):
-        x = LABEL + column * (CELL + 8)
-        title = "no gate" if gate >= STEPS else f"gate {gate}/{STEPS}"
-        pen.text((x + 2, 10), title, "black", font)
-        pen.text((x + 2, 32), f"{1e3 * medians[gate]:.0f} ms", "gray", font)
-        for row, image in enumerate(images[gate]):
-            tile = Image.fromarray((image * 255).round().astype(np.uint8))
-            position = (x, HEADER + row * (CELL + 8))
-            canvas.paste(tile.resize((CELL, CELL), Image.Resampling.LANCZOS), position)
-    for row, prompt in enumerate(PROMPTS):
-        text = prompt.replace(" on ", "\non ")
-        pen.text((8, HEADER + row * (CELL + 8) + CELL // 2 - 18), text, "black", font)
-    return canvas
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -24,12 +25,17 @@ from diffusers import (
     PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
 )
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
 )
@@ -40,6 +46,7 @@ from tgate_export.families.random_tokenizers import byte_tokenizer, letter_token
 SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
 VOCABULARY, TOKENS = 514, 77
+FRAMES = 3
 
 
 def save_sdxl(folder: Path) -> None:
@@ -170,6 +177,49 @@ def _save_pixart(folder: Path, cls: Any, sample_size: int, scaling_factor: float
                 )
             ),
             scheduler=DPMSolverMultistepScheduler.from_config(_scheduler("pixart-alpha")),
+        )  # fmt: skip
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def save_svd(folder: Path) -> None:
+    """Three frames; attention over space and time at two levels."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        image_size=224, patch_size=56, projection_dim=24,
+    )  # fmt: skip
+    with _seeded():
+        pipeline = StableVideoDiffusionPipeline(
+            vae=_randomized(
+                AutoencoderKLTemporalDecoder(
+                    block_out_channels=(32, 32),
+                    layers_per_block=1,
+                    down_block_types=("DownEncoderBlock2D",) * 2,
+                    latent_channels=4,
+                    sample_size=16,
+                    force_upcast=True,
+                )
+            ),
+            image_encoder=_randomized(CLIPVisionModelWithProjection(vision)),
+            unet=_randomized(
+                UNetSpatioTemporalConditionModel(
+                    sample_size=8,
+                    num_frames=FRAMES,
+                    block_out_channels=(32, 64),
+                    layers_per_block=1,
+                    down_block_types=(
+                        "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
+                    ),
+                    up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+                    num_attention_heads=(2, 4),
+                    cross_attention_dim=24,
+                    addition_time_embed_dim=8,
+                    projection_class_embeddings_input_dim=3 * 8,
+                )
+            ),
+            scheduler=EulerDiscreteScheduler.from_config(_scheduler("svd")),
+            feature_extractor=CLIPImageProcessor.from_pretrained(
+                CONFIGS / "svd" / "feature_extractor"
+            ),
         )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
 

@@ -73,7 +73,7 @@ def test_complete_folder_is_accepted(pipeline: Path) -> None:
     source = resolve_source(str(pipeline))
     assert (source.kind, source.name, source.directory) == ("local", "mine", pipeline)
     assert geometry.vae_downscale(source) == 4
-    assert geometry.default_size(source) == 32
+    assert geometry.default_size(source) == (32, 32)
     assert geometry.size_multiple(source, dynamic=False) == 4
     assert geometry.size_multiple(source, dynamic=True) == 8
     assert set(source.files()) == {

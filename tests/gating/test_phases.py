@@ -32,7 +32,9 @@ def predict(unet: Any, sample: Any, timestep: Any, conditions: Any) -> Any:
     return unet(sample, timestep, conditions.get("prompt_embeds"), return_dict=False)[0]
 
 
-TEXT = Conditioning((Condition("prompt_embeds", (TOKENS, WIDTH), negative=True),), predict)
+TEXT = Conditioning(
+    (Condition("prompt_embeds", (TOKENS, WIDTH), unconditional="negative"),), predict
+)
 
 
 @pytest.fixture(scope="module")

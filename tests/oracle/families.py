@@ -14,6 +14,7 @@ import diffusers
 import numpy as np
 import tgate
 import torch
+from PIL import Image
 
 from tests.oracle.official_tgate import SCHEDULERS
 
@@ -137,3 +138,30 @@ def diffusers_image_run(
         )
     latents: np.ndarray = result.images.numpy()
     return latents
+
+
+def official_video(directory: Path, *, image: np.ndarray, noise: np.ndarray, **call: Any) -> Any:
+    """Run the official package: latents [B, F, C, h, w] from images [H, W, 3] in 8 bits."""
+    pipe = load_pipeline(directory, "tgate")
+    for module in pipe.unet.modules():
+        if hasattr(module, "cache"):
+            module.cache = None
+    return _video(tgate.TgateSVDLoader(pipe).tgate, "tgate.SVD", image, noise, call)
+
+
+def diffusers_video(directory: Path, *, image: np.ndarray, noise: np.ndarray, **call: Any) -> Any:
+    """Run diffusers itself, without a gate: latents [B, F, C, h, w], or frames."""
+    pipe = load_pipeline(directory, "diffusers")
+    return _video(pipe, type(pipe).__module__, image, noise, call)
+
+
+def _video(
+    run: Any, module: str, image: np.ndarray, noise: np.ndarray, call: dict[str, Any]
+) -> Any:
+    """Call a pipeline whose only noise besides the latents is that on the image [1, 3, H, W]."""
+    call |= {"latents": torch.from_numpy(call["latents"]), "image": Image.fromarray(image)}
+    height, width = image.shape[:2]
+    source = importlib.import_module(module)
+    with mock.patch.object(source, "randn_tensor", return_value=torch.from_numpy(noise)):
+        frames = run(height=height, width=width, **call).frames
+    return frames.numpy() if isinstance(frames, torch.Tensor) else frames

@@ -27,7 +27,13 @@ def named_dims(manifest: Manifest, *, batch: int, height: int, width: int) -> di
         "latent_width": w,
     }
     for index, cache in enumerate(manifest.cache):
-        dims[f"tokens_{index}"] = math.ceil(h / cache.downsample) * math.ceil(w / cache.downsample)
+        dims[f"tokens_{index}"] = (
+            1
+            if cache.downsample is None
+            else math.ceil(h / cache.downsample)
+            * math.ceil(w / cache.downsample)
+            * (manifest.latents.frames or 1)
+        )
     return dims
 
 

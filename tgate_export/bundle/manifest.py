@@ -20,14 +20,15 @@ MANIFEST_NAME = "manifest.json"
 DType = Literal["float32", "float16", "int64"]
 Precision = Literal["fp32", "fp16"]
 
-# What the host computes for a denoiser, f32, from image sizes in pixels:
+# What the host computes for a denoiser, f32, from sizes in pixels and the call of a video:
 # time_ids      [B,6]  original height and width, crop top and left, target height and width
 # resolution    [B,2]  height and width
 # aspect_ratio  [B,1]  height / width
+# video_ids     [B,3]  frames a second - 1, motion bucket, deviation of the noise on the image
 # How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
 # scale, or not at all.
 Guidance = Literal["classifier-free", "embedded", "none"]
-HostInput = Literal["time_ids", "resolution", "aspect_ratio"]
+HostInput = Literal["time_ids", "resolution", "aspect_ratio", "video_ids"]
 
 
 def _inside_bundle(path: str) -> str:
@@ -77,8 +78,8 @@ class Graph(BundleModel):
 class Cache(BundleModel):
     """One stacked cache tensor of attention outputs [batch, layers, tokens, width].
 
-    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample). A cache of every
-    guidance pass is [batch, passes, layers, tokens, width].
+    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample), times the frames of
+    a video. A cache of every guidance pass is [batch, passes, layers, tokens, width].
     """
 
     tensor: str
@@ -86,7 +87,9 @@ class Cache(BundleModel):
     passes: Positive | None = Field(
         description="unconditional, then conditional; null: one for all"
     )
-    downsample: Positive
+    downsample: Positive | None = Field(
+        description="null: one token, which stands for all, whatever the size"
+    )
     width: Positive
     layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
 
@@ -132,6 +135,11 @@ class Latents(BundleModel):
 
     channels: Positive
     downscale: Positive = Field(description="pixels of an image side for one latent")
+    frames: Positive | None = Field(
+        default=None,
+        description="of a video: `channels` are those of all its frames, one after another, and "
+        "`vae_decoder` gives [batch, frames, height, width, 3]",
+    )
 
 
 class Defaults(BundleModel):
@@ -229,6 +237,16 @@ class Manifest(BundleModel):
         if unlisted:
             raise ValueError(f"file {unlisted[0]!r} is used but not listed under files")
         return self
+
+    @property
+    def prompt_encoder(self) -> str:
+        """The graph that reads what is to be drawn: a text, or for a video its image."""
+        return "image_encoder" if "image_encoder" in self.graphs else "text_encoder"
+
+    @property
+    def takes_negative(self) -> bool:
+        """Whether there are negative prompts: guidance from embeddings of their own."""
+        return any(tensor.name.startswith("negative_") for tensor in self.graph("full").inputs)
 
     def graph(self, name: str) -> Graph:
         """Return a graph by name.

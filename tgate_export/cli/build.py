@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from tgate_export.bundle.manifest import DEFAULT_BATCH
 from tgate_export.cli._console import (
     RichProgress,
     megabytes,
@@ -156,7 +155,7 @@ def command(
         weights=cast(Literal["pretrained", "random"], weights),
         precision=cast(Literal["fp32", "fp16"], precision),
         size=ranges,
-        batch=batch_range or DEFAULT_BATCH,
+        batch=batch_range,
         gate_step=gate_step,
         plans=plans,
         sp_interval=sp_interval,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from tgate_export.runtime.backends.base import Backend
     from tgate_export.runtime.pipeline import PipelineOutput
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_VIDEOS = (".gif", ".webp", ".png")
+
 
 @click.command(name="generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="What to draw.")
+@click.option("--prompt", help="What to draw; a video is drawn from --image alone.")
 @click.option("--negative-prompt", help="What to avoid.")
 @click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
 @click.option(
@@ -64,13 +68,30 @@ if TYPE_CHECKING:
 @click.option(
     "--image",
     type=click.Path(path_type=Path),
-    help="Begin with this picture instead of noise; for a bundle built with --image-to-image.",
+    help="What a video is drawn from. Or begin with this picture instead of noise; for a bundle "
+    "built with --image-to-image.",
 )
 @click.option(
     "--strength",
     type=float,
     help="How much of --image is drawn anew: this part of --steps runs, and --gate-step counts "
     "those. Default: 0.8.",
+)
+@click.option("--fps", type=int, help="Of a video: frames a second. Default: 7.")
+@click.option(
+    "--motion-bucket-id",
+    type=int,
+    help="Of a video: how much is to move, about 0 to 255. Default: 127.",
+)
+@click.option(
+    "--noise-aug-strength",
+    type=float,
+    help="Of a video: noise on --image; more gives more motion and less likeness. Default: 0.02.",
+)
+@click.option(
+    "--min-guidance-scale",
+    type=float,
+    help="Of a video: the first frame's, which rises to --guidance-scale at the last. Default: 1.",
 )
 @click.option("--num-images", type=int, default=1, show_default=True)
 @click.option("--size", metavar="WxH", help="For a bundle with a dynamic size.")
@@ -96,12 +117,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("x.png"),
     show_default=True,
-    help="Picture to write; several get -0, -1, ... before the suffix.",
+    help="Picture to write, or with .gif, .webp or .png a video; several get -0, -1, ... before "
+    "the suffix.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 def command(
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
     negative_prompt: str | None,
     steps: int | None,
     gate_step: int | None,
@@ -115,6 +137,10 @@ def command(
     seed: int | None,
     image: Path | None,
     strength: float | None,
+    fps: int | None,
+    motion_bucket_id: int | None,
+    noise_aug_strength: float | None,
+    min_guidance_scale: float | None,
     num_images: int,
     size: str | None,
     backend: str,
@@ -140,6 +166,7 @@ def command(
     with readable_warnings():
         with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
+        _check_suffix(out, video=pipeline.manifest.latents.frames is not None)
         with _StepBar() as bar:
             output = pipeline(
                 prompt,
@@ -159,6 +186,10 @@ def command(
                 height=height,
                 image=image,
                 strength=strength,
+                fps=fps,
+                motion_bucket_id=motion_bucket_id,
+                noise_aug_strength=noise_aug_strength,
+                min_guidance_scale=min_guidance_scale,
                 callback_on_step_end=bar.update,
             )
     files = _save(output, out)
@@ -200,11 +231,20 @@ class _StepBar:
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before drawing and not after."""
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InvalidRequestError(f"--out {out} must end in .png, .jpg or .webp")
+    """Find out before loading and not after."""
+    if out.suffix.lower() not in {*_PICTURES, *_VIDEOS}:
+        raise InvalidRequestError(
+            f"--out {out} must end in .png, .jpg or .webp, for a video in .gif, .webp or .png"
+        )
     if not out.parent.is_dir():
         raise InvalidRequestError(f"--out {out}: the folder {out.parent} does not exist")
+
+
+def _check_suffix(out: Path, *, video: bool) -> None:
+    suffixes = _VIDEOS if video else _PICTURES
+    if out.suffix.lower() not in suffixes:
+        kind = "a video" if video else "a picture"
+        raise InvalidRequestError(f"--out {out}: {kind} must end in {', '.join(suffixes)}")
 
 
 def _save(output: PipelineOutput, out: Path) -> list[Path]:
@@ -212,9 +252,15 @@ def _save(output: PipelineOutput, out: Path) -> list[Path]:
         out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
         for index in range(len(output.images))
     ]
+    motion = output.request.motion
     for image, file in zip(output.images, files, strict=True):
         try:
-            image.save(file)
+            if motion is None:
+                image.save(file)
+            else:
+                first, *rest = image
+                milliseconds = round(1000 / motion.fps)
+                first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
         except OSError as error:
             raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
     return files
@@ -240,6 +286,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "guidance_rescale": request.guidance_rescale,
                 "clip_skip": request.clip_skip,
                 "strength": request.strength,
+                "motion": None if request.motion is None else asdict(request.motion),
                 "scheduler": request.scheduler,
                 "width": request.width,
                 "height": request.height,

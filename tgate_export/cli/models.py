@@ -13,7 +13,7 @@ def command(as_json: bool) -> None:
     """List the models that build accepts by name.
 
     Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x,
-    2.x or XL pipeline, or of PixArt-alpha or PixArt-Sigma.
+    2.x or XL pipeline, of PixArt-alpha or PixArt-Sigma, or of Stable Video Diffusion.
     """
     from tgate_export.families.names import NAMED_MODELS
 
@@ -24,7 +24,7 @@ def command(as_json: bool) -> None:
             "summary": model.summary,
             "hugging_face": model.hub_id,
             "denoiser_parameters": model.denoiser_parameters,
-            "size": model.size,
+            "size": "{}x{}".format(*model.size),
             "defaults": model.defaults.model_dump(),
             "origin": model.origin,
         }
@@ -44,7 +44,7 @@ def command(as_json: bool) -> None:
         table.add_row(
             model.name,
             f"{model.denoiser_parameters / 1e6:.2f} M",
-            str(model.size),
+            "{}x{}".format(*model.size),
             str(defaults.num_inference_steps),
             str(defaults.gate_step),
             "none" if model.guidance == "none" else f"{defaults.guidance_scale:g}",

@@ -142,6 +142,7 @@ class _Dims:
                     f"{name}_steps", min=side.min // size.multiple, max=side.max // size.multiple
                 )
                 self.named[f"latent_{name}"] = step * root if step > 1 else root
+                self.named[name] = size.multiple * root
 
     def example(self, entry: GraphInput) -> torch.Tensor:
         shape = [dim if isinstance(dim, int) else self.sizes[dim] for dim in entry.shape]

@@ -9,7 +9,16 @@ from importlib import metadata
 from pathlib import Path
 
 import tgate_export
-from tgate_export.bundle.manifest import SCHEMA_VERSION, Guidance, Precision, Range, Size, Source
+from tgate_export.bundle.manifest import (
+    DEFAULT_BATCH,
+    SCHEMA_VERSION,
+    Guidance,
+    Manifest,
+    Precision,
+    Range,
+    Size,
+    Source,
+)
 from tgate_export.errors import InvalidRequestError
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
@@ -50,7 +59,7 @@ def check_options(
     source: ModelSource,
     precision: Precision,
     size: tuple[Range, Range] | None,
-    batch: Range,
+    batch: Range | None,
     gate_step: int | None,
     sp_interval: int = 1,
     fi_interval: int = 1,
@@ -62,8 +71,12 @@ def check_options(
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
     """
-    if batch.max > MAX_BATCH:
-        raise InvalidRequestError(f"the batch may be {MAX_BATCH} at most, got {batch}")
+    frames = source.conditioning().frames
+    batch = batch or (DEFAULT_BATCH if frames is None else Range(min=1, opt=1, max=1))
+    largest = MAX_BATCH // (frames or 1)
+    if batch.max > largest:
+        of = "" if frames is None else f" for {frames} frames"
+        raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     gate = source.defaults.gate_step if gate_step is None else gate_step
     try:
         check_schedule(gate, sp_interval, fi_interval, warm_up)
@@ -74,14 +87,16 @@ def check_options(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
         )
     if size is None:
-        side = geometry.default_size(source)
-        size = (Range(min=side, opt=side, max=side),) * 2
-    width, height = size
+        width, height = (
+            Range(min=side, opt=side, max=side) for side in geometry.default_size(source)
+        )
+    else:
+        width, height = size
     dynamic = not (width.fixed and height.fixed)
     if dynamic and not source.family.dynamic_size:
         raise InvalidRequestError(
-            f"{source.model} is a {source.pipeline}, whose position embeddings belong to one "
-            f"size: fix it, as --size {width.opt}x{height.opt}"
+            f"{source.model} is a {source.pipeline}, whose bundles have one size: fix it, as "
+            f"--size {width.opt}x{height.opt}"
         )
     multiple = geometry.size_multiple(source, dynamic=dynamic)
     for name, side_range in (("width", width), ("height", height)):
@@ -106,15 +121,31 @@ def check_options(
     )
 
 
+def options_of(manifest: Manifest) -> BuildOptions:
+    """Return the settings that a bundle was built with."""
+    defaults = manifest.defaults
+    return BuildOptions(
+        manifest.precision,
+        manifest.size,
+        manifest.batch,
+        defaults.gate_step,
+        defaults.sp_interval,
+        defaults.fi_interval,
+        defaults.warm_up,
+        manifest.guidance,
+        "vae_encoder" in manifest.graphs and manifest.latents.frames is None,
+    )
+
+
 def default_folder(source: ModelSource, options: BuildOptions) -> Path:
     """Return where a bundle goes that was given no folder.
 
     A size that is not the model's own has a folder of its own: graphs of one size are of no use
     for another, and neither are their plans.
     """
-    side = geometry.default_size(source)
     size = options.size
-    if size.width.fixed and size.height.fixed and size.width.opt == size.height.opt == side:
+    fixed = size.width.fixed and size.height.fixed
+    if fixed and (size.width.opt, size.height.opt) == geometry.default_size(source):
         return Path("engines") / source.name
     label = f"{size.width}x{size.height}".replace(":", "_")
     return Path("engines") / f"{source.name}-{label}"

@@ -13,16 +13,19 @@ import torch
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
 from tgate_export.families.loading import Components, computing_in_fp32
+from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase, make_phase, phases
-from tgate_export.runtime.conditioning import ImageSize, host_input
+from tgate_export.runtime.conditioning import ImageSize, Motion, host_input
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.schedule import Phase, gate_schedule
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
 LARGE_DENOISER = 100_000_000
+# The noise on the image is the runtime's own.
+MOTION = Motion(noise_aug_strength=0.0)
 PROMPT, NEGATIVE_PROMPT = "a red circle on a blue background", "a green square"
 
 
@@ -46,9 +49,13 @@ class TrajectoryCase:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A case with its starting latents and PyTorch's final ones [1, C, h, w]."""
+    """A case with its starting latents and PyTorch's final ones [1, C, h, w].
+
+    `call` is what `TGatePipeline` is told to draw.
+    """
 
     case: TrajectoryCase
+    call: Mapping[str, Any]
     latents: np.ndarray
     expected: np.ndarray
 
@@ -87,8 +94,14 @@ def trajectories(
 ) -> tuple[Trajectory, ...]:
     """Run every case in PyTorch in fp32."""
     denoiser, conditioning = parts[source.family.denoiser], source.conditioning()
-    values = _conditions(source, parts, manifest)
-    values["guidance_scale"] = torch.tensor([manifest.defaults.guidance_scale])
+    frames, guidance_scale = manifest.latents.frames, manifest.defaults.guidance_scale
+    conditions = _text_conditions if frames is None else _image_conditions
+    values, call = conditions(source, parts, manifest)
+    values["guidance_scale"] = torch.tensor([guidance_scale])
+    if frames is not None:
+        values["guidance_scale"] = torch.linspace(
+            MOTION.min_guidance_scale, guidance_scale, frames
+        )[None]
     values["guidance_rescale"] = torch.zeros(1)
     graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
@@ -102,21 +115,56 @@ def trajectories(
         latents = standard_normal(shape, seed=index)[None]
         with computing_in_fp32(*graphs.modules):
             expected = _run(case, parts.scheduler_config, graphs, latents)
-        found.append(Trajectory(case, latents, expected))
+        if frames is not None:
+            latents = latents.reshape(1, frames, -1, *latents.shape[2:])
+            expected = expected.reshape(latents.shape)
+        found.append(Trajectory(case, call, latents, expected))
     return tuple(found)
 
 
-def _conditions(
-    source: ModelSource, parts: Components, manifest: Manifest
-) -> dict[str, torch.Tensor]:
-    """Return every condition of `PROMPT` and `NEGATIVE_PROMPT` by graph input, [1, ...]."""
-    height, width = manifest.size.height.opt, manifest.size.width.opt
-    values = {
-        name: torch.from_numpy(host_input(kind, 1, ImageSize.of(height, width)))
+# (conditions by graph input [1, ...], what the runtime is told to draw)
+Conditions = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+
+def _host_conditions(manifest: Manifest) -> dict[str, torch.Tensor]:
+    told = ImageSize.of(manifest.size.height.opt, manifest.size.width.opt)
+    return {
+        name: torch.from_numpy(host_input(kind, 1, told, MOTION))
         for name, kind in manifest.conditioning.items()
     }
-    encoder = source.family.text_encoder(parts)
-    text = source.conditioning().text
+
+
+def _image_conditions(source: ModelSource, parts: Components, manifest: Manifest) -> Conditions:
+    """Return the conditions of a video.
+
+    Its image is smooth: one of noise alone would not be told apart from another.
+    """
+    height, width = manifest.size.height.opt, manifest.size.width.opt
+    rows, columns = np.linspace(0, 1, height), np.linspace(0, 1, width)
+    planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
+    image = np.stack(planes, axis=-1).astype(np.float32)
+    pixels = torch.from_numpy(image)[None]
+    encoder = source.family.prompt_encoder(source, parts, manifest.size)
+    with computing_in_fp32(encoder):
+        embeds = encoder(pixels).float()
+    vae_encoder = VaeEncoder(parts["vae"], scaled=False)
+    with computing_in_fp32(vae_encoder):
+        image_latents = vae_encoder(pixels)
+    (prompt,) = source.conditioning().prompt
+    values = {prompt.name: embeds, "image_latents": image_latents}
+    call = {
+        "image": image,
+        "prompt_embeds": embeds.numpy(),
+        "noise_aug_strength": MOTION.noise_aug_strength,
+    }
+    return values | _host_conditions(manifest), call
+
+
+def _text_conditions(source: ModelSource, parts: Components, manifest: Manifest) -> Conditions:
+    """Return the conditions of `PROMPT`, and of `NEGATIVE_PROMPT` for guidance."""
+    values = _host_conditions(manifest)
+    encoder = source.family.prompt_encoder(source, parts, manifest.size)
+    text = source.conditioning().prompt
     for prefix, prompt in (("", PROMPT), ("negative_", NEGATIVE_PROMPT)):
         inputs = []
         for spec in source.family.tokenizers(source):
@@ -132,7 +180,8 @@ def _conditions(
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for entry, value in zip(text, outputs, strict=True):
             values[prefix + entry.name] = value.float()
-    return values
+    negative = {"negative_prompt": NEGATIVE_PROMPT} if manifest.takes_negative else {}
+    return values, {"prompt": PROMPT, **negative}
 
 
 class _Graphs:

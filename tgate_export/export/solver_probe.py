@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -62,7 +62,7 @@ def probe_scheduler(
     noise where the scheduler draws some, and nothing else.
 
     Args:
-        scheduler: a diffusers scheduler that has not run yet.
+        scheduler: a diffusers scheduler; `set_timesteps` makes it new.
         num_inference_steps: as in `set_timesteps`.
         start: the evaluation to begin with, as image-to-image pipelines do.
         evaluations: how many to run; all that are left when not given.
@@ -79,14 +79,16 @@ def probe_scheduler(
     run = slice(2 * n, 3 * n + 1)
     check = slice(3 * n + 1, 3 * n + 3)  # the same random combination of the run's inputs, twice
     mix = _CHECK_SCALE * np.random.default_rng(n).standard_normal(n + 1)
-    converted = _record_conversions(scheduler)
-
     samples = np.zeros((n + 1, 3 * n + 4))
     samples[0, run.start] = 1.0
     samples[0, check] = mix[0]
     input_scales = np.empty(n)
     ones = torch.ones(1, 4, 1, 1)
-    with torch.random.fork_rng(devices=[]), _noise_in_last_row(scheduler):
+    with (
+        torch.random.fork_rng(devices=[]),
+        _noise_in_last_row(scheduler),
+        _recorded_conversions(scheduler) as converted,
+    ):
         for i, t in enumerate(timesteps):
             sample, noise_pred = samples[i].copy(), np.zeros(3 * n + 4)
             sample[: 2 * n] = sample[-1] = 0.0
@@ -127,19 +129,22 @@ def _noise_in_last_row(scheduler: Any) -> Iterator[None]:
         yield
 
 
-def _record_conversions(scheduler: Any) -> list[Array]:
+@contextlib.contextmanager
+def _recorded_conversions(scheduler: Any) -> Iterator[list[Array]]:
     """Note what multistep solvers turn each model output into before they keep it."""
     converted: list[Array] = []
-    convert = getattr(scheduler, "convert_model_output", None)
-    if convert is not None:
+    convert: Callable[..., Any] | None = getattr(scheduler, "convert_model_output", None)
+    if convert is None:
+        yield converted
+        return
 
-        def recording(*args: Any, **kwargs: Any) -> Any:
-            result = convert(*args, **kwargs)
-            converted.append(_values(result))
-            return result
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        result = convert(*args, **kwargs)
+        converted.append(_values(result))
+        return result
 
-        scheduler.convert_model_output = recording
-    return converted
+    with mock.patch.object(scheduler, "convert_model_output", recording):
+        yield converted
 
 
 def _stored(local: Array, converted: list[Array]) -> Array:

@@ -29,7 +29,7 @@ def compile_starts(
     run that came from further up; once its history is full they are the same.
 
     Args:
-        scheduler: a diffusers scheduler that has not run yet; it is copied for every start.
+        scheduler: a diffusers scheduler that has not run yet; it is copied.
         steps: the full run.
         form: the past entries that the full run was fitted with, and whether they are stored ones.
 
@@ -38,7 +38,7 @@ def compile_starts(
     """
     count = steps.num_inference_steps
     apart = 1 if form[0] else max(1, count // _CHECKED)
-    noising = copy.deepcopy(scheduler)
+    noising, running = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
     noising.set_timesteps(count)
     starts = []
     for start in range(count):
@@ -49,7 +49,7 @@ def compile_starts(
                 image_scale=image_scale,
                 sample_scale=sample_scale,
                 input_scale=steps.weights[start - 1, INPUT_SCALE] if start else steps.input_scale,
-                weights=_own_rows(scheduler, steps, form, start) if own else steps.weights[:0],
+                weights=_own_rows(running, steps, form, start) if own else steps.weights[:0],
             )
         )
     return tuple(starts)
@@ -75,7 +75,7 @@ def _own_rows(scheduler: Any, steps: SolverSteps, form: tuple[int, bool], start:
     slots, push_stored = form
     most = slots + 2
     evaluations = most + 2 + slots
-    trace = probe_scheduler(copy.deepcopy(scheduler), steps.num_inference_steps, start, evaluations)
+    trace = probe_scheduler(scheduler, steps.num_inference_steps, start, evaluations)
     fitted = fit_recurrence(trace, slots, push_stored=push_stored)
     if fitted is None:
         raise NoStartError(f"step {start} of {steps.num_inference_steps} needs a longer history")

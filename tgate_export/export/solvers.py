@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,27 @@ from tgate_export.export.progress import Progress
 
 
 class SolverJobs:
-    """Compiles every sampler that a scheduler configuration allows, in the background.
+    """Compiles the samplers that a scheduler configuration allows, in the background.
+
+    All of `SOLVERS`, or those that are named.
 
     Use as a context manager; leaving it stops what is not done. A process of its own, and not of
     `multiprocessing`, which would run the caller's script a second time.
     """
 
     def __init__(
-        self, scheduler_config: Mapping[str, Any], folder: Path, *, starts: bool = False
+        self,
+        scheduler_config: Mapping[str, Any],
+        folder: Path,
+        names: Iterable[str] | None = None,
+        *,
+        starts: bool = False,
     ) -> None:
         from tgate_export.export.solver_tables import SOLVERS
 
         folder.mkdir()
-        self._count = len(SOLVERS)
+        names = list(SOLVERS if names is None else names)
+        self._count = len(names)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, os.fspath(folder)],
@@ -43,7 +51,7 @@ class SolverJobs:
         )
         assert self._process.stdin is not None
         # Left open: its end tells the process that the build is gone.
-        job = {"scheduler": dict(scheduler_config), "starts": starts}
+        job = {"scheduler": dict(scheduler_config), "names": names, "starts": starts}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
 
@@ -119,14 +127,10 @@ def _main(folder: Path) -> None:
     import torch
 
     from tgate_export.bundle.solver_file import write_solver_table
-    from tgate_export.export.solver_tables import (
-        SOLVERS,
-        UnsupportedSchedulerError,
-        compile_solver,
-    )
+    from tgate_export.export.solver_tables import UnsupportedSchedulerError, compile_solver
 
     torch.set_num_threads(1)
-    for name in SOLVERS:
+    for name in job["names"]:
         try:
             table = compile_solver(name, job["scheduler"], starts=job["starts"])
         except UnsupportedSchedulerError as error:

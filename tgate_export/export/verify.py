@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest, Precision
 from tgate_export.errors import InvalidRequestError, ModelError, VerificationError
 from tgate_export.export.memory import release_memory
+from tgate_export.export.options import options_of
 from tgate_export.export.progress import Progress
 from tgate_export.export.reference import (
-    NEGATIVE_PROMPT,
-    PROMPT,
     Trajectory,
     trajectories,
     trajectory_cases,
 )
+from tgate_export.families.geometry import check_size
 from tgate_export.families.graphs import GraphInput, denoiser_cache, graph_exports
 from tgate_export.families.loading import Components, computing_in_fp32, convert, load
 from tgate_export.families.source import ModelSource, Weights, resolve_source
@@ -133,6 +134,7 @@ def graph_references(
     references = {}
     image_to_image = "vae_encoder" in manifest.graphs
     graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
+    encoder = manifest.prompt_encoder
     for index, graph in enumerate(graphs):
         if graph.name in ("vae_encoder", "vae_decoder"):
             convert(parts["vae"], torch.float32)
@@ -142,7 +144,7 @@ def graph_references(
         inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
         with computing_in_fp32(module):
             named = _call(module, inputs, graph.outputs)
-            if graph.name == "text_encoder":
+            if graph.name == encoder and manifest.takes_negative:
                 negative = {name: known[NEGATIVE + name] for name in inputs}
                 for name, value in _call(module, negative, graph.outputs).items():
                     known[NEGATIVE + name] = value
@@ -159,17 +161,24 @@ def graph_references(
 def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Arrays:
     """Return inputs of the graphs by name, all but those that another graph makes."""
     random = np.random.default_rng(SEED)
-    downscale = manifest.latents.downscale
+    space, frames = manifest.latents, manifest.latents.frames
     height, width = manifest.size.height.opt, manifest.size.width.opt
-    latents = (batch, manifest.latents.channels, height // downscale, width // downscale)
+    sides = height // space.downscale, width // space.downscale
+    latents = (batch, space.channels, *sides)
     known: Arrays = {
         "sample": random.standard_normal(latents, dtype=np.float32),
         "timestep": random.integers(1, 1000, batch).astype(np.float32),
-        "guidance_scale": random.uniform(1, 10, batch).astype(np.float32),
+        "guidance_scale": random.uniform(1, 10, (batch, frames) if frames else batch).astype(
+            np.float32
+        ),
         "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
         "latents": random.standard_normal(latents, dtype=np.float32),
         "images": random.random((batch, height, width, 3), dtype=np.float32),
     }
+    if frames is not None:
+        known["image"] = known["noisy_image"] = known["images"]
+        image_latents = (batch, space.channels // frames, *sides)
+        known["image_latents"] = random.standard_normal(image_latents, dtype=np.float32)
     for prefix in ("", NEGATIVE):
         for spec in source.family.tokenizers(source):
             length, vocabulary = spec.max_length, source.config(spec.encoder)["vocab_size"]
@@ -263,23 +272,43 @@ def verify_bundle(
     progress = progress or Progress()
     with progress.stage("checking hashes"):
         bundle = open_bundle(path)
+    found = _source(bundle.manifest, source)
+    if check_size(found, bundle.manifest.size) == bundle.manifest.size:
+        return _verify(found, bundle, progress, graphs=True)
+    from tgate_export.export.assemble import small_twin
+
+    options = options_of(bundle.manifest)
+    with (
+        tempfile.TemporaryDirectory(prefix="tgate-export-") as folder,
+        small_twin(found, bundle, options, Path(folder), progress) as (twin, differences),
+    ):
+        verified = _verify(found, twin, progress, graphs=False)
+        return Verification(differences, verified.trajectories)
+
+
+def _verify(
+    source: ModelSource, bundle: Bundle, progress: Progress, *, graphs: bool
+) -> Verification:
+    manifest = bundle.manifest
     with progress.stage("loading the source"):
-        found = _source(bundle.manifest, source)
-        parts = load(found, bundle.manifest.precision)
+        parts = load(source, manifest.precision)
         groups = denoiser_cache(
-            found, parts, bundle.manifest.size, {cache.kind for cache in bundle.manifest.cache}
+            source, parts, manifest.size, {cache.kind for cache in manifest.cache}
         )
     with progress.stage("running trajectories in PyTorch"):
-        cases = trajectory_cases(bundle.manifest)
-        runs = trajectories(found, parts, groups, bundle.manifest, cases)
-    with progress.stage("running PyTorch for reference"):
-        batch = min(2, bundle.manifest.batch.max)
-        references = graph_references(found, parts, bundle.manifest, groups, batch=batch)
+        cases = trajectory_cases(manifest)
+        runs = trajectories(source, parts, groups, manifest, cases)
+    differences: tuple[Difference, ...] = ()
+    if graphs:
+        with progress.stage("running PyTorch for reference"):
+            batch = min(2, manifest.batch.max)
+            references = graph_references(source, parts, manifest, groups, batch=batch)
     del parts
     release_memory()
-    graphs = check_graphs(bundle, references, progress)
+    if graphs:
+        differences = check_graphs(bundle, references, progress)
     with progress.stage("running trajectories in the runtime"):
-        return Verification(graphs, check_trajectories(bundle, runs))
+        return Verification(differences, check_trajectories(bundle, runs))
 
 
 def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Difference, ...]:
@@ -288,13 +317,9 @@ def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Diff
 
     pipeline = TGatePipeline(bundle, select("onnxruntime:cpu", bundle))
     bound = TRAJECTORY_BOUNDS[bundle.manifest.precision]
-    guided = bundle.manifest.guidance == "classifier-free"
-    negative = NEGATIVE_PROMPT if guided else None
     differences = []
     for run in runs:
         output = pipeline(
-            PROMPT,
-            negative_prompt=negative,
             num_inference_steps=run.case.steps,
             gate_step=run.case.gate_step,
             sp_interval=run.case.sp_interval,
@@ -303,6 +328,7 @@ def check_trajectories(bundle: Bundle, runs: Iterable[Trajectory]) -> tuple[Diff
             scheduler=run.case.scheduler,
             latents=run.latents,
             output_type="latent",
+            **run.call,
         )
         latents = np.asarray(output.images)
         differences.append(compare(str(run.case), "latents", latents, run.expected, bound))

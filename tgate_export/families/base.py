@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.gating.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -55,14 +55,18 @@ class Family:
         defaults: how a model without a name is sampled unless told otherwise.
         check: refuses, by its configuration, what this family cannot build.
         conditioning: what the denoiser takes, and how it is called.
-        text_encoder: makes the text encoder's module: token ids (and masks) in the order of
-            `tokenizers` -> the text conditions in the order of `Conditioning.text`.
+        prompt_encoder: makes the module that reads what is to be drawn -> the conditions of
+            `Conditioning.prompt`. Of a text: token ids (and masks) in the order of `tokenizers`; of
+            a video: its image, for the bundle's size.
+        extras: further components whose configuration counts.
+        size: width and height in pixels, where the configuration of the denoiser does not say.
         dynamic_size: whether one graph can serve several image sizes.
         vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
             `force_upcast`.
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
+        samplers: those that serve it; all that can be compiled when None.
         zero_negative: the negative conditions of a prompt without a negative prompt are zeros
             (`force_zeros_for_empty_prompt`) instead of those of an empty text.
     """
@@ -76,8 +80,11 @@ class Family:
     defaults: Defaults
     check: Callable[[ModelSource], None]
     conditioning: Callable[[ModelSource], Conditioning]
-    text_encoder: Callable[[Components], nn.Module]
+    prompt_encoder: Callable[[ModelSource, Components, Size], nn.Module]
+    extras: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
     dynamic_size: bool = True
+    samplers: tuple[str, ...] | None = None
     vae_upcast: bool = False
     image_to_image: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
@@ -86,4 +93,4 @@ class Family:
     def components(self, source: ModelSource) -> tuple[str, ...]:
         """Folders of a pipeline that end up in a bundle; the safety checker does not."""
         tokenizers = (spec.component for spec in self.tokenizers(source))
-        return (*self.weights, "scheduler", *tokenizers)
+        return (*self.weights, "scheduler", *self.extras, *tokenizers)

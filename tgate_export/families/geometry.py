@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tgate_export.bundle.manifest import Latents, Range, Size
 from tgate_export.errors import InvalidRequestError, ModelError
 from tgate_export.families.source import ModelSource
 
@@ -9,6 +10,15 @@ from tgate_export.families.source import ModelSource
 def vae_downscale(source: ModelSource) -> int:
     """Pixels of an image side for one latent."""
     return int(2 ** (_levels(source, "vae") - 1))
+
+
+def latents(source: ModelSource) -> Latents:
+    """Return the space that the denoiser works in."""
+    downscale, frames = vae_downscale(source), source.conditioning().frames
+    config = source.config(source.family.denoiser)
+    if frames is None:
+        return Latents(channels=config["in_channels"], downscale=downscale)
+    return Latents(channels=frames * config["out_channels"], downscale=downscale, frames=frames)
 
 
 def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
@@ -22,8 +32,27 @@ def size_multiple(source: ModelSource, *, dynamic: bool) -> int:
     return multiple * (2 ** (_levels(source, denoiser) - 1) if dynamic else 1)
 
 
-def default_size(source: ModelSource) -> int:
-    """Image side that the denoiser was trained at, in pixels."""
+def check_size(source: ModelSource, size: Size) -> Size:
+    """Return the size at which a bundle is compared with PyTorch: its own, or a smaller one.
+
+    ONNX Runtime's CPU keeps whole attention matrices: 47 GB for 14 frames of 1024x576.
+    """
+    if source.conditioning().frames is None:
+        return size
+    exact = size_multiple(source, dynamic=True)
+
+    def smaller(side: Range) -> Range:
+        # The same remainder: a side that does not halve evenly makes another graph.
+        value = min(side.opt, 4 * exact + side.opt % exact)
+        return Range(min=value, opt=value, max=value)
+
+    return size.model_copy(update={"height": smaller(size.height), "width": smaller(size.width)})
+
+
+def default_size(source: ModelSource) -> tuple[int, int]:
+    """Width and height that the denoiser was trained at, in pixels."""
+    if source.family.size is not None:
+        return source.family.size
     denoiser = source.family.denoiser
     sample_size = source.config(denoiser).get("sample_size")
     if not isinstance(sample_size, int):
@@ -31,7 +60,8 @@ def default_size(source: ModelSource) -> int:
             f"{source.model} does not say its size ({denoiser}/config.json: sample_size): "
             "give --size"
         )
-    return sample_size * vae_downscale(source)
+    side = sample_size * vae_downscale(source)
+    return side, side
 
 
 def _levels(source: ModelSource, component: str) -> int:

@@ -12,9 +12,9 @@ from torch import nn
 
 from tgate_export.bundle.manifest import Size
 from tgate_export.families.base import CLIP_SKIP
-from tgate_export.families.geometry import vae_downscale
+from tgate_export.families.geometry import latents, vae_downscale
 from tgate_export.families.loading import Components
-from tgate_export.families.modules import VaeDecoder, VaeEncoder
+from tgate_export.families.modules import VaeDecoder, VaeEncoder, VideoVaeDecoder
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.gating.cross_attention import CacheGroup
@@ -57,13 +57,13 @@ def denoiser_cache(
 ) -> tuple[CacheGroup, ...]:
     """Return the stacked cache tensors of the denoiser at the bundle's usual size."""
     denoiser: Any = parts[source.family.denoiser]
-    downscale = vae_downscale(source)
+    space = latents(source)
     return cache_groups(
         denoiser,
         source.conditioning(),
-        in_channels=denoiser.config.in_channels,
-        latent_height=size.height.opt // downscale,
-        latent_width=size.width.opt // downscale,
+        channels=space.channels,
+        latent_height=size.height.opt // space.downscale,
+        latent_width=size.width.opt // space.downscale,
         kinds=kinds,
     )
 
@@ -82,33 +82,34 @@ def graph_exports(
     denoiser: Any = parts[family.denoiser]
     compute = next(denoiser.parameters()).dtype
     axes = _Axes(size, groups, vae_downscale(source))
-    sample = GraphInput("sample", torch.float32, axes.latents(denoiser.config.in_channels))
+    frames = conditioning.frames
+    sample = GraphInput("sample", torch.float32, axes.latents(latents(source).channels))
     timestep = GraphInput("timestep", torch.float32, ("batch",))
     noise_pred = GraphInput("noise_pred", torch.float32, sample.shape)
     caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
-    encoders = tuple(name for name in family.weights if name.startswith("text_encoder"))
 
     def condition(entry: Condition, name: str) -> GraphInput:
-        dtype = torch.float32 if entry.host else compute
-        return GraphInput(name, dtype, ("batch", *entry.shape))
+        dtype = torch.float32 if entry.host or entry.image else compute
+        return GraphInput(name, dtype, ("batch", *axes.sides(entry.shape)))
 
     known = {
         name: condition(entry, name)
         for entry in conditioning.conditions
         for name in entry.full_inputs
     }
-    for name in (GUIDANCE_SCALE, GUIDANCE_RESCALE):
-        known[name] = GraphInput(name, torch.float32, ("batch",))
-    skip = [GraphInput(CLIP_SKIP, torch.int64, ("batch",))] if family.clip_skips(source) else []
+    per_frame = () if frames is None else (frames,)
+    known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch", *per_frame))
+    known[GUIDANCE_RESCALE] = GraphInput(GUIDANCE_RESCALE, torch.float32, ("batch",))
     declare = partial(GraphExport, sizes=axes.sizes)
 
-    images = GraphInput("images", torch.float32, axes.images())
-    encoder = declare(
+    image = [entry for entry in conditioning.conditions if entry.image]
+    vae_encoder = declare(
         "vae_encoder",
         ("vae",),
-        lambda: VaeEncoder(parts["vae"]),
-        (images,),
-        (GraphInput("image_latents", torch.float32, sample.shape),),
+        lambda: VaeEncoder(parts["vae"], scaled=not image),
+        (GraphInput("noisy_image" if image else "images", torch.float32, axes.images()),),
+        tuple(condition(entry, entry.name) for entry in image)
+        or (GraphInput("image_latents", torch.float32, sample.shape),),
     )
 
     def denoising(phase: Phase) -> GraphExport:
@@ -127,30 +128,33 @@ def graph_exports(
             (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
         )
 
+    text = frames is None
+    prompt_inputs = (
+        *(
+            GraphInput(name, torch.int64, ("batch", spec.max_length))
+            for spec in family.tokenizers(source)
+            for name in (spec.input, spec.mask)
+            if name
+        ),
+        *([GraphInput(CLIP_SKIP, torch.int64, ("batch",))] if family.clip_skips(source) else []),
+    )
+    picture = ("batch", size.height.opt, size.width.opt, 3)
     return (
         declare(
-            "text_encoder",
-            encoders,
-            lambda: family.text_encoder(parts),
-            (
-                *(
-                    GraphInput(name, torch.int64, ("batch", spec.max_length))
-                    for spec in family.tokenizers(source)
-                    for name in (spec.input, spec.mask)
-                    if name
-                ),
-                *skip,
-            ),
-            tuple(condition(entry, entry.name) for entry in conditioning.text),
+            "text_encoder" if text else "image_encoder",
+            tuple(name for name in family.weights if name.startswith(("text_", "image_"))),
+            lambda: family.prompt_encoder(source, parts, size),
+            prompt_inputs if text else (GraphInput("image", torch.float32, picture),),
+            tuple(condition(entry, entry.name) for entry in conditioning.prompt),
         ),
         *(denoising(phase) for phase in phases(groups)),
-        *([encoder] if image_to_image else []),
+        *([vae_encoder] if image_to_image or image else []),
         declare(
             "vae_decoder",
             ("vae",),
-            lambda: VaeDecoder(parts["vae"]),
+            lambda: VideoVaeDecoder(parts["vae"], frames) if frames else VaeDecoder(parts["vae"]),
             (GraphInput("latents", torch.float32, sample.shape),),
-            (images,),
+            (GraphInput("images", torch.float32, axes.images(frames)),),
         ),
     )
 
@@ -163,17 +167,26 @@ class _Axes:
         self.sizes = {
             "latent_height": size.height.opt // downscale,
             "latent_width": size.width.opt // downscale,
+            "height": size.height.opt,
+            "width": size.width.opt,
             **{f"tokens_{index}": group.tokens for index, group in enumerate(groups)},
         }
 
     def latents(self, channels: int) -> tuple[int | str, ...]:
         return ("batch", channels, self._side("latent_height"), self._side("latent_width"))
 
-    def images(self) -> tuple[int | str, ...]:
-        return ("batch", self._side("height"), self._side("width"), 3)
+    def images(self, frames: int | None = None) -> tuple[int | str, ...]:
+        """Return [B, H, W, 3], of a video [B, F, H, W, 3]."""
+        several = () if frames is None else (frames,)
+        return ("batch", *several, self._side("height"), self._side("width"), 3)
+
+    def sides(self, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """Return a shape with numbers for the sides of the latents where they are fixed."""
+        return tuple(dim if isinstance(dim, int) else self._side(dim) for dim in shape)
 
     def cache(self, index: int, group: CacheGroup, dtype: torch.dtype) -> GraphInput:
         fixed = self._size.height.fixed and self._size.width.fixed
+        fixed |= group.downsample is None
         tokens = group.tokens if fixed else f"tokens_{index}"
         passes = () if group.passes is None else (group.passes,)
         shape = ("batch", *passes, len(group.layers), tokens, group.width)
@@ -183,4 +196,4 @@ class _Axes:
         side = self._size.height if name.endswith("height") else self._size.width
         if not side.fixed:
             return name
-        return self.sizes[name] if name.startswith("latent") else side.opt
+        return self.sizes[name]

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from tgate_export.bundle.manifest import Defaults, Guidance
 from tgate_export.errors import InvalidRequestError
-from tgate_export.families import pixart, stable_diffusion, stable_diffusion_xl
+from tgate_export.families import (
+    pixart,
+    stable_diffusion,
+    stable_diffusion_xl,
+    stable_video_diffusion,
+)
 
 # diffusers' upsampler changes its path at 64 samples, and guidance doubles the batch.
 MAX_BATCH = 31
@@ -29,7 +34,7 @@ class NamedModel:
         directory: packaged pipeline; only its configuration when `hub_id` is set.
         hub_id: Hugging Face id of the pretrained weights; None when they are packaged.
         denoiser_parameters: weights of the denoiser.
-        size: default image side in pixels.
+        size: default width and height in pixels.
         defaults: how it is sampled unless told otherwise.
         origin: where the defaults come from.
         shared: components whose configuration is another packaged pipeline's -> its folder.
@@ -42,7 +47,7 @@ class NamedModel:
     directory: Path
     hub_id: str | None
     denoiser_parameters: int
-    size: int
+    size: tuple[int, int]
     defaults: Defaults
     origin: str
     shared: Mapping[str, Path] = field(default_factory=dict)
@@ -68,7 +73,7 @@ NAMED_MODELS = {
             directory=_PACKAGE / "data" / "shapes",
             hub_id=None,
             denoiser_parameters=4_242_568,
-            size=64,
+            size=(64, 64),
             defaults=stable_diffusion.DEFAULTS.model_copy(update={"guidance_scale": 5.0}),
             origin="measured with scripts/evaluate_shapes.py",
         ),
@@ -79,7 +84,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "sd15",
             hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
             denoiser_parameters=859_520_964,
-            size=512,
+            size=(512, 512),
             defaults=stable_diffusion.DEFAULTS,
             origin=f"{_TGATE}; diffusers: guidance",
         ),
@@ -90,7 +95,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "sd21",
             hub_id="stabilityai/stable-diffusion-2-1",
             denoiser_parameters=865_910_724,
-            size=768,
+            size=(768, 768),
             defaults=stable_diffusion.DEFAULTS,
             shared={"vae": _CONFIGS / "sd15"},
             origin=f"{_TGATE}; diffusers: guidance",
@@ -102,7 +107,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "sdxl",
             hub_id="stabilityai/stable-diffusion-xl-base-1.0",
             denoiser_parameters=2_567_463_684,
-            size=1024,
+            size=(1024, 1024),
             defaults=stable_diffusion_xl.DEFAULTS,
             origin=f"{_TGATE}; diffusers: guidance, sampler",
         ),
@@ -113,7 +118,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "sd-turbo",
             hub_id="stabilityai/sd-turbo",
             denoiser_parameters=865_910_724,
-            size=512,
+            size=(512, 512),
             defaults=stable_diffusion.DEFAULTS.model_copy(
                 update={**_FEW_STEPS, "scheduler": "euler"}
             ),
@@ -128,7 +133,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "sdxl-turbo",
             hub_id="stabilityai/sdxl-turbo",
             denoiser_parameters=2_567_463_684,
-            size=512,
+            size=(512, 512),
             defaults=stable_diffusion_xl.DEFAULTS.model_copy(
                 update={**_FEW_STEPS, "scheduler": "euler-a"}
             ),
@@ -143,7 +148,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "lcm-sd15",
             hub_id="SimianLuo/LCM_Dreamshaper_v7",
             denoiser_parameters=859_602_884,
-            size=768,
+            size=(768, 768),
             defaults=stable_diffusion.DEFAULTS.model_copy(update={**_LCM, "guidance_scale": 8.5}),
             shared={"text_encoder": _CONFIGS / "sd15", "vae": _CONFIGS / "sd15"},
             origin=_TGATE_LCM,
@@ -155,7 +160,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "lcm-sdxl",
             hub_id="latent-consistency/lcm-sdxl",
             denoiser_parameters=2_567_545_604,
-            size=1024,
+            size=(1024, 1024),
             defaults=stable_diffusion_xl.DEFAULTS.model_copy(
                 update={**_LCM, "guidance_scale": 8.0}
             ),
@@ -169,7 +174,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "pixart-alpha",
             hub_id="PixArt-alpha/PixArt-XL-2-1024-MS",
             denoiser_parameters=611_349_152,
-            size=1024,
+            size=(1024, 1024),
             defaults=pixart.DEFAULTS,
             origin=_DIFFUSERS_PIXART,
             shared={"vae": _CONFIGS / "sd15"},
@@ -181,7 +186,7 @@ NAMED_MODELS = {
             directory=_CONFIGS / "pixart-sigma",
             hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
             denoiser_parameters=610_856_096,
-            size=1024,
+            size=(1024, 1024),
             defaults=pixart.DEFAULTS,
             origin=_DIFFUSERS_PIXART,
             shared={
@@ -189,6 +194,17 @@ NAMED_MODELS = {
                 "scheduler": _CONFIGS / "pixart-alpha",
                 "vae": _CONFIGS / "sdxl",
             },
+        ),
+        NamedModel(
+            name="svd",
+            family="stable-video-diffusion",
+            summary="Stable Video Diffusion, 14 frames from an image",
+            directory=_CONFIGS / "svd",
+            hub_id="stabilityai/stable-video-diffusion-img2vid",
+            denoiser_parameters=1_524_623_082,
+            size=(1024, 576),
+            defaults=stable_video_diffusion.DEFAULTS,
+            origin=f"{_TGATE}; diffusers: guidance, sampler",
         ),
     )
 }

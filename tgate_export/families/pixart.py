@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.gating.conditioning import Condition, Conditioning
@@ -40,8 +40,8 @@ def _conditioning(source: ModelSource) -> Conditioning:
     tokens = _TOKENS[source.pipeline]
     width = source.config("text_encoder")["d_model"]
     conditions = [
-        Condition("prompt_embeds", (tokens, width), negative=True),
-        Condition("prompt_attention_mask", (tokens,), negative=True),
+        Condition("prompt_embeds", (tokens, width), unconditional="negative"),
+        Condition("prompt_attention_mask", (tokens,), unconditional="negative"),
     ]
     if _takes_sizes(source):
         conditions += [
@@ -92,7 +92,7 @@ def _bias(mask: Any, sample: Any, patch_size: int) -> Any:
     return bias.unsqueeze(1).expand(-1, tokens, -1)
 
 
-def _text_encoder(parts: Components) -> nn.Module:
+def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
     from tgate_export.families.modules import T5TextEncoder
 
     return T5TextEncoder(parts["text_encoder"])
@@ -122,7 +122,7 @@ PIXART = Family(
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,
-    text_encoder=_text_encoder,
+    prompt_encoder=_prompt_encoder,
     dynamic_size=False,
     vae_upcast=True,
 )

@@ -7,8 +7,12 @@ from tgate_export.families.base import Family
 from tgate_export.families.pixart import PIXART
 from tgate_export.families.stable_diffusion import STABLE_DIFFUSION
 from tgate_export.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
+from tgate_export.families.stable_video_diffusion import STABLE_VIDEO_DIFFUSION
 
-FAMILIES = {family.name: family for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART)}
+FAMILIES = {
+    family.name: family
+    for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART, STABLE_VIDEO_DIFFUSION)
+}
 
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 

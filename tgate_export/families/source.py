@@ -23,6 +23,10 @@ from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
 
+_CONFIG_FILES = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -83,8 +87,7 @@ class ModelSource:
         Raises:
             ModelError: when it is missing or no JSON.
         """
-        file = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return _read_json(self.folder(component) / file)
+        return _read_json(self.folder(component) / _CONFIG_FILES.get(component, "config.json"))
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""
@@ -204,7 +207,7 @@ def _download(hub_id: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     weights = {component for family in FAMILIES.values() for component in family.weights}
-    patterns = ["model_index.json", "scheduler/*.json"]
+    patterns = ["model_index.json", "scheduler/*.json", "feature_extractor/*.json"]
     patterns += [f"tokenizer{suffix}/*{end}" for suffix in ("", "_2")
                  for end in (".json", ".txt", ".model")]  # fmt: skip
     for component in sorted(weights):
@@ -241,7 +244,7 @@ def _pipeline_class(directory: Path, model: str) -> str:
 
 def _check_components(source: ModelSource) -> None:
     weights = source.family.weights
-    for component in (*weights, "scheduler"):
+    for component in (*weights, "scheduler", *source.family.extras):
         _check_component(source, component)
     if source.kind != "random":
         for spec in source.family.tokenizers(source):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition, Conditioning
@@ -39,7 +39,7 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
 def _conditioning(source: ModelSource) -> Conditioning:
     unet = source.config("unet")
     width = unet.get("cross_attention_dim", 1280)
-    embeds = Condition("prompt_embeds", (clip_tokens(source), width), negative=True)
+    embeds = Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative")
     if unet.get("upcast_attention"):
         return Conditioning((embeds,), _predict_upcast, float32_attention=True, rescale=True)
     return Conditioning((embeds,), _predict, rescale=True)
@@ -79,7 +79,7 @@ def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[s
         return _predict(unet, sample, timestep, conditions)
 
 
-def _text_encoder(parts: Components) -> nn.Module:
+def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
     from tgate_export.families.modules import ClipTextEncoder
 
     encoder: Any = parts["text_encoder"]
@@ -136,7 +136,7 @@ STABLE_DIFFUSION = Family(
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,
-    text_encoder=_text_encoder,
+    prompt_encoder=_prompt_encoder,
     image_to_image=True,
     clip_skips=_clip_skips,
 )

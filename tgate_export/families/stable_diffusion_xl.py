@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.families.stable_diffusion import (
@@ -48,9 +48,13 @@ def _conditioning(source: ModelSource) -> Conditioning:
     width = source.config("unet").get("cross_attention_dim", 1280)
     return Conditioning(
         (
-            Condition("prompt_embeds", (clip_tokens(source), width), negative=True),
-            Condition("text_embeds", (_pooled_width(source),), negative=True, gated=True),
-            Condition("time_ids", (TIME_IDS,), negative=True, gated=True, host="time_ids"),
+            Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative"),
+            Condition(
+                "text_embeds", (_pooled_width(source),), unconditional="negative", gated=True
+            ),
+            Condition(
+                "time_ids", (TIME_IDS,), unconditional="negative", gated=True, host="time_ids"
+            ),
         ),
         _predict,
         rescale=True,
@@ -72,7 +76,7 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     )[0]
 
 
-def _text_encoder(parts: Components) -> nn.Module:
+def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
     from tgate_export.families.modules import DualClipTextEncoder
 
     first: Any = parts["text_encoder"]
@@ -116,7 +120,7 @@ STABLE_DIFFUSION_XL = Family(
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,
-    text_encoder=_text_encoder,
+    prompt_encoder=_prompt_encoder,
     image_to_image=True,
     clip_skips=_clip_skips,
     vae_upcast=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgate_export.bundle.manifest import Guidance, HostInput
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 GUIDANCE_SCALE = "guidance_scale"
 GUIDANCE_RESCALE = "guidance_rescale"
+
+# What the unconditional pass of guidance gets of a condition: the same as the conditional one, an
+# input of its own (`negative_<name>`), or zeros.
+Unconditional = Literal["same", "negative", "zeros"]
 
 # (denoiser, sample [B, C, h, w], timestep [B], conditions by name) -> noise_pred [B, C, h, w].
 # Called with either half of guidance or both; in the gated phase only with `gated` conditions.
@@ -24,24 +28,28 @@ class Condition:
     """One tensor that a denoiser takes besides the sample and the time.
 
     Attributes:
-        name: graph input; also the text encoder's output, unless the host computes it.
-        shape: without the batch.
-        negative: the unconditional half has a value of its own, the input `negative_<name>`.
-        gated: the gated phase needs it, too: its unconditional value, as the official code.
-        host: how the host computes it (f32); None for an output of the text encoder, which has
-            the bundle's precision.
+        name: graph input; also the encoder's output, unless the host computes it.
+        shape: without the batch; a name stands for a side of the latents.
+        unconditional: what the unconditional half gets.
+        gated: the gated phase needs it, too: as the official code, its negative value if it has
+            one.
+        host: how the host computes it (f32).
+        image: the VAE encoder makes it (f32). With neither this nor `host` it is an output of the
+            prompt encoder, in the bundle's precision.
     """
 
     name: str
-    shape: tuple[int, ...]
-    negative: bool = False
+    shape: tuple[int | str, ...]
+    unconditional: Unconditional = "same"
     gated: bool = False
     host: HostInput | None = None
+    image: bool = False
 
     @property
     def full_inputs(self) -> tuple[str, ...]:
         """Names of the full graph's inputs."""
-        return (self.name, f"negative_{self.name}") if self.negative else (self.name,)
+        negative = (f"negative_{self.name}",) if self.unconditional == "negative" else ()
+        return (self.name, *negative)
 
     @property
     def gated_input(self) -> str:
@@ -59,6 +67,10 @@ class Conditioning:
         float32_attention: `predict` computes attention products in fp32.
         guidance: what guides the full phase.
         rescale: classifier-free guidance can be rescaled, by the input `guidance_rescale` [B].
+        frames: of a video: the sample is [B, frames * C, h, w], and every frame has a guidance
+            scale of its own, [B, frames]. None for images.
+        single_token: the condition [B, 1, D] that is all that cross-attention reads, if so. The
+            softmax over one token is 1: attention is a linear map of it, the same for all queries.
     """
 
     conditions: tuple[Condition, ...]
@@ -66,6 +78,8 @@ class Conditioning:
     float32_attention: bool = False
     guidance: Guidance = "classifier-free"
     rescale: bool = False
+    frames: int | None = None
+    single_token: str | None = None
 
     def guided_by(self, guidance: Guidance) -> Conditioning:
         """Return this conditioning for another kind of guidance.
@@ -75,7 +89,7 @@ class Conditioning:
         """
         if guidance == "classifier-free":
             return self
-        conditions = tuple(replace(entry, negative=False) for entry in self.conditions)
+        conditions = tuple(replace(entry, unconditional="same") for entry in self.conditions)
         return replace(self, conditions=conditions, guidance=guidance, rescale=False)
 
     @property
@@ -97,9 +111,9 @@ class Conditioning:
         return (*names, *([GUIDANCE_SCALE] if self.guidance == "embedded" else []))
 
     @property
-    def text(self) -> tuple[Condition, ...]:
-        """Those that the text encoder makes, in the order of its outputs."""
-        return tuple(entry for entry in self.conditions if entry.host is None)
+    def prompt(self) -> tuple[Condition, ...]:
+        """Those that the prompt encoder makes, in the order of its outputs."""
+        return tuple(entry for entry in self.conditions if entry.host is None and not entry.image)
 
     @property
     def gated(self) -> tuple[Condition, ...]:

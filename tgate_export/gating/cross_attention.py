@@ -40,6 +40,21 @@ class CachedAttention(nn.Module):
         return self.box.values[self.path]
 
 
+class CachedVideoAttention(CachedAttention):
+    """The same in a video's layers, which see frames, or an image's tokens, as more of a batch.
+
+    A cached output is that of a whole video [B, F * S, C], or of one token [B, 1, C] that stands
+    for all of them.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, **_kwargs: Any) -> torch.Tensor:
+        """Return what has, or broadcasts to, the shape of `hidden_states`: [B * F, S, C]."""
+        cached = self.box.values[self.path]
+        if cached.shape[1] > 1:
+            return cached.reshape(hidden_states.shape)
+        return cached.repeat_interleave(hidden_states.shape[0] // cached.shape[0], dim=0)
+
+
 def cross_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Return every cross-attention module of a diffusers denoiser by module path.
 
@@ -95,13 +110,25 @@ def recording_copy(denoiser: nn.Module, box: CacheBox, paths: Iterable[str]) -> 
     return recorder
 
 
-def replaying_copy(denoiser: nn.Module, box: CacheBox, paths: Iterable[str]) -> nn.Module:
+def replaying_copy(
+    denoiser: nn.Module, box: CacheBox, paths: Iterable[str], *, video: bool = False
+) -> nn.Module:
     """Return a weight-sharing copy that reads the outputs of these layers from `box`."""
     replayer = share_weights_copy(denoiser)
+    replay = CachedVideoAttention if video else CachedAttention
     for path in paths:
         parent, _, name = path.rpartition(".")
-        setattr(replayer.get_submodule(parent), name, CachedAttention(box, path))
+        setattr(replayer.get_submodule(parent), name, replay(box, path))
     return replayer
+
+
+def single_token_attention(layer: Any, token: torch.Tensor) -> torch.Tensor:
+    """Return what cross-attention over one token [B, 1, D] gives for every query [B, 1, C].
+
+    The softmax over one key is 1, so this is exact, and needs neither queries nor keys.
+    """
+    output: torch.Tensor = layer.to_out[0](layer.to_v(token))
+    return output / layer.rescale_output_factor
 
 
 def _recorder(box: CacheBox, path: str) -> Any:
@@ -122,31 +149,42 @@ class CacheGroup:
         name: the tensor's name in the graphs, `<kind>_<k>`.
         passes: P, or None.
         tokens: S at the size it was measured at.
-        downsample: S = ceil(h / downsample) * ceil(w / downsample) for latents of h x w.
+        downsample: S = ceil(h / downsample) * ceil(w / downsample) for latents of h x w, times
+            the frames of a video. None: a single token.
         width: C.
         layers: module paths; the index in this tuple is the index on axis L.
+        frames: F of a video, None for images.
     """
 
     kind: CacheKind
     name: str
     passes: int | None
     tokens: int
-    downsample: int
+    downsample: int | None
     width: int
     layers: tuple[str, ...]
+    frames: int | None = None
 
     def stack(self, box: CacheBox, passes: int, batch: int) -> torch.Tensor:
         """Take this group's layers out of `box`, where they are [passes * batch, S, C].
 
+        Or, in a video, [passes * batch * F, S, C], or with F and S the other way round.
+
         Passes that are not kept are averaged, as by `tgate_processor` of the official package.
         """
         # unflatten and not chunk: its guard would pin the batch to the example's.
-        split = [box.values[path].unflatten(0, (passes, batch)) for path in self.layers]
+        split = [self._passes(box.values[path], passes, batch) for path in self.layers]
         if self.passes is not None:
             return torch.stack([layer.transpose(0, 1) for layer in split], dim=2)
         if passes == 1:
             return torch.stack([layer[0] for layer in split], dim=1)
         return torch.stack([(layer[0] + layer[1]) / 2 for layer in split], dim=1)
+
+    def _passes(self, output: torch.Tensor, passes: int, batch: int) -> torch.Tensor:
+        """Split an output into [passes, batch, S, C]."""
+        if self.frames is None or self.downsample is None:
+            return output.unflatten(0, (passes, batch))
+        return output.reshape(passes, batch, -1, self.width)
 
     def unstack(self, cache: torch.Tensor, box: CacheBox) -> None:
         """Put a cache's layers into `box` as [B, S, C], or [P * B, S, C] when it keeps passes."""
@@ -162,34 +200,41 @@ def group_caches(
     latent_height: int,
     latent_width: int,
     passes: int | None = None,
+    frames: int | None = None,
 ) -> tuple[CacheGroup, ...]:
     """Group layers by the token count and width of their outputs, in order of execution.
 
     Args:
         kind: what is cached.
-        shapes: module path -> output shape [B, S, C], in the order of execution.
+        shapes: module path -> output shape of one sample [1, S, C], or for a video [F, S, C] or
+            [S, F, C], in the order of execution.
         latent_height: h of the latents that gave these shapes.
         latent_width: w of the latents that gave these shapes.
         passes: how many guidance passes are kept apart, None for one value for all.
+        frames: F, or None for images.
     """
     grouped: dict[tuple[int, int], list[str]] = {}
-    for path, (_, tokens, width) in shapes.items():
-        grouped.setdefault((tokens, width), []).append(path)
+    for path, (parts, tokens, width) in shapes.items():
+        grouped.setdefault((parts * tokens, width), []).append(path)
     groups = []
     for index, ((tokens, width), layers) in enumerate(grouped.items()):
-        downsample = _downsample(tokens, latent_height, latent_width)
-        if downsample is None:
+        downsample = _downsample(tokens / (frames or 1), latent_height, latent_width)
+        if frames and tokens == 1:
+            downsample = None
+        elif downsample is None:
             raise ModelError(
                 f"attention layer {layers[0]} sees {tokens} tokens, which is no "
                 f"downsampling of {latent_height} x {latent_width} latents"
             )
         groups.append(
-            CacheGroup(kind, f"{kind}_{index}", passes, tokens, downsample, width, tuple(layers))
+            CacheGroup(
+                kind, f"{kind}_{index}", passes, tokens, downsample, width, tuple(layers), frames
+            )
         )
     return tuple(groups)
 
 
-def _downsample(tokens: int, latent_height: int, latent_width: int) -> int | None:
+def _downsample(tokens: float, latent_height: int, latent_width: int) -> int | None:
     factor = 1
     while factor <= max(latent_height, latent_width):
         if -(-latent_height // factor) * -(-latent_width // factor) == tokens:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import pad
 
 from tgate_export.gating.conditioning import GUIDANCE_SCALE, Conditioning
 from tgate_export.gating.cross_attention import (
@@ -17,6 +19,7 @@ from tgate_export.gating.cross_attention import (
     recording_copy,
     replaying_copy,
     self_attention_layers,
+    single_token_attention,
 )
 from tgate_export.schedule import READS, WRITES, CacheKind, Phase
 
@@ -54,8 +57,12 @@ class _Phase(nn.Module):
         self.writes = groups_of(groups, WRITES[phase])
         written = {path: None for group in self.writes for path in group.layers}
         read = {path: None for group in self.reads for path in group.layers}
-        recorder = recording_copy(denoiser, self.box, written)
-        self.denoiser = replaying_copy(recorder, self.box, read)
+        mapped = _mapped_layers(denoiser, conditioning, phase)
+        recorder = recording_copy(denoiser, self.box, written.keys() - mapped)
+        self.denoiser = replaying_copy(
+            recorder, self.box, read.keys() | mapped, video=conditioning.frames is not None
+        )
+        self.mapped_paths, self.mapped_layers = tuple(mapped), nn.ModuleList(mapped.values())
         self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
 
@@ -63,6 +70,21 @@ class _Phase(nn.Module):
         """Make the denoiser read these caches, one for each group in `reads`."""
         for group, cache in zip(self.reads, caches, strict=True):
             group.unstack(cache, self.box)
+
+    def map_token(self, token: torch.Tensor) -> None:
+        """Make the denoiser read what cross-attention gives for a single token [P * B, 1, D]."""
+        for path, layer in zip(self.mapped_paths, self.mapped_layers, strict=True):
+            self.box.values[path] = single_token_attention(layer, token)
+
+
+def _mapped_layers(
+    denoiser: nn.Module, conditioning: Conditioning, phase: Phase
+) -> dict[str, nn.Module]:
+    """Return the cross-attention layers that a phase computes as a map of a single token."""
+    reads_cache = "cross_cache" in READS[phase]
+    if conditioning.single_token is None or reads_cache:
+        return {}
+    return cross_attention_layers(denoiser)
 
 
 class FullPhase(_Phase):
@@ -95,9 +117,9 @@ class FullPhase(_Phase):
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
-                (`Condition.full_inputs`); then `guidance_scale` [B] f32, unless there is no
-                guidance; then `guidance_rescale` [B] f32, where it can be rescaled; then the
-                caches that this phase reads.
+                (`Condition.full_inputs`); then `guidance_scale` [B] f32, for a video [B, frames],
+                unless there is no guidance; then `guidance_rescale` [B] f32, where it can be
+                rescaled; then the caches that this phase reads.
         """
         batch, passes = sample.shape[0], self.conditioning.passes
         for value in inputs:
@@ -107,13 +129,18 @@ class FullPhase(_Phase):
         conditions = {}
         for entry in self.conditioning.conditions:
             value = next(rest)
-            negative = next(rest) if entry.negative else value
+            if entry.unconditional == "zeros":  # padded, since an export would store the zeros
+                conditions[entry.name] = pad(value, [0, 0] * (value.ndim - 1) + [batch, 0])
+                continue
+            negative = next(rest) if entry.unconditional == "negative" else value
             conditions[entry.name] = torch.cat([negative, value][-passes:])
         if self.conditioning.guidance == "embedded":
             conditions[GUIDANCE_SCALE] = next(rest)
-        scale = broadcast_to_sample(next(rest)) if passes == 2 else None
+        scale = self._scale(next(rest), sample) if passes == 2 else None
         rescale = broadcast_to_sample(next(rest)) if self.conditioning.rescale else None
         self.load(rest)
+        if self.conditioning.single_token is not None:
+            self.map_token(conditions[self.conditioning.single_token])
         noise_pred = self.conditioning.predict(
             self.denoiser,
             torch.cat([sample] * passes).to(self.compute_dtype),
@@ -128,6 +155,13 @@ class FullPhase(_Phase):
                 rescaled = noise_pred * (_deviation(conditional) / _deviation(noise_pred))
                 noise_pred = noise_pred + rescale * (rescaled - noise_pred)
         return noise_pred, *(group.stack(self.box, passes, batch) for group in self.writes)
+
+    def _scale(self, guidance_scale: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Return guidance scales that multiply a sample; those of frames on all their channels."""
+        if self.conditioning.frames is None:
+            return broadcast_to_sample(guidance_scale)
+        channels = sample.shape[1] // self.conditioning.frames
+        return guidance_scale.repeat_interleave(channels, dim=1)[:, :, None, None]
 
 
 def _deviation(noise_pred: torch.Tensor) -> torch.Tensor:
@@ -160,9 +194,8 @@ class GatedPhase(_Phase):
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
-            *inputs: the unconditional value of every gated condition (the only one without
-                classifier-free guidance); then `guidance_scale` [B] f32 if it is embedded; then
-                the caches that this phase reads.
+            *inputs: the value of every gated condition, the negative one if it has one; then
+                `guidance_scale` [B] f32 if it is embedded; then the caches that this phase reads.
         """
         rest = iter(inputs)
         conditions = {entry.name: next(rest) for entry in self.conditioning.gated}
@@ -192,7 +225,7 @@ def cache_groups(
     denoiser: nn.Module,
     conditioning: Conditioning,
     *,
-    in_channels: int,
+    channels: int,
     latent_height: int,
     latent_width: int,
     kinds: Collection[CacheKind],
@@ -205,7 +238,7 @@ def cache_groups(
     Args:
         denoiser: a diffusers UNet or transformer.
         conditioning: what it takes besides the sample and the time.
-        in_channels: channels of the latents.
+        channels: of the latents, of all frames of a video.
         latent_height: h.
         latent_width: w.
         kinds: which caches a bundle holds.
@@ -216,16 +249,21 @@ def cache_groups(
         wanted |= self_attention_layers(denoiser).keys()
     box = CacheBox()
     recorder = recording_copy(denoiser, box, wanted)
+    sides = {"latent_height": latent_height, "latent_width": latent_width}
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
         conditioning.predict(
             recorder,
-            torch.empty(1, in_channels, latent_height, latent_width, dtype=dtype),
+            torch.empty(1, channels, latent_height, latent_width, dtype=dtype),
             torch.zeros(1),
             {
                 GUIDANCE_SCALE: torch.zeros(1),
                 **{
-                    entry.name: torch.empty(1, *entry.shape, dtype=None if entry.host else dtype)
+                    entry.name: torch.empty(
+                        1,
+                        *(dim if isinstance(dim, int) else sides[dim] for dim in entry.shape),
+                        dtype=None if entry.host or entry.image else dtype,
+                    )
                     for entry in conditioning.conditions
                 },
             },
@@ -233,11 +271,17 @@ def cache_groups(
     shapes = {path: tuple(value.shape) for path, value in box.values.items()}
     of_cross = {path: shape for path, shape in shapes.items() if path in cross}
     of_self = {path: shape for path, shape in shapes.items() if path not in cross}
-    groups = group_caches("cross_cache", of_cross, latent_height, latent_width)
+    if conditioning.single_token is not None:
+        of_cross = {path: (1, 1, width) for path, (_, _, width) in of_cross.items()}
+    group = partial(
+        group_caches,
+        latent_height=latent_height,
+        latent_width=latent_width,
+        frames=conditioning.frames,
+    )
+    groups = group("cross_cache", of_cross)
     if "self_passes" in kinds:
-        groups += group_caches(
-            "self_passes", of_self, latent_height, latent_width, passes=conditioning.passes
-        )
+        groups += group("self_passes", of_self, passes=conditioning.passes)
     if "self_cache" in kinds:
-        groups += group_caches("self_cache", of_self, latent_height, latent_width)
+        groups += group("self_cache", of_self)
     return groups

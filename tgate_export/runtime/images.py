@@ -53,12 +53,12 @@ def load_image(value: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def load_images(value: Any, prompts: int) -> np.ndarray:
+def load_images(value: Any, prompts: int | None = None) -> np.ndarray:
     """Return an image for each prompt [prompts, H, W, 3] f32 in [0, 1].
 
     Args:
         value: one image for all prompts, or a sequence of one each; see `load_image`.
-        prompts: how many there are.
+        prompts: how many there are; None for as many as there are images.
 
     Raises:
         InvalidRequestError: an image that cannot be used, images of different sizes, or another
@@ -68,6 +68,9 @@ def load_images(value: Any, prompts: int) -> np.ndarray:
     if isinstance(value, np.ndarray) and value.ndim == 4:
         several = True
     images = [load_image(image) for image in value] if several else [load_image(value)]
+    if not images:
+        raise InvalidRequestError("image is an empty list: give one, or one for each video")
+    prompts = len(images) if prompts is None else prompts
     if len(images) not in (1, prompts):
         raise InvalidRequestError(
             f"{len(images)} images for {prompts} prompts: give one, or one each"

@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 
+# `draw` of the noise on a video's image; steps draw with 1 and up.
+IMAGE_NOISE = 2**32
+
 
 def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int = 0) -> np.ndarray:
     """Draw unit-variance latents for one image, or the noise of one of its steps.
@@ -19,7 +22,7 @@ def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int
         shape: [C, h, w].
         seed: 0 .. 2^64 - 1.
         image: index of the image in its call, so that every image of a batch differs.
-        draw: 0 for the starting latents, i + 1 for the noise of evaluation i.
+        draw: 0 for the starting latents, i + 1 for the noise of evaluation i, `IMAGE_NOISE`.
     """
     count = math.prod(shape)
     # numpy increments the counter before it is first used.

@@ -18,7 +18,7 @@ from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions
 from tgate_export.runtime.plan import RunShape, Slot
-from tgate_export.runtime.prompts import Embeds
+from tgate_export.runtime.prompts import Embeds, needs_encoding
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.run import PreparedRun, StepInfo
@@ -39,12 +39,13 @@ class PipelineOutput:
 
     Attributes:
         images: a list of PIL images ("pil"), images [B, H, W, 3] f32 in [0, 1] ("np"), or
-            latents [B, C, h, w] f32 ("latent").
+            latents [B, C, h, w] f32 ("latent"). Of videos: a list of lists of frames,
+            [B, F, H, W, 3], or [B, F, C, h, w].
         timings: seconds by stage and step.
         request: the call with defaults filled in, the seed among them.
     """
 
-    images: list[Image.Image] | np.ndarray
+    images: list[Any] | np.ndarray
     timings: Timings
     request: Request
 
@@ -117,6 +118,10 @@ class TGatePipeline:
         target_size: tuple[int, int] | None = None,
         image: str | Path | Image.Image | np.ndarray | Sequence[Any] | None = None,
         strength: float | None = None,
+        fps: int | None = None,
+        motion_bucket_id: int | None = None,
+        noise_aug_strength: float | None = None,
+        min_guidance_scale: float | None = None,
         latents: np.ndarray | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -156,13 +161,21 @@ class TGatePipeline:
                 scaling; the image's own when not given.
             crops_coords_top_left: SDXL: (top, left) of the crop that it is told; (0, 0).
             target_size: SDXL: (height, width) that it is told; the image's own when not given.
-            image: begin with this image instead of noise, for a bundle built with image-to-image:
+            image: what a video is drawn from; or, for a bundle built with image-to-image, what to
+                begin with instead of noise:
                 a file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0, 1]; one
                 for all prompts, or one each. Its size is that of the result.
             strength: how much of the image is drawn anew, above 0 to 1: the last
                 `int(num_inference_steps * strength)` steps run, and `gate_step` counts those;
                 0.8 when not given.
-            latents: starting latents [B, C, h, w] of unit variance, instead of a seed.
+            fps: of a video: frames a second that the model is told; 7.
+            motion_bucket_id: of a video: how much is to move, about 0 to 255; 127.
+            noise_aug_strength: of a video: deviation of the noise on its image in [-1, 1]; more
+                gives more motion and less likeness; 0.02.
+            min_guidance_scale: of a video: the first frame's, which rises to `guidance_scale` at
+                the last; 1.
+            latents: starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance,
+                instead of a seed.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
 
@@ -193,6 +206,10 @@ class TGatePipeline:
             target_size=target_size,
             image=image,
             strength=strength,
+            fps=fps,
+            motion_bucket_id=motion_bucket_id,
+            noise_aug_strength=noise_aug_strength,
+            min_guidance_scale=min_guidance_scale,
             latents=latents,
             output_type=output_type,
         )
@@ -207,6 +224,9 @@ class TGatePipeline:
             timings = timing if timings is None else timings + timing
         assert timings is not None
         stacked = np.concatenate(results)
+        frames = self.manifest.latents.frames
+        if request.output_type == "latent" and frames is not None:
+            stacked = stacked.reshape(len(stacked), frames, -1, *stacked.shape[2:])
         images = _to_pil(stacked) if request.output_type == "pil" else stacked
         return PipelineOutput(images, timings, request)
 
@@ -259,7 +279,7 @@ class TGatePipeline:
         for execute, prompts in zip(
             run.encode, (request.prompts, request.negative_prompts), strict=False
         ):
-            if isinstance(prompts, tuple):
+            if prompts is not None and needs_encoding(self.manifest, prompts):
                 execute()
         encoded = mark()
         marks = []
@@ -299,7 +319,12 @@ class TGatePipeline:
 
 
 def _to_pil(images: np.ndarray) -> list[Any]:
-    """Convert images [B, H, W, 3] in [0, 1] to 8-bit PIL images, rounding as diffusers does."""
+    """Convert images [B, H, W, 3] in [0, 1] to 8-bit PIL images, rounding as diffusers does.
+
+    Videos [B, F, H, W, 3] become lists of them.
+    """
     from PIL import Image
 
+    if images.ndim == 5:
+        return [_to_pil(video) for video in images]
     return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tgate_export.bundle.dims import named_dims
-from tgate_export.bundle.manifest import DType, Graph, Manifest
+from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.manifest import DType, Graph, Manifest, Tensor
 from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
 from tgate_export.errors import BundleError
 from tgate_export.schedule import Schedule
@@ -79,7 +79,7 @@ class BindingPlan:
 
     Attributes:
         buffers: by name.
-        encode: the text encoder's launches, for the prompt and the negative one.
+        encode: the prompt encoder's launches, for the prompt and the negative one.
         encode_image: the VAE encoder's launch, if the run begins with an image.
         steps: for each evaluation, the denoiser's launch and the solver's.
         decode: the launch after the loop.
@@ -133,15 +133,13 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
         for step, phase in enumerate(shape.schedule.phases)
     )  # fmt: skip
     latents = Slot(f"sample.{evaluations % 2}")
-    encoder = manifest.graph("text_encoder")
-    negative = {
-        tensor.name: Slot(NEGATIVE + tensor.name) for tensor in (*encoder.inputs, *encoder.outputs)
-    }
+    encoder = manifest.prompt_encoder
+    negative = {name: Slot(NEGATIVE + name) for name in _tensors(manifest, encoder)}
     return BindingPlan(
         buffers=buffers,
         encode=tuple(
-            _launch(manifest, buffers, "text_encoder", slots)
-            for slots in ([{}, negative] if manifest.guidance == "classifier-free" else [{}])
+            _launch(manifest, buffers, encoder, slots)
+            for slots in ([{}, negative] if manifest.takes_negative else [{}])
         ),
         encode_image=_launch(manifest, buffers, "vae_encoder", {}) if shape.image else None,
         steps=steps,
@@ -155,7 +153,7 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
     latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
-        "guidance_scale": BufferSpec("float32", (shape.batch,)),
+        "guidance_scale": BufferSpec("float32", (shape.batch, *_per_frame(manifest))),
         "guidance_rescale": BufferSpec("float32", (shape.batch,)),
         "timestep": BufferSpec("float32", (shape.batch,), evaluations),
         "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
@@ -163,14 +161,17 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
         "noise": BufferSpec("float32", latents, evaluations if shape.noise else None),
         "denoiser_input": BufferSpec("float32", latents),
         "noise_pred": BufferSpec("float32", latents),
-        "images": BufferSpec("float32", (shape.batch, shape.height, shape.width, 3)),
     }
+    vae = [*manifest.graph("vae_decoder").outputs]
     if shape.image:
-        buffers["image_latents"] = BufferSpec("float32", latents)
-    encoder = manifest.graph("text_encoder")
-    for tensor in (*encoder.inputs, *encoder.outputs):
+        vae += _tensors(manifest, "vae_encoder").values()
+    for tensor in vae:
+        buffers[tensor.name] = BufferSpec(tensor.dtype, concrete_shape("vae", tensor, dims))
+    for tensor in _tensors(manifest, manifest.prompt_encoder).values():
         spec = BufferSpec(tensor.dtype, (shape.batch, *_fixed(tensor.shape[1:])))
-        buffers[tensor.name] = buffers[NEGATIVE + tensor.name] = spec
+        buffers[tensor.name] = spec
+        if manifest.takes_negative:
+            buffers[NEGATIVE + tensor.name] = spec
     for tensor in manifest.graph("full").inputs:
         if tensor.name in manifest.conditioning:
             buffers[tensor.name] = BufferSpec("float32", (shape.batch, *_fixed(tensor.shape[1:])))
@@ -184,6 +185,16 @@ def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str,
             stacked = (cache.passes, *stacked)
         buffers[cache.tensor] = BufferSpec(cache_dtypes[cache.tensor], (shape.batch, *stacked))
     return buffers
+
+
+def _tensors(manifest: Manifest, graph: str) -> dict[str, Tensor]:
+    """Return a graph's inputs and outputs by name."""
+    entry = manifest.graph(graph)
+    return {tensor.name: tensor for tensor in (*entry.inputs, *entry.outputs)}
+
+
+def _per_frame(manifest: Manifest) -> tuple[int, ...]:
+    return () if manifest.latents.frames is None else (manifest.latents.frames,)
 
 
 def _fixed(dims: tuple[int | str, ...]) -> tuple[int, ...]:

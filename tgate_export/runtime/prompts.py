@@ -9,7 +9,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest, Tensor
 from tgate_export.errors import InvalidRequestError
 
-# A text for each image; or what the text encoder gives for them, by its outputs' names [B, ...].
+# A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].
 Prompts = tuple[str, ...] | dict[str, np.ndarray]
 Embeds = np.ndarray | Mapping[str, np.ndarray]
 
@@ -28,10 +28,22 @@ def repeat(prompts: Prompts, times: int) -> Prompts:
     return {name: np.repeat(value, times, axis=0) for name, value in prompts.items()}
 
 
+def needs_encoding(manifest: Manifest, prompts: Prompts) -> bool:
+    """Whether the prompt encoder has to run; not for what it would give."""
+    if isinstance(prompts, tuple):
+        return True
+    return prompts.keys() != {
+        tensor.name for tensor in manifest.graph(manifest.prompt_encoder).outputs
+    }
+
+
 def positive(
-    manifest: Manifest, prompt: str | Sequence[str] | None, embeds: Embeds | None
+    manifest: Manifest,
+    prompt: str | Sequence[str] | None,
+    embeds: Embeds | None,
+    image: np.ndarray | None = None,
 ) -> Prompts:
-    """Check what is to be drawn: texts or embeddings, not both.
+    """Check what is to be drawn: texts or embeddings, not both; of a video its images.
 
     Raises:
         InvalidRequestError: names the argument and what it may be.
@@ -40,6 +52,10 @@ def positive(
         if prompt is not None:
             raise InvalidRequestError("give either prompt or prompt_embeds, not both")
         return _embeds(manifest, "prompt_embeds", embeds)
+    if manifest.latents.frames is not None:
+        if prompt is not None:
+            raise InvalidRequestError("prompt has no effect: a video is drawn from its image")
+        return {} if image is None else {"image": image}
     texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
     if not texts or not all(_is_text(text) for text in texts):
         raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
@@ -56,15 +72,14 @@ def negative(
     Raises:
         InvalidRequestError: names the argument and what it may be.
     """
-    if manifest.guidance != "classifier-free":
+    if not manifest.takes_negative:
         for name, given in (
             ("negative_prompt", bool(prompt)),
             ("negative_prompt_embeds", embeds is not None),
         ):
             if given:
                 raise InvalidRequestError(
-                    f"{name} has no effect: this bundle has no classifier-free guidance; "
-                    "leave it out"
+                    f"{name} has no effect: {_without_negative(manifest)}; leave it out"
                 )
         return None
     if embeds is not None:
@@ -88,14 +103,20 @@ def negative(
     return found
 
 
+def _without_negative(manifest: Manifest) -> str:
+    if manifest.guidance == "classifier-free":
+        return f"a {manifest.family} bundle takes none"
+    return "this bundle has no classifier-free guidance"
+
+
 def _embeds(manifest: Manifest, argument: str, embeds: Embeds) -> dict[str, np.ndarray]:
     """Check embeddings against the text encoder's outputs, and return them in its dtypes."""
-    outputs = {tensor.name: tensor for tensor in manifest.graph("text_encoder").outputs}
+    outputs = {tensor.name: tensor for tensor in manifest.graph(manifest.prompt_encoder).outputs}
     if not isinstance(embeds, Mapping):
         embeds = {next(iter(outputs)): embeds}
     if embeds.keys() != outputs.keys():
         raise InvalidRequestError(
-            f"{argument} has {', '.join(embeds)}, but the text encoder of this bundle's family "
+            f"{argument} has {', '.join(embeds)}, but the encoder of this bundle's family "
             f"{manifest.family} makes {', '.join(outputs)}: give a mapping from each name to "
             "its array"
         )

@@ -61,7 +61,9 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
         "warm_up": defaults.warm_up,
         "out": bundle.path,
         **({"guidance": "none"} if manifest.guidance == "none" else {}),
-        "image_to_image": True if "vae_encoder" in manifest.graphs else None,
+        "image_to_image": True
+        if "vae_encoder" in manifest.graphs and manifest.latents.frames is None
+        else None,
         **changes,
     }
     words = ["tgate-export", "build"]

@@ -12,8 +12,9 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
-from tgate_export.runtime.conditioning import ImageSize
+from tgate_export.runtime.conditioning import ImageSize, Motion
 from tgate_export.runtime.images import load_images
+from tgate_export.runtime.motion import make_motion
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
 from tgate_export.schedule import check_schedule
 
@@ -46,6 +47,7 @@ class Request:
     told_size: ImageSize
     image: np.ndarray | None
     strength: float | None
+    motion: Motion | None
     latents: np.ndarray | None
     output_type: str
 
@@ -82,6 +84,10 @@ def make_request(
     target_size: tuple[int, int] | None,
     image: Any,
     strength: float | None,
+    fps: int | None,
+    motion_bucket_id: int | None,
+    noise_aug_strength: float | None,
+    min_guidance_scale: float | None,
     latents: np.ndarray | None,
     output_type: str,
 ) -> Request:
@@ -90,7 +96,19 @@ def make_request(
     Raises:
         InvalidRequestError: names the argument and what it may be.
     """
-    prompts = positive(manifest, prompt, prompt_embeds)
+    motion = make_motion(
+        manifest,
+        fps=fps,
+        motion_bucket_id=motion_bucket_id,
+        noise_aug_strength=noise_aug_strength,
+        min_guidance_scale=min_guidance_scale,
+    )
+    pictures = None
+    if motion is not None:
+        if image is None:
+            raise InvalidRequestError("image is missing: a video is drawn from one")
+        pictures = load_images(image)
+    prompts = positive(manifest, prompt, prompt_embeds, pictures)
     number = count(prompts)
     negatives = negative(manifest, negative_prompt, negative_prompt_embeds, number)
     if num_images_per_prompt < 1:
@@ -99,7 +117,7 @@ def make_request(
     steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
     sp_interval = defaults.sp_interval if sp_interval is None else sp_interval
     fi_interval = defaults.fi_interval if fi_interval is None else fi_interval
-    strength = _strength(image, strength, steps)
+    strength = _strength(manifest, image, strength, steps)
     if gate_step is None:
         # The default gate keeps its place when fewer or more steps are executed.
         executed = steps if strength is None else executed_steps(steps, strength)
@@ -128,7 +146,8 @@ def make_request(
         raise InvalidRequestError(
             f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}"
         )
-    pictures = None if image is None else load_images(image, number)
+    if image is not None:
+        pictures = load_images(image, number)
     if pictures is not None:
         height, width = _image_sides(pictures, height, width)
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
@@ -164,6 +183,7 @@ def make_request(
         ),
         image=None if pictures is None else np.repeat(pictures, num_images_per_prompt, axis=0),
         strength=strength,
+        motion=motion,
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
@@ -174,8 +194,12 @@ def executed_steps(steps: int, strength: float) -> int:
     return min(int(steps * strength), steps)
 
 
-def _strength(image: Any, value: float | None, steps: int) -> float | None:
-    """Return how much of an image is to be drawn anew; None without one."""
+def _strength(manifest: Manifest, image: Any, value: float | None, steps: int) -> float | None:
+    """Return how much of an image is to be drawn anew; None without one, and for a video."""
+    if manifest.latents.frames is not None:
+        if value is not None:
+            raise InvalidRequestError(f"strength {value} has no effect on a video: leave it out")
+        return None
     if image is None:
         if value is not None:
             raise InvalidRequestError(f"strength {value} has no effect without an image")
@@ -288,8 +312,12 @@ def _latents(
     if latents is None:
         return None
     array = np.asarray(latents)
-    downscale = manifest.latents.downscale
-    shape = (images, manifest.latents.channels, height // downscale, width // downscale)
+    space = manifest.latents
+    sides = height // space.downscale, width // space.downscale
+    folded = (images, space.channels, *sides)
+    shape: tuple[int, ...] = folded
+    if space.frames is not None:
+        shape = (images, space.frames, space.channels // space.frames, *sides)
     if array.shape != shape:
         raise InvalidRequestError(
             f"latents have shape {list(array.shape)}, expected {list(shape)} for "
@@ -297,4 +325,4 @@ def _latents(
         )
     if not np.isfinite(array).all():
         raise InvalidRequestError("latents hold values that are not finite")
-    return array.astype(np.float32)
+    return array.astype(np.float32).reshape(folded)

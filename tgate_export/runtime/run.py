@@ -11,7 +11,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.solver_table import HISTORY, SolverSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.conditioning import host_input
-from tgate_export.runtime.noise import standard_normal
+from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
 from tgate_export.runtime.prompts import Prompts
 from tgate_export.runtime.request import Request
@@ -73,12 +73,27 @@ class PreparedRun:
         )
 
     def image_latents(self, request: Request, part: slice) -> np.ndarray | None:
-        """Encode the images that the run begins with [B, C, h, w] f32, if it does."""
-        if self.encode_image is None or request.image is None:
+        """Encode the images that the run begins with [B, C, h, w] f32, if it does.
+
+        Those of a video stay where the denoiser reads them.
+        """
+        launch = self.plan.encode_image
+        if self.encode_image is None or launch is None or request.image is None:
             return None
-        self.memory.write(Slot("images"), request.image[part])
+        images = request.image[part]
+        if request.motion is not None:
+            # The graph maps [0, 1] to [-1, 1], where the noise has this deviation.
+            scale = np.float32(request.motion.noise_aug_strength / 2)
+            noise = _draw((len(images), 3, *images.shape[1:3]), request.seed, part.start,
+                          IMAGE_NOISE)  # fmt: skip
+            images = images + scale * noise.transpose(0, 2, 3, 1)
+        (slot,) = launch.inputs.values()
+        self.memory.write(slot, images)
         self.encode_image()
-        return self.memory.read(Slot("image_latents"))
+        if request.motion is not None:
+            return None
+        (latents,) = launch.outputs.values()
+        return self.memory.read(latents)
 
     def write_inputs(
         self,
@@ -95,14 +110,14 @@ class PreparedRun:
         self._write_prompts(tokenizers, "", request.prompts, part)
         if request.negative_prompts is not None:
             self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts, part)
-        elif manifest.guidance == "classifier-free":
-            for tensor in manifest.graph("text_encoder").outputs:
+        elif manifest.takes_negative:
+            for tensor in manifest.graph(manifest.prompt_encoder).outputs:
                 slot = Slot(NEGATIVE + tensor.name)
                 spec = self.plan.buffers[slot.buffer]
                 write(slot, np.zeros(spec.shape, dtype=spec.dtype))
         for name, kind in manifest.conditioning.items():
-            write(Slot(name), host_input(kind, batch, request.told_size))
-        write(Slot("guidance_scale"), np.array(request.guidance_scales[part], dtype=np.float32))
+            write(Slot(name), host_input(kind, batch, request.told_size, request.motion))
+        write(Slot("guidance_scale"), self._guidance_scales(request, part))
         write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
         if manifest.clip_skips:
             write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
@@ -127,6 +142,15 @@ class PreparedRun:
         write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
 
+    def _guidance_scales(self, request: Request, part: slice) -> np.ndarray:
+        """Return [B] f32, or for a video [B, F], rising from the first frame to the last."""
+        scales = np.array(request.guidance_scales[part], dtype=np.float32)
+        if request.motion is None:
+            return scales
+        _, frames = self.plan.buffers["guidance_scale"].shape
+        first = np.float32(request.motion.min_guidance_scale)
+        return np.linspace(np.full_like(scales, first), scales, frames, axis=1, dtype=np.float32)
+
     def _write_prompts(
         self,
         tokenizers: Mapping[str, PromptTokenizer],
@@ -134,7 +158,7 @@ class PreparedRun:
         prompts: Prompts,
         part: slice,
     ) -> None:
-        """Fill the text encoder's inputs, or its outputs where the call brings them."""
+        """Fill the prompt encoder's inputs, or its outputs where the call brings them."""
         if isinstance(prompts, dict):
             for name, value in prompts.items():
                 self.memory.write(Slot(prefix + name), value[part])

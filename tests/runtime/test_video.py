@@ -1,0 +1,171 @@
+"""Stable Video Diffusion: against the official T-GATE package, and ungated against diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+from tests.oracle.families import diffusers_video, official_video
+from tgate_export import TGatePipeline
+from tgate_export.bundle.manifest import Range
+from tgate_export.errors import InvalidRequestError
+from tgate_export.export.build import build_bundle
+from tgate_export.export.verify import require, verify_bundle
+from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
+
+SEED, STEPS, WIDTH, HEIGHT = 3, 6, 24, 16
+# fp32 on both sides, from noise of deviation 700: rounding makes less than a fifth of this. A gate
+# that is one step off changes latents by more than three times the bound (tested below).
+RELATIVE = 1e-4
+TOLD = {"fps": 12, "motion_bucket_id": 40, "noise_aug_strength": 0.3}
+
+
+@dataclass(frozen=True)
+class Built:
+    folder: Path
+    pipeline: TGatePipeline
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("video") / "svd"
+    tiny.save_svd(folder)
+    width, height, two = (Range(min=n, opt=n, max=n) for n in (WIDTH, HEIGHT, 2))
+    bundle = build_bundle(
+        str(folder), size=(width, height), batch=two, sp_interval=2, fi_interval=2, warm_up=1,
+        out=folder.with_name("bundle"),
+    )  # fmt: skip
+    return Built(folder, TGatePipeline.from_bundle(bundle.path))
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def latents() -> np.ndarray:
+    shape = (2, tiny.FRAMES, 4, HEIGHT // 2, WIDTH // 2)
+    return np.random.default_rng(6).standard_normal(shape, dtype=np.float32)
+
+
+def image_noise(index: int) -> np.ndarray:
+    return standard_normal((3, HEIGHT, WIDTH), SEED, index, IMAGE_NOISE)[None]
+
+
+def draw(built: Built, **call: Any) -> np.ndarray:
+    output = built.pipeline(
+        image=list(images()), latents=latents(), num_inference_steps=STEPS, seed=SEED,
+        **({"output_type": "latent", "sp_interval": 1, "fi_interval": 1, "warm_up": 0} | call),
+    )  # fmt: skip
+    return np.asarray(output.images)
+
+
+def relative(found: Any, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("gate_step", "schedule"),
+    [(1, (1, 1, 0)), (3, (1, 1, 0)), (5, (1, 1, 0)), (4, (2, 1, 1)), (3, (2, 2, 1))],
+)
+def test_gated_as_the_official_package(
+    built: Built, gate_step: int, schedule: tuple[int, int, int]
+) -> None:
+    run = dict(zip(("sp_interval", "fi_interval", "warm_up"), schedule, strict=True))
+    run |= {"gate_step": gate_step, "output_type": "latent", **TOLD}
+    found = draw(built, guidance_scale=4.0, min_guidance_scale=1.5, **run)
+    for index in range(2):
+        expected = official_video(
+            built.folder, image=images()[index], noise=image_noise(index),
+            latents=latents()[[index]], num_inference_steps=STEPS, min_guidance_scale=1.5,
+            max_guidance_scale=4.0, **run,
+        )  # fmt: skip
+        assert relative(found[[index]], expected) < RELATIVE
+
+
+@pytest.mark.parametrize("output_type", ["latent", "np"])
+def test_ungated_as_diffusers(built: Built, output_type: str) -> None:
+    found = draw(built, gate_step=STEPS, output_type=output_type)
+    for index in range(2):
+        expected = diffusers_video(
+            built.folder, image=images()[index], noise=image_noise(index),
+            latents=latents()[[index]], num_inference_steps=STEPS, output_type=output_type,
+        )  # fmt: skip
+        assert relative(found[[index]], np.asarray(expected)) < RELATIVE
+
+
+def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
+    usual = draw(built, gate_step=3)
+    for change in (
+        {"gate_step": 4},
+        {"fps": 20},
+        {"motion_bucket_id": 5},
+        {"noise_aug_strength": 0.5},
+        {"guidance_scale": 5.0},
+        {"min_guidance_scale": 2.0},
+        {"sp_interval": 2},
+    ):
+        assert relative(draw(built, **({"gate_step": 3} | change)), usual) > 3 * RELATIVE, change
+    swapped = built.pipeline(
+        image=list(images()[::-1]), latents=latents(), num_inference_steps=STEPS, gate_step=3,
+        seed=SEED, sp_interval=1, fi_interval=1, warm_up=0, output_type="latent",
+    )  # fmt: skip
+    assert relative(np.asarray(swapped.images), usual) > 3 * RELATIVE
+
+
+def test_one_cache_token_stands_for_all(built: Built) -> None:
+    manifest = built.pipeline.manifest
+    cross = [cache for cache in manifest.cache if cache.kind == "cross_cache"]
+    full = {tensor.name: tensor.shape for tensor in manifest.graph("full").outputs}
+    assert [full[cache.tensor] for cache in cross] == [
+        ("batch", len(cache.layers), 1, cache.width) for cache in cross
+    ]
+    # Four blocks, each with attention over space and over time.
+    assert sum(len(cache.layers) for cache in cross) == 8
+
+
+def test_frames_are_pictures(built: Built) -> None:
+    output = built.pipeline(image=list(images()), num_inference_steps=2, seed=1)
+    assert [len(video) for video in output.images] == [tiny.FRAMES] * 2
+    assert output.images[1][2].size == (WIDTH, HEIGHT)
+
+
+def test_verify_holds(built: Built) -> None:
+    """Its source is compared at a smaller size, on a twin of the bundle."""
+    verification = verify_bundle(built.pipeline.bundle.path)
+    assert verification.graphs
+    assert verification.trajectories
+    require(verification.differences)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({}, "image is missing: a video is drawn from one"),
+        ({"prompt": "a"}, "prompt has no effect: a video is drawn from its image"),
+        ({"negative_prompt": "a"}, "negative_prompt has no effect"),
+        ({"strength": 0.5}, "strength 0.5 has no effect on a video"),
+        ({"fps": 0}, "fps must be at least 1, got 0"),
+        ({"noise_aug_strength": float("nan")}, "noise_aug_strength must be at least 0, got nan"),
+        ({"min_guidance_scale": float("inf")}, "min_guidance_scale must be a finite number"),
+        ({"guidance_rescale": 0.5}, "guidance_rescale 0.5 has no effect"),
+        ({"scheduler": "ddim"}, "unknown scheduler 'ddim': this bundle has euler"),
+        ({"latents": np.zeros((2, 12, 8, 12), np.float32)}, "latents have shape"),
+        ({"image": Image.new("RGB", (8, 8))}, "does not fit"),
+    ],
+)
+def test_bad_calls(built: Built, call: dict[str, Any], message: str) -> None:
+    pictures = {} if message.startswith("image is missing") else {"image": list(images())}
+    with pytest.raises(InvalidRequestError, match=message):
+        built.pipeline(**(pictures | call))
+
+
+def test_images_draw_no_videos(tiny_bundle: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="fps 7 has no effect"):
+        TGatePipeline.from_bundle(tiny_bundle)("a", fps=7)

@@ -1,0 +1,101 @@
+"""Stable Video Diffusion: a UNet over space and time that is told its first frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tgate_export.bundle.manifest import Defaults, Size
+from tgate_export.errors import ModelError
+from tgate_export.families.base import Family
+from tgate_export.gating.conditioning import Condition, Conditioning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tgate_export.families.loading import Components
+    from tgate_export.families.source import ModelSource
+
+# diffusers' pipeline: guidance rises from 1 at the first frame to 3 at the last.
+DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=3.0, scheduler="euler")
+_EMBEDS = "image_embeds"
+
+
+def _conditioning(source: ModelSource) -> Conditioning:
+    unet, vae = source.config("unet"), source.config("vae")
+    image = (vae.get("latent_channels", 4), "latent_height", "latent_width")
+    conditions = (
+        Condition(_EMBEDS, (1, unet["cross_attention_dim"]), unconditional="zeros"),
+        Condition("image_latents", image, unconditional="zeros", gated=True, image=True),
+        Condition("added_time_ids", (3,), gated=True, host="video_ids"),
+    )
+    return Conditioning(conditions, _predict, frames=unet["num_frames"], single_token=_EMBEDS)
+
+
+def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+    """Call the UNet, whose sample is [B, F, C, h, w], with the image beside every frame."""
+    import torch
+
+    frames = unet.config.num_frames
+    noisy = sample.unflatten(1, (frames, -1))
+    image = conditions["image_latents"].to(sample.dtype)[:, None].expand(-1, frames, -1, -1, -1)
+    embeds = conditions.get(_EMBEDS)
+    if embeds is None:  # not read: dead code
+        embeds = sample.new_zeros((sample.shape[0], 1, unet.config.cross_attention_dim))
+    noise_pred = unet(
+        torch.cat([noisy, image], dim=2),
+        timestep,
+        encoder_hidden_states=embeds,
+        added_time_ids=conditions["added_time_ids"],
+        return_dict=False,
+    )[0]
+    return noise_pred.flatten(1, 2)
+
+
+def _prompt_encoder(source: ModelSource, parts: Components, _size: Size) -> nn.Module:
+    from tgate_export.families.modules import ClipImageEncoder
+
+    normalization = source.config("feature_extractor")
+    return ClipImageEncoder(
+        parts["image_encoder"], normalization["image_mean"], normalization["image_std"]
+    )
+
+
+def _check(source: ModelSource) -> None:
+    unet, vae = source.config("unet"), source.config("vae")
+    encoder = source.config("image_encoder")
+    if unet.get("in_channels") != 2 * vae.get("latent_channels", 4):
+        raise ModelError(
+            f"{source.model}: its UNet takes {unet.get('in_channels')} channels, not those of "
+            "noisy frames and an image: it belongs to another pipeline"
+        )
+    if unet.get("cross_attention_dim") != encoder.get("projection_dim"):
+        raise ModelError(
+            f"{source.model}: its UNet reads images of width {unet.get('cross_attention_dim')} and "
+            f"its image encoder writes {encoder.get('projection_dim')}: they belong to different "
+            "pipelines"
+        )
+
+
+STABLE_VIDEO_DIFFUSION = Family(
+    name="stable-video-diffusion",
+    title="Stable Video Diffusion",
+    pipelines=("StableVideoDiffusionPipeline",),
+    weights={
+        "image_encoder": "transformers.CLIPVisionModelWithProjection",
+        "unet": "diffusers.UNetSpatioTemporalConditionModel",
+        "vae": "diffusers.AutoencoderKLTemporalDecoder",
+    },
+    extras=("feature_extractor",),
+    denoiser="unet",
+    tokenizers=lambda _source: (),
+    defaults=DEFAULTS,
+    check=_check,
+    conditioning=_conditioning,
+    prompt_encoder=_prompt_encoder,
+    size=(1024, 576),
+    dynamic_size=False,
+    vae_upcast=True,
+    # The others do not give the times that it was trained with, a quarter of log sigma.
+    samplers=("euler",),
+)
