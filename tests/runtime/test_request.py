@@ -20,7 +20,9 @@ OPTIONS: dict[str, Any] = {
     "fi_interval": None, "warm_up": None, "guidance_scale": None,
     "guidance_rescale": 0.0, "clip_skip": 0, "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
-    "crops_coords_top_left": None, "target_size": None, "latents": None, "output_type": "np",
+    "crops_coords_top_left": None, "target_size": None, "image": None, "strength": None,
+    "fps": None, "motion_bucket_id": None, "noise_aug_strength": None, "min_guidance_scale": None,
+    "latents": None, "output_type": "np",
 }  # fmt: skip
 DYNAMIC = {"min": 16, "opt": 32, "max": 64}
 

@@ -245,8 +245,8 @@ class Manifest(BundleModel):
 
     @property
     def takes_negative(self) -> bool:
-        """Whether there are negative prompts: guidance from embeddings of their own."""
-        return any(tensor.name.startswith("negative_") for tensor in self.graph("full").inputs)
+        """Whether there are negative prompts: an unconditional pass with embeddings of its own."""
+        return self.guidance == "classifier-free" and self.latents.frames is None
 
     def graph(self, name: str) -> Graph:
         """Return a graph by name.

@@ -126,17 +126,17 @@ def _main(folder: Path) -> None:
 
     import torch
 
-    from tgate_export.bundle.solver_file import write_solver_table
-    from tgate_export.export.solver_tables import UnsupportedSchedulerError, compile_solver
+    from tgate_export.export.solver_cache import cached_solver
+    from tgate_export.export.solver_tables import UnsupportedSchedulerError
 
     torch.set_num_threads(1)
     for name in job["names"]:
+        file = folder / f"{name}.json"
         try:
-            table = compile_solver(name, job["scheduler"], starts=job["starts"])
+            table = cached_solver(name, job["scheduler"], file, starts=job["starts"])
         except UnsupportedSchedulerError as error:
             print(json.dumps({"name": name, "refused": str(error)}), flush=True)  # noqa: T201
             continue
-        write_solver_table(table, folder / f"{name}.json")
         solver = Solver(
             file=f"solvers/{name}.json",
             scheduler_class=table.scheduler_class,

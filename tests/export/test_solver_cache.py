@@ -1,0 +1,92 @@
+"""Tables are compiled once for a scheduler, and a damaged or foreign one never serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgate_export.bundle.solver_file import read_solver_table
+from tgate_export.cache import cache_folder
+from tgate_export.export import solver_cache
+from tgate_export.export.solver_cache import cached_solver
+from tgate_export.export.solver_tables import compile_solver
+
+CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An empty cache; the names of the tables that are compiled, 3 steps long."""
+    names: list[str] = []
+
+    def compile_and_note(name: str, config: Any, *, starts: bool) -> Any:
+        names.append(name)
+        return compile_solver(name, config, max_steps=3, starts=starts)
+
+    monkeypatch.setenv("TGATE_EXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(solver_cache, "compile_solver", compile_and_note)
+    return names
+
+
+def test_the_same_scheduler_is_compiled_once(compiled: list[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    table = cached_solver("euler", CONFIG, first, starts=False)
+    again = cached_solver("euler", CONFIG, second, starts=False)
+    assert compiled == ["euler"]
+    assert first.read_bytes() == second.read_bytes()
+    assert table.steps.keys() == again.steps.keys() == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "starts"),
+    [
+        ("ddim", CONFIG, False),
+        ("euler", CONFIG | {"beta_end": 0.02}, False),
+        ("euler", CONFIG, True),
+    ],
+)
+def test_what_a_table_depends_on(
+    compiled: list[str], tmp_path: Path, name: str, config: dict[str, Any], starts: bool
+) -> None:
+    cached_solver("euler", CONFIG, tmp_path / "one.json", starts=False)
+    cached_solver(name, config, tmp_path / "other.json", starts=starts)
+    assert compiled == ["euler", name]
+    assert (tmp_path / "one.json").read_bytes() != (tmp_path / "other.json").read_bytes()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff"])
+def test_a_damaged_table_is_compiled_again(
+    compiled: list[str], tmp_path: Path, damage: bytes
+) -> None:
+    file = tmp_path / "euler.json"
+    cached_solver("euler", CONFIG, file, starts=False)
+    good = file.read_bytes()
+    (kept,) = cache_folder("solvers").iterdir()
+    kept.write_bytes(damage)
+    cached_solver("euler", CONFIG, file, starts=False)
+    assert file.read_bytes() == kept.read_bytes() == good
+    assert compiled == ["euler", "euler"]
+    read_solver_table(kept)
+
+
+def test_a_cache_that_cannot_be_written_is_none(
+    compiled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TGATE_EXPORT_CACHE", str(tmp_path / "file"))
+    for name in ("one", "two"):
+        cached_solver("euler", CONFIG, tmp_path / f"{name}.json", starts=False)
+    assert compiled == ["euler", "euler"]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TGATE_EXPORT_CACHE", "/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache_folder("c") == Path("/a/c")
+    monkeypatch.delenv("TGATE_EXPORT_CACHE")
+    assert cache_folder("c") == Path("/b/tgate-export/c")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/d")
+    assert cache_folder("c") == Path("/d/.cache/tgate-export/c")
