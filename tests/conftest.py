@@ -20,6 +20,12 @@ TINY_SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what tests keep for one another apart from the user's."""
+    os.environ["TGATE_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def save_tiny_pipeline(folder: Path) -> None:
     """Save a 16x16-pixel Stable Diffusion pipeline with cross-attention at two levels.
 

@@ -44,7 +44,7 @@ VALID: dict[str, Any] = {
     },
     "batch": ONE,
     "size": {"height": SIDE, "width": SIDE, "multiple": 2},
-    "latents": {"channels": 4, "downscale": 2},
+    "latents": {"channels": 4, "downscale": 2, "frames": None},
     "tokenizers": {
         "input_ids": {
             "file": "tokenizer/tokenizer.json", "max_length": 77, "pad_token_id": 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,27 +12,11 @@ import pytest
 
 from tests.bundle.test_integrity import change_byte, remove
 from tests.cli.command import run
-from tgate_export.bundle.integrity import open_bundle, read_manifest
-from tgate_export.bundle.manifest import Solver
-from tgate_export.export import solvers, verify
+from tgate_export.bundle.integrity import open_bundle
+from tgate_export.export import verify
 from tgate_export.export.reference import TrajectoryCase
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def ready_samplers(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the samplers of the built bundle: to compile them is most of a small build's work."""
-
-    class ReadySamplers(contextlib.nullcontext):  # type: ignore[type-arg]
-        def __init__(self, _config: object, folder: Path) -> None:
-            super().__init__(self)
-            shutil.copytree(tiny_bundle / "solvers", folder)
-
-        def results(self, _required: str, _progress: object) -> dict[str, Solver]:
-            return read_manifest(tiny_bundle).solvers
-
-    monkeypatch.setattr(solvers, "SolverJobs", ReadySamplers)
 
 
 @pytest.fixture
@@ -63,7 +46,6 @@ def test_build_of_the_same_thing_is_up_to_date(
     assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]
 
 
-@pytest.mark.usefixtures("ready_samplers")
 def test_build_again_by_force(
     capsys: Capture, tiny_pipeline_dir: Path, tiny_bundle: Path, tiny_bundle_copy: Path
 ) -> None:
@@ -81,7 +63,6 @@ def test_build_again_by_force(
     assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]
 
 
-@pytest.mark.usefixtures("ready_samplers")
 def test_build_that_differs_from_pytorch_leaves_nothing(
     capsys: Capture, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def test_the_same_scheduler_is_compiled_once(compiled: list[str], tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "config", "starts"),
     [
-        ("ddim", CONFIG, False),
+        ("deis", CONFIG, False),
         ("euler", CONFIG | {"beta_end": 0.02}, False),
         ("euler", CONFIG, True),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def built(
     if request.param != "sd15":
         folder = tmp_path_factory.mktemp("pipelines") / request.param
         tiny.PIPELINES[request.param].save(folder)
+        # Compiling starts takes minutes; those of the other pipeline's scheduler are kept.
+        shutil.copytree(tiny_pipeline_dir / "scheduler", folder / "scheduler", dirs_exist_ok=True)
     bundle = build_bundle(
         str(folder), image_to_image=True, out=tmp_path_factory.mktemp("bundles") / request.param
     )

@@ -109,7 +109,6 @@ def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
         {"noise_aug_strength": 0.5},
         {"guidance_scale": 5.0},
         {"min_guidance_scale": 2.0},
-        {"sp_interval": 2},
     ):
         assert relative(draw(built, **({"gate_step": 3} | change)), usual) > 3 * RELATIVE, change
     swapped = built.pipeline(
