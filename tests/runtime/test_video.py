@@ -20,9 +20,9 @@ from tgate_export.export.verify import require, verify_bundle
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 
 SEED, STEPS, WIDTH, HEIGHT = 3, 6, 24, 16
-# fp32 on both sides, from noise of deviation 700: rounding makes less than a fifth of this. A gate
-# that is one step off changes latents by more than three times the bound (tested below).
-RELATIVE = 1e-4
+# fp32 on both sides, from noise of deviation 700; 5e-6 was measured. Whatever a call says changes
+# latents by more than twice the bound (tested below).
+RELATIVE = 1e-5
 TOLD = {"fps": 12, "motion_bucket_id": 40, "noise_aug_strength": 0.3}
 
 
@@ -67,7 +67,7 @@ def draw(built: Built, **call: Any) -> np.ndarray:
 
 def relative(found: Any, expected: np.ndarray) -> float:
     assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    r = float(np.abs(found - expected).max() / np.abs(expected).max()); print("REL", r); return r
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,15 @@ def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
         {"noise_aug_strength": 0.5},
         {"guidance_scale": 5.0},
         {"min_guidance_scale": 2.0},
+        {"sp_interval": 2},
+        {"fi_interval": 2},
     ):
-        assert relative(draw(built, **({"gate_step": 3} | change)), usual) > 3 * RELATIVE, change
+        assert relative(draw(built, **({"gate_step": 3} | change)), usual) > 2 * RELATIVE, change
     swapped = built.pipeline(
         image=list(images()[::-1]), latents=latents(), num_inference_steps=STEPS, gate_step=3,
         seed=SEED, sp_interval=1, fi_interval=1, warm_up=0, output_type="latent",
     )  # fmt: skip
-    assert relative(np.asarray(swapped.images), usual) > 3 * RELATIVE
+    assert relative(np.asarray(swapped.images), usual) > 2 * RELATIVE
 
 
 def test_one_cache_token_stands_for_all(built: Built) -> None:
