@@ -57,7 +57,10 @@ def _options(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
 def official_latents(
     directory: Path, *, latents: np.ndarray, scheduler: str, gate_step: int, **call: Any
 ) -> np.ndarray:
-    """Run pure cross-attention gating (version 1 of the paper): latents [B, C, h, w]."""
+    """Run with a gate, by default of cross-attention alone (version 1 of the paper).
+
+    Returns latents [B, C, h, w].
+    """
     pipe = _with_scheduler(load_pipeline(directory, "tgate"), scheduler)
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     for module in denoiser.modules():  # the package keeps each layer's cache between calls
@@ -65,8 +68,8 @@ def official_latents(
             module.cache = None
     run = LOADERS[type(pipe).__name__](pipe).tgate
     version_1 = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
-    call |= {"latents": torch.from_numpy(latents), "output_type": "latent"}
-    result = run(gate_step=gate_step, **version_1, **_options(pipe, call))
+    call = version_1 | call | {"latents": torch.from_numpy(latents), "output_type": "latent"}
+    result = run(gate_step=gate_step, **_options(pipe, call))
     images: np.ndarray = result.images.numpy()
     return images
 

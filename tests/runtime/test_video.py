@@ -67,7 +67,7 @@ def draw(built: Built, **call: Any) -> np.ndarray:
 
 def relative(found: Any, expected: np.ndarray) -> float:
     assert found.shape == expected.shape
-    r = float(np.abs(found - expected).max() / np.abs(expected).max()); print("REL", r); return r
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
