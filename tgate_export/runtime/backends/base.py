@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tgate_export.errors import TGateError
+from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
 
 Execute = Callable[[], None]
+RunPrecision = Literal["fp32", "bf16"]
 
 
 class BackendError(TGateError):
@@ -30,9 +32,11 @@ class BackendError(TGateError):
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a caller can choose about plans; other backends have no use for it.
+    """What a caller can choose about how a bundle runs; a backend refuses what is not for it.
 
     Attributes:
+        precision: that `openvino` computes in, whatever the bundle's weights are stored in; fp32
+            when None, since bf16 draws slightly different pictures.
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
@@ -40,6 +44,20 @@ class BackendOptions:
 
     cuda_graphs: bool = True
     weight_streaming_budget: int | None = None
+    precision: RunPrecision | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend knows."""
+        if self.precision not in (None, *get_args(RunPrecision)):
+            raise InvalidRequestError(
+                f"unknown precision {self.precision!r}: choose one of "
+                f"{', '.join(get_args(RunPrecision))}"
+            )
+
+    @property
+    def for_plans(self) -> bool:
+        """Whether something was chosen that only plans have."""
+        return not self.cuda_graphs or self.weight_streaming_budget is not None
 
 
 @dataclass(frozen=True)
@@ -124,3 +142,15 @@ class Backend(ABC):
     def memory_report(self) -> MemoryReport | None:
         """Return the device memory in use, where the backend knows it."""
         return None
+
+
+def load_together(plan: BindingPlan, load: Callable[[str], None]) -> None:
+    """Load every graph of a plan, each in a thread: most of that is single-threaded.
+
+    Raises:
+        BackendError: the first graph's that cannot be loaded.
+    """
+    graphs = dict.fromkeys(launch.graph for launch in plan.launches)
+    with ThreadPoolExecutor(len(graphs)) as pool:
+        for done in [pool.submit(load, graph) for graph in graphs]:
+            done.result()

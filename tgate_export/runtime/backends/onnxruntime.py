@@ -10,7 +10,13 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.errors import first_line
-from tgate_export.runtime.backends.base import Backend, BackendError, Execute, Memory
+from tgate_export.runtime.backends.base import (
+    Backend,
+    BackendError,
+    Execute,
+    Memory,
+    load_together,
+)
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 PROVIDERS = {
@@ -78,8 +84,7 @@ class OnnxRuntimeBackend(Backend):
 
     def allocate(self, plan: BindingPlan) -> OrtMemory:
         """Allocate one OrtValue for each slot; see `Backend.allocate`."""
-        for launch in plan.launches:
-            self.load(launch.graph)
+        load_together(plan, self.load)
         return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", plan.buffers)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
