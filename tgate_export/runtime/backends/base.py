@@ -105,10 +105,12 @@ class Backend(ABC):
     Attributes:
         name: what `--backend` calls it.
         reason: why it was chosen.
+        precision: what it computes in, where that is less than what the graphs ask for.
     """
 
     name: str
     reason: str = "asked for by name"
+    precision: Literal["bf16"] | None = None
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

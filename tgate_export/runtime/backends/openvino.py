@@ -34,7 +34,9 @@ class OpenVinoBackend(Backend):
             raise BackendError(
                 "openvino is not installed", "pip install 'tgate-export[openvino]'"
             ) from None
-        self.name = "openvino" if precision == "fp32" else f"openvino:{precision}"
+        self.name = "openvino"
+        if precision == "bf16":
+            self.name, self.precision = "openvino:bf16", "bf16"
         self._ov = openvino
         self._core = openvino.Core()
         # Asked for bf16, a CPU without it computes in fp32 and says nothing.
