@@ -1,9 +1,15 @@
-"""ONNX Runtime: CPU, CUDA or a TensorRT execution provider, zero-copy through I/O binding."""
+"""ONNX Runtime: CPU, CUDA or a TensorRT execution provider, zero-copy through I/O binding.
+
+On the CPU every session computes from one memory map of the bundle's weights, as they lie there.
+ONNX Runtime would copy them into layouts of its own: 3.3 GB for each of Stable Diffusion 1.5's
+two denoisers, and most of the time that loading takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +21,9 @@ from tgate_export.runtime.backends.base import (
     BackendError,
     Execute,
     Memory,
-    load_together,
 )
+from tgate_export.runtime.backends.cpu_attention import fuse_attention
+from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 PROVIDERS = {
@@ -57,6 +64,8 @@ class OnnxRuntimeBackend(Backend):
         self._ort = onnxruntime
         self._bundle = bundle
         self._sessions: dict[str, Any] = {}
+        self._weights: dict[str, np.ndarray] = {}
+        self._initializers: dict[str, dict[str, Any]] = {}
 
     def load(self, graph: str) -> None:
         """Create the graph's session, unless there is one."""
@@ -71,7 +80,8 @@ class OnnxRuntimeBackend(Backend):
         providers = [PROVIDERS[name] for name in (self.device, *fallbacks)]
         providers = [provider for provider in providers if provider in available]
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=providers)
+            model = self._for_cpu(graph, path, options) if self.device == "cpu" else str(path)
+            session = self._ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime raises many types of its own
             reason = first_line(error)
             raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
@@ -82,9 +92,38 @@ class OnnxRuntimeBackend(Backend):
             )
         self._sessions[graph] = session
 
+    def _for_cpu(self, graph: str, path: Path, options: Any) -> bytes:
+        """Return the graph as the CPU runs it, and set the options for it."""
+        model = read_model(path)
+        fuse_attention(model)
+        file = self._bundle.manifest.graph(graph).weights
+        if file is not None:
+            where = self._bundle.file(file)
+            if file not in self._weights:
+                self._weights[file] = np.memmap(where, dtype=np.uint8, mode="r")
+            arrays = external_arrays(model, self._weights[file], where.name)
+            # The session reads these values; they have to live as long as it does.
+            self._initializers[graph] = {
+                name: self._ort.OrtValue.ortvalue_from_numpy(array)
+                for name, array in arrays.items()
+            }
+            for name, value in self._initializers[graph].items():
+                options.add_initializer(name, value)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(where.parent)
+            )
+        # Neither packed for matrix products nor reordered for convolutions.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        # Planned for by the first run, a second block as large as the first would be taken.
+        options.enable_mem_pattern = False
+        serialized: bytes = model.SerializeToString()
+        return serialized
+
     def allocate(self, plan: BindingPlan) -> OrtMemory:
         """Allocate one OrtValue for each slot; see `Backend.allocate`."""
-        load_together(plan, self.load)
+        for launch in plan.launches:
+            self.load(launch.graph)
         return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", plan.buffers)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
