@@ -36,9 +36,11 @@ Computed = Literal["fp32", "fp16", "bf16"]
 
 # Largest difference allowed, relative to the largest reference value. PyTorch computes in fp32 in
 # any case; fp16 rounds every activation to 11 bits (5e-4), over the depth of a UNet.
-# TODO
-GRAPH_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
-TRAJECTORY_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-3, "fp16": 1e-1, "bf16": 3e-1}
+# bf16 rounds to 8 bits (4e-3): with every weight and every layer's output of `shapes` rounded so in
+# PyTorch, graphs were up to 2.1e-2 and trajectories up to 6.0e-2 away (128 pictures: PSNR 36 dB or
+# more, adherence unchanged at 100 %). A bf16 unit also rounds what lies between layers.
+GRAPH_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+TRAJECTORY_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-3, "fp16": 1e-1, "bf16": 2e-1}
 SEED = 0
 
 
