@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -144,15 +143,3 @@ class Backend(ABC):
     def memory_report(self) -> MemoryReport | None:
         """Return the device memory in use, where the backend knows it."""
         return None
-
-
-def load_together(plan: BindingPlan, load: Callable[[str], None]) -> None:
-    """Load every graph of a plan, each in a thread: most of that is single-threaded.
-
-    Raises:
-        BackendError: the first graph's that cannot be loaded.
-    """
-    graphs = dict.fromkeys(launch.graph for launch in plan.launches)
-    with ThreadPoolExecutor(len(graphs)) as pool:
-        for done in [pool.submit(load, graph) for graph in graphs]:
-            done.result()

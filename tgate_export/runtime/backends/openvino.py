@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -16,16 +17,20 @@ from tgate_export.runtime.backends.base import (
     Execute,
     Memory,
     RunPrecision,
-    load_together,
 )
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
+Shapes = Mapping[str, tuple[int, ...]]
 _HINTS: Mapping[RunPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend(Backend):
-    """Runs a bundle's ONNX graphs; each is compiled once, for any batch and size it can have."""
+    """Runs a bundle's ONNX graphs.
+
+    A graph is compiled for the shapes of its first run, which is the fastest, and then once more
+    for all shapes when another batch or size comes.
+    """
 
     def __init__(self, bundle: Bundle, precision: RunPrecision = "fp32") -> None:
         try:
@@ -53,23 +58,36 @@ class OpenVinoBackend(Backend):
         }
         self._bundle = bundle
         self._compiled: dict[str, Any] = {}
+        # What each was compiled for; None: all shapes.
+        self._shapes: dict[str, Shapes | None] = {}
 
-    def load(self, graph: str) -> None:
-        """Compile a graph, unless it was."""
-        if graph in self._compiled:
+    def load(self, graph: str, shapes: Shapes) -> None:
+        """Compile a graph for its inputs' shapes, unless what was compiled takes them."""
+        if graph in self._compiled and self._shapes[graph] in (None, shapes):
             return
+        another = self._compiled.pop(graph, None) is not None  # and free the first
         path = self._bundle.file(self._bundle.manifest.graph(graph).file)
         try:
-            self._compiled[graph] = self._core.compile_model(
-                self._core.read_model(path), _DEVICE, self._properties
-            )
+            model = self._core.read_model(path)
+            if not another:
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._compiled[graph] = self._core.compile_model(model, _DEVICE, self._properties)
+            self._shapes[graph] = None if another else shapes
         except Exception as error:  # openvino raises plain RuntimeErrors
             reason = first_line(error)
             raise BackendError(f"openvino cannot load graph {graph!r}: {reason}") from error
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
-        load_together(plan, self.load)
+        shapes = {
+            launch.graph: {
+                name: plan.buffers[slot.buffer].shape for name, slot in launch.inputs.items()
+            }
+            for launch in plan.launches
+        }
+        with ThreadPoolExecutor(len(shapes)) as pool:  # a good part of compiling is single-threaded
+            for done in [pool.submit(self.load, *item) for item in shapes.items()]:
+                done.result()
         return OvMemory(self._ov, plan.buffers)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
