@@ -80,7 +80,7 @@ def test_other_forms_are_left_alone(tiny_bundle: Path, change: str) -> None:
         model.graph.node.add(op_type="Identity", input=[first.output[0]], output=["copy"])
         model.graph.output.add(name="copy")
     else:
-        by_name[first.input[0]].shape.dim[1].dim_param = "heads"
+        by_name[first.input[0]].shape.dim[1].ClearField("dim_value")
     kept = first.output[0]
     assert fuse_attention(model) == len(attentions) - 1
     (left,) = [node for node in model.graph.node if node.op_type == "Attention"]
