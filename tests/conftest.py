@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if TYPE_CHECKING:
     from tgate_export import TGatePipeline
 
+# Every backend that runs whole pipelines without a GPU; tests that take `cpu_backend` run on each.
+CPU_BACKENDS = ("onnxruntime:cpu", "openvino")
 TINY_SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
 
@@ -96,6 +98,14 @@ def save_tiny_pipeline(folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
+
+
+@pytest.fixture(scope="module", params=CPU_BACKENDS)
+def cpu_backend(request: pytest.FixtureRequest) -> str:
+    """A name for `--backend`."""
+    name: str = request.param
+    pytest.importorskip(name.partition(":")[0])
+    return name
 
 
 @pytest.fixture(scope="session")

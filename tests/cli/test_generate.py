@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
 from tests.cli.command import Result, run
+from tests.conftest import CPU_BACKENDS
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
@@ -66,7 +67,7 @@ def test_readable_report_and_repeatable_picture(generate: Generate, folder: Path
     assert result.code == 0
     assert result.out == ""
     chosen, line = result.err.splitlines()
-    assert chosen.startswith("Backend onnxruntime:")
+    assert chosen.startswith(tuple(f"Backend {name}: " for name in CPU_BACKENDS))
     assert ": the fastest that works here" in chosen
     assert "1 full steps" in line
     assert "1 gated steps" in line
@@ -106,6 +107,11 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--weight-streaming-budget", -1], "is not in the range x>=0"),
         (["--backend", "onnxruntime", "--no-cuda-graphs"], "for plans, not for onnxruntime"),
+        (
+            ["--backend", "onnxruntime", "--precision", "fp32"],
+            "for auto and openvino, not",
+        ),
+        (["--precision", "int8"], "'int8' is not one of 'fp32', 'bf16'"),
         (["--out", "x.gif"], "must end in .png"),
         (["--out", "nowhere/x.png"], "the folder nowhere does not exist"),
     ],

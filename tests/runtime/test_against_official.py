@@ -22,8 +22,8 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> TGatePipeline:
-    return TGatePipeline.from_bundle(tiny_bundle)
+def pipeline(tiny_bundle: Path, cpu_backend: str) -> TGatePipeline:
+    return TGatePipeline.from_bundle(tiny_bundle, cpu_backend)
 
 
 @pytest.mark.parametrize("gate_step", [1, 4, 9, 10])
@@ -50,8 +50,8 @@ def test_tiny_latents(
 
 
 @pytest.fixture(scope="module")
-def reusing(reuse_bundle: Path) -> TGatePipeline:
-    return TGatePipeline.from_bundle(reuse_bundle)
+def reusing(reuse_bundle: Path, cpu_backend: str) -> TGatePipeline:
+    return TGatePipeline.from_bundle(reuse_bundle, cpu_backend)
 
 
 # Reused self-attention changes little on random weights, so this bound is closer; measured: 1e-6.

@@ -10,8 +10,9 @@ import pytest
 
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
-from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.plans import Flavour
+from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
@@ -27,6 +28,11 @@ def without_cuda_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 @pytest.fixture
@@ -49,7 +55,10 @@ def test_auto_takes_plans_first(gpu: Emulation, tiny_bundle_copy: Path) -> None:
 
 
 def test_auto_passes_over_plans_that_do_not_run_here(
-    gpu: Emulation, tiny_bundle_copy: Path, without_cuda_provider: None
+    gpu: Emulation,
+    tiny_bundle_copy: Path,
+    without_cuda_provider: None,
+    without_openvino: None,
 ) -> None:
     write_emulated(tiny_bundle_copy, "tensorrt", name="other", compute_capabilities=["9.0"])
     backend = select("auto", planned(tiny_bundle_copy, "tensorrt-rtx"))
@@ -65,7 +74,7 @@ def test_auto_passes_over_plans_that_do_not_run_here(
 
 
 def test_auto_probes_nothing_that_the_bundle_cannot_use(
-    tiny_bundle: Path, unimported: None, without_cuda_provider: None
+    tiny_bundle: Path, unimported: None, without_cuda_provider: None, without_openvino: None
 ) -> None:
     backend = select("auto", open_bundle(tiny_bundle))
     assert backend.name == "onnxruntime:cpu"
@@ -119,3 +128,75 @@ def test_options_are_for_plans(tiny_bundle: Path) -> None:
 def test_onnxruntimes_own_tensorrt_rtx(tiny_bundle: Path, without_cuda_provider: None) -> None:
     with pytest.raises(BackendError, match="no NvTensorRTRTXExecutionProvider"):
         select("onnxruntime:tensorrt-rtx", open_bundle(tiny_bundle))
+
+
+def test_auto_prefers_openvino_on_a_cpu(tiny_bundle: Path, without_cuda_provider: None) -> None:
+    pytest.importorskip("openvino")
+    backend = select("auto", open_bundle(tiny_bundle))
+    assert backend.name == "openvino"
+    assert backend.reason.startswith("the fastest that works here (onnxruntime:cuda: this")
+
+
+def test_without_openvino(
+    tiny_bundle: Path, without_cuda_provider: None, without_openvino: None
+) -> None:
+    bundle = open_bundle(tiny_bundle)
+    backend = select("auto", bundle)
+    assert backend.name == "onnxruntime:cpu"
+    assert "openvino: openvino is not installed" in backend.reason
+    with pytest.raises(
+        BackendError, match=r"is not installed: pip install 'tgate-export\[openvino"
+    ):
+        select("openvino", bundle)
+    # A precision is openvino's alone: nothing else takes its place.
+    with pytest.raises(BackendError, match="openvino is not installed"):
+        select("auto", bundle, BackendOptions(precision="fp32"))
+
+
+@pytest.fixture
+def bf16_capable(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> bool:
+    """Whether the CPU says that it computes in bf16; patched, since few test machines do."""
+    openvino = pytest.importorskip("openvino")
+    capabilities = ["FP32", *(["BF16"] if request.param else [])]
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: capabilities)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("bf16_capable", [False], indirect=True)
+@pytest.mark.parametrize("name", ["openvino", "auto", "openvino:bf16"])
+def test_bf16_where_there_is_none(tiny_bundle: Path, name: str, bf16_capable: bool) -> None:
+    options = BackendOptions() if name == "openvino:bf16" else BackendOptions(precision="bf16")
+    with pytest.raises(BackendError, match=r"no bf16 arithmetic.*: use --precision fp32"):
+        select(name, open_bundle(tiny_bundle), options)
+
+
+@pytest.mark.parametrize("bf16_capable", [True], indirect=True)
+def test_precision_is_asked_for(tiny_bundle: Path, bf16_capable: bool) -> None:
+    bundle = open_bundle(tiny_bundle)
+    assert select("openvino", bundle).name == "openvino"
+    assert select("auto", bundle, BackendOptions(precision="fp32")).name == "openvino"
+    backend = select("auto", bundle, BackendOptions(precision="bf16"))
+    # What a report names is what `--backend` takes.
+    assert backend.name == select(backend.name, bundle).name == "openvino:bf16"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime:cpu", "tensorrt", "openvino:bf16"])
+def test_precision_is_not_for_others(tiny_bundle: Path, name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"--precision fp32 is for .*, not for {name}"):
+        select(name, open_bundle(tiny_bundle), BackendOptions(precision="fp32"))
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(InvalidRequestError, match="unknown precision 'int8': choose one of fp32"):
+        BackendOptions(precision="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime:cpu", "openvino"])
+def test_a_graph_that_cannot_be_loaded(tiny_bundle_copy: Path, name: str) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    (tiny_bundle_copy / "graphs" / "gated.onnx").write_bytes(b"not a graph")
+    bundle = Bundle(tiny_bundle_copy, read_manifest(tiny_bundle_copy))
+    pipeline = TGatePipeline(bundle, select(name, bundle))
+    with pytest.raises(BackendError, match=r"cannot load graph 'gated': .") as caught:
+        pipeline("a", num_inference_steps=2, gate_step=1)
+    assert "\n" not in str(caught.value)

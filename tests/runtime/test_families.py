@@ -34,15 +34,23 @@ class Built:
     pipeline: TGatePipeline
 
 
-@pytest.fixture(scope="module", params=tiny.PIPELINES)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+@pytest.fixture(scope="session", params=tiny.PIPELINES)
+def folder_and_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("families") / request.param
     kind = tiny.PIPELINES[request.param]
     kind.save(folder)
     bundle = build_bundle(
         str(folder), size=tiny.SIZE, batch=kind.batch, out=folder.with_name("bundle")
     )
-    return Built(folder, TGatePipeline.from_bundle(bundle.path))
+    return folder, bundle.path
+
+
+@pytest.fixture(scope="module")
+def built(folder_and_bundle: tuple[Path, Path], cpu_backend: str) -> Built:
+    folder, bundle = folder_and_bundle
+    return Built(folder, TGatePipeline.from_bundle(bundle, cpu_backend))
 
 
 def noise(built: Built, seed: int) -> np.ndarray:

@@ -37,12 +37,12 @@ class Built:
     noise: np.ndarray
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl"])
-def built(
+@pytest.fixture(scope="session", params=["sd15", "sdxl"])
+def folder_and_bundle(
     request: pytest.FixtureRequest,
     tiny_pipeline_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Built:
+) -> tuple[Path, Path]:
     folder = tiny_pipeline_dir
     if request.param != "sd15":
         folder = tmp_path_factory.mktemp("pipelines") / request.param
@@ -52,7 +52,13 @@ def built(
     bundle = build_bundle(
         str(folder), image_to_image=True, out=tmp_path_factory.mktemp("bundles") / request.param
     )
-    pipeline = TGatePipeline.from_bundle(bundle.path)
+    return folder, bundle.path
+
+
+@pytest.fixture(scope="module")
+def built(folder_and_bundle: tuple[Path, Path], cpu_backend: str) -> Built:
+    folder, bundle = folder_and_bundle
+    pipeline = TGatePipeline.from_bundle(bundle, cpu_backend)
     manifest, random = pipeline.manifest, np.random.default_rng(0)
     side = manifest.size.height.opt
     latents = (2, manifest.latents.channels, *(2 * [side // manifest.latents.downscale]))

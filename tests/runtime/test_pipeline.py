@@ -20,8 +20,8 @@ BATCH_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle: Path) -> TGatePipeline:
-    return TGatePipeline.from_bundle(tiny_bundle)
+def pipeline(tiny_bundle: Path, cpu_backend: str) -> TGatePipeline:
+    return TGatePipeline.from_bundle(tiny_bundle, cpu_backend)
 
 
 def latents_of(pipeline: TGatePipeline, prompt: Any, **kwargs: Any) -> np.ndarray:

@@ -22,23 +22,32 @@ PROMPTS = ["a red circle on a blue background", "an umbrella"]
 RELATIVE = 5e-6
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lcm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_lcm(folder := tmp_path_factory.mktemp("pipelines") / "lcm")
     return folder
 
 
-@pytest.fixture(scope="module")
-def embedded(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TGatePipeline:
+@pytest.fixture(scope="session")
+def embedded_bundle(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "lcm"
-    return TGatePipeline.from_bundle(build_bundle(str(lcm_dir), batch=FIXED, out=out).path)
+    return build_bundle(str(lcm_dir), batch=FIXED, out=out).path
+
+
+@pytest.fixture(scope="session")
+def unguided_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "unguided"
+    return build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out).path
 
 
 @pytest.fixture(scope="module")
-def unguided(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TGatePipeline:
-    out = tmp_path_factory.mktemp("bundles") / "unguided"
-    built = build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out)
-    return TGatePipeline.from_bundle(built.path)
+def embedded(embedded_bundle: Path, cpu_backend: str) -> TGatePipeline:
+    return TGatePipeline.from_bundle(embedded_bundle, cpu_backend)
+
+
+@pytest.fixture(scope="module")
+def unguided(unguided_bundle: Path, cpu_backend: str) -> TGatePipeline:
+    return TGatePipeline.from_bundle(unguided_bundle, cpu_backend)
 
 
 def inputs(pipeline: TGatePipeline, graph: str) -> list[str]:

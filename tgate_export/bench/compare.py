@@ -17,6 +17,7 @@ from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, cache_bytes, weights_bytes
 from tgate_export.errors import InvalidRequestError, ModelError, TGateError
+from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
 
 NO_ONNX = "MACs are left out: the onnx package is not installed (pip install onnx)"
@@ -37,7 +38,11 @@ class Comparison:
 
 
 def open_contestants(
-    bundles: Sequence[Path], backends: Sequence[str], plan: Plan, judging: int
+    bundles: Sequence[Path],
+    backends: Sequence[str],
+    plan: Plan,
+    judging: int,
+    options: BackendOptions | None = None,
 ) -> list[Contestant]:
     """Open every bundle on every backend, and check that each row can be drawn.
 
@@ -46,6 +51,7 @@ def open_contestants(
         backends: names as `--backend` takes them.
         plan: what will be measured.
         judging: prompts to judge adherence by, for bundles of the `shapes` world.
+        options: of every backend.
 
     Raises:
         TGateError: one line that names the bundle, graph, backend or number that does not fit.
@@ -53,7 +59,7 @@ def open_contestants(
     contestants: list[Contestant] = []
     for path in bundles:
         for backend in backends:
-            pipeline = TGatePipeline.from_bundle(path, backend)
+            pipeline = TGatePipeline.from_bundle(path, backend, options=options)
             names = {contestant.name for contestant in contestants}
             name = f"{pipeline.manifest.name} ({pipeline.backend.name})"
             if name in names:

@@ -12,6 +12,7 @@ from tgate_export.cli._reports import check_reports, print_table, progress_bar, 
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import BenchResult
+    from tgate_export.runtime.backends.base import RunPrecision
 
 
 @click.command(name="bench")
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     multiple=True,
     default=("auto",),
     help="As for generate; give it several times to compare. Default: auto.",
+)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), help="As for generate. Default: fp32."
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Default: the first bundle's.")
 @click.option(
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 def command(
     bundles: tuple[Path, ...],
     backends: tuple[str, ...],
+    precision: RunPrecision | None,
     steps: int | None,
     gate_steps: str | None,
     scheduler: str | None,
@@ -73,6 +78,7 @@ def command(
     from tgate_export.bench.rows import parse_gate_steps
     from tgate_export.bench.tables import markdown
     from tgate_export.bundle.integrity import read_manifest
+    from tgate_export.runtime.backends.base import BackendOptions
 
     require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
     if steps is None:
@@ -81,7 +87,9 @@ def command(
     plan = Plan(steps, gates, scheduler, batch, repeats, warmup, seed)
     with readable_warnings():
         with spinner("opening"):
-            contestants = open_contestants(bundles, backends, plan, adherence_prompts)
+            contestants = open_contestants(
+                bundles, backends, plan, adherence_prompts, BackendOptions(precision=precision)
+            )
         with progress_bar() as advance:
             comparison = compare(contestants, plan, advance)
     result = comparison.result

@@ -12,13 +12,28 @@ from tgate_export.cli._console import RichProgress, print_json, require_export_e
 
 if TYPE_CHECKING:
     from tgate_export.export.verify import Difference
+    from tgate_export.runtime.backends.base import RunPrecision
 
 
 @click.command(name="verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--source", metavar="DIR", help="The pipeline's folder, if it has moved.")
+@click.option(
+    "--backend",
+    help="Verify what this backend makes of the graphs; as for generate. Default: the graphs as "
+    "they are written, on ONNX Runtime's CPU.",
+)
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), help="As for generate, with its bounds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
-def command(bundle: Path, source: str | None, as_json: bool) -> None:
+def command(
+    bundle: Path,
+    source: str | None,
+    backend: str | None,
+    precision: RunPrecision | None,
+    as_json: bool,
+) -> None:
     """Prove a bundle against PyTorch.
 
     Checks every file's hash, runs every graph beside its PyTorch module, and compares the final
@@ -27,7 +42,7 @@ def command(bundle: Path, source: str | None, as_json: bool) -> None:
     require_export_extra()
     from tgate_export.export.verify import require, verify_bundle
 
-    result = verify_bundle(bundle, source, RichProgress())
+    result = verify_bundle(bundle, source, RichProgress(), backend=backend, precision=precision)
     if as_json:
         print_json(
             {

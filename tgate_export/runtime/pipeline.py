@@ -77,9 +77,10 @@ class TGatePipeline:
         Args:
             path: folder that `tgate-export build` wrote.
             backend: "auto"; "onnxruntime", or "onnxruntime:" and cpu, cuda, tensorrt or
-                tensorrt-rtx; "tensorrt" or "tensorrt-rtx" for the bundle's plans.
+                tensorrt-rtx; "openvino" or "openvino:bf16"; "tensorrt" or "tensorrt-rtx" for the
+                bundle's plans.
             check_hashes: compare every file with its sha256 first (about a second for 2 GB).
-            options: for plans; see `BackendOptions`.
+            options: see `BackendOptions`.
 
         Raises:
             BundleError: the bundle is missing, damaged, or newer than this package.

@@ -8,7 +8,12 @@ from functools import partial
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import Flavour, plan_sets
 from tgate_export.errors import InvalidRequestError
-from tgate_export.runtime.backends.base import Backend, BackendError, BackendOptions
+from tgate_export.runtime.backends.base import (
+    Backend,
+    BackendError,
+    BackendOptions,
+    RunPrecision,
+)
 
 ONNXRUNTIME = (
     "onnxruntime",
@@ -17,33 +22,40 @@ ONNXRUNTIME = (
     "onnxruntime:tensorrt",
     "onnxruntime:tensorrt-rtx",
 )
+OPENVINO: dict[str, RunPrecision] = {"openvino": "fp32", "openvino:bf16": "bf16"}
 PLANS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
-BACKENDS = ("auto", *ONNXRUNTIME, *PLANS)
+BACKENDS = ("auto", *ONNXRUNTIME, *OPENVINO, *PLANS)
 
 
 def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
     """Return the backend of that name, ready to load the bundle's graphs.
 
-    `auto` is the fastest that works here: the bundle's plans, ONNX Runtime on CUDA, ONNX Runtime
-    on the CPU. Its TensorRT execution providers compile for minutes on their first run, so they
-    are used only when named.
+    `auto` is the fastest that works here: the bundle's plans, ONNX Runtime on CUDA, OpenVINO,
+    ONNX Runtime on the CPU; only OpenVINO when a precision is asked for. ONNX Runtime's TensorRT
+    execution providers compile for minutes on their first run, so they are used only when named.
 
     Raises:
-        InvalidRequestError: an unknown name.
+        InvalidRequestError: an unknown name, or an option that is not for that backend.
         BackendError: the backend cannot be used on this machine.
     """
     if name not in BACKENDS:
         raise InvalidRequestError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     options = options or BackendOptions()
-    if name in ONNXRUNTIME and options != BackendOptions():
+    if options.for_plans and name in (*ONNXRUNTIME, *OPENVINO):
         raise InvalidRequestError(
             f"--no-cuda-graphs and --weight-streaming-budget are for plans, not for {name}"
+        )
+    if options.precision not in (None, OPENVINO.get(name)) and name not in ("auto", "openvino"):
+        raise InvalidRequestError(
+            f"--precision {options.precision} is for auto and openvino, not for {name}"
         )
     if name == "auto":
         return _fastest(bundle, options)
     for flavour in PLANS:
         if name == flavour:
             return _plans(bundle, flavour, options)
+    if name in OPENVINO:
+        return _openvino(bundle, options.precision or OPENVINO[name])
     return _onnxruntime(bundle, name.partition(":")[2] or None)
 
 
@@ -69,12 +81,16 @@ def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
 def _candidates(
     bundle: Bundle, options: BackendOptions
 ) -> Iterator[tuple[str, Callable[[], Backend]]]:
+    if options.precision:
+        yield "openvino", partial(_openvino, bundle, options.precision)
+        return
     built = {plans.key.flavour for plans in plan_sets(bundle.path)}
     for flavour in PLANS:
         if flavour in built:
             yield flavour, partial(_plans, bundle, flavour, options)
-    for device in ("cuda", "cpu"):
-        yield f"onnxruntime:{device}", partial(_onnxruntime, bundle, device)
+    yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda")
+    yield "openvino", partial(_openvino, bundle, "fp32")
+    yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu")
 
 
 def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend:
@@ -87,3 +103,9 @@ def _onnxruntime(bundle: Bundle, device: str | None) -> Backend:
     from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, device)
+
+
+def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:
+    from tgate_export.runtime.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(bundle, precision)

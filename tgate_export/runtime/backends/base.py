@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tgate_export.errors import TGateError
+from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
 
 Execute = Callable[[], None]
+RunPrecision = Literal["fp32", "bf16"]
 
 
 class BackendError(TGateError):
@@ -30,9 +31,11 @@ class BackendError(TGateError):
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a caller can choose about plans; other backends have no use for it.
+    """What a caller can choose about how a bundle runs; a backend refuses what is not for it.
 
     Attributes:
+        precision: that `openvino` computes in, whatever the bundle's weights are stored in; fp32
+            when None, since bf16 draws slightly different pictures.
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
@@ -40,6 +43,20 @@ class BackendOptions:
 
     cuda_graphs: bool = True
     weight_streaming_budget: int | None = None
+    precision: RunPrecision | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend knows."""
+        if self.precision not in (None, *get_args(RunPrecision)):
+            raise InvalidRequestError(
+                f"unknown precision {self.precision!r}: choose one of "
+                f"{', '.join(get_args(RunPrecision))}"
+            )
+
+    @property
+    def for_plans(self) -> bool:
+        """Whether something was chosen that only plans have."""
+        return not self.cuda_graphs or self.weight_streaming_budget is not None
 
 
 @dataclass(frozen=True)
@@ -87,10 +104,12 @@ class Backend(ABC):
     Attributes:
         name: what `--backend` calls it.
         reason: why it was chosen.
+        precision: what it computes in, where that is less than what the graphs ask for.
     """
 
     name: str
     reason: str = "asked for by name"
+    precision: Literal["bf16"] | None = None
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

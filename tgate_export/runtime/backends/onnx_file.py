@@ -1,0 +1,131 @@
+"""ONNX files without the onnx package: the fields that a runtime rewrites.
+
+ONNX is protobuf, which onnxruntime brings along. The message types here have the field numbers of
+onnx.proto (IR version 11) and only what is used; protobuf keeps all other fields as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# By message: field name -> (number, type), a type being a scalar's or another message, in brackets
+# where it is repeated.
+_MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "ModelProto": {"graph": (7, "GraphProto"), "opset_import": (8, "[OperatorSetIdProto]")},
+    "OperatorSetIdProto": {"domain": (1, "string"), "version": (2, "int64")},
+    "GraphProto": {
+        "node": (1, "[NodeProto]"),
+        "initializer": (5, "[TensorProto]"),
+        "output": (12, "[ValueInfoProto]"),
+        "value_info": (13, "[ValueInfoProto]"),
+    },
+    "NodeProto": {
+        "input": (1, "[string]"),
+        "output": (2, "[string]"),
+        "name": (3, "string"),
+        "op_type": (4, "string"),
+        "attribute": (5, "[AttributeProto]"),
+        "domain": (7, "string"),
+    },
+    "AttributeProto": {
+        "name": (1, "string"),
+        "f": (2, "float"),
+        "i": (3, "int64"),
+        "ints": (8, "[int64]"),
+        "type": (20, "int32"),
+    },
+    "TensorProto": {
+        "dims": (1, "[int64]"),
+        "data_type": (2, "int32"),
+        "name": (8, "string"),
+        "external_data": (13, "[StringStringEntryProto]"),
+        "data_location": (14, "int32"),
+    },
+    "StringStringEntryProto": {"key": (1, "string"), "value": (2, "string")},
+    "ValueInfoProto": {"name": (1, "string"), "type": (2, "TypeProto")},
+    "TypeProto": {"tensor_type": (1, "TensorTypeProto")},
+    "TensorTypeProto": {"elem_type": (1, "int32"), "shape": (2, "TensorShapeProto")},
+    "TensorShapeProto": {"dim": (1, "[DimensionProto]")},
+    "DimensionProto": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
+}
+INT = 2  # AttributeProto.AttributeType
+FLOAT32 = 1  # TensorProto.DataType
+_DTYPES = {FLOAT32: "<f4", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+_EXTERNAL = 1  # TensorProto.DataLocation
+
+
+@cache
+def messages() -> Mapping[str, Any]:
+    """Return the message classes by name."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tgate_export/onnx.proto", package="tgate_export.onnx", syntax="proto2"
+    )
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind) in fields.items():
+            inner = kind.strip("[]")
+            entry = message.field.add(name=field, number=number)
+            entry.label = field_type.LABEL_REPEATED if kind != inner else field_type.LABEL_OPTIONAL
+            if inner in _MESSAGES:
+                entry.type = field_type.TYPE_MESSAGE
+                entry.type_name = f".{file.package}.{inner}"
+            else:
+                entry.type = getattr(field_type, f"TYPE_{inner.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
+        for name in _MESSAGES
+    }
+
+
+def read_model(path: Path) -> Any:
+    """Return a file's ModelProto.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no ONNX model.
+    """
+    from google.protobuf.message import DecodeError
+
+    model = messages()["ModelProto"]()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{path} is not an ONNX model ({error})") from None
+    return model
+
+
+def external_arrays(model: Any, weights: np.ndarray, file: str) -> dict[str, np.ndarray]:
+    """Return the model's tensors that lie in a file of weights, as views of its bytes.
+
+    Args:
+        model: a ModelProto.
+        weights: the whole file [bytes] u8, such as a memory map.
+        file: its name in the model.
+
+    Raises:
+        ValueError: a tensor lies in another file, past the end, or is of an unknown type.
+    """
+    arrays = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != _EXTERNAL:
+            continue
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where["location"] != file or tensor.data_type not in _DTYPES:
+            raise ValueError(f"tensor {tensor.name!r} is not in {file}, or of an unknown type")
+        dtype = np.dtype(_DTYPES[tensor.data_type])
+        offset, size = int(where.get("offset", 0)), math.prod(tensor.dims) * dtype.itemsize
+        if not 0 <= offset <= offset + size <= len(weights):
+            raise ValueError(f"tensor {tensor.name!r} ends after {file}")
+        arrays[tensor.name] = weights[offset : offset + size].view(dtype).reshape(tensor.dims)
+    return arrays
