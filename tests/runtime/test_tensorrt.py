@@ -23,8 +23,8 @@ from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Flavour, PlanSettings
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
-from tgate_export.runtime.run import StepInfo
 from tgate_export.runtime.plan import Slot
+from tgate_export.runtime.run import StepInfo
 
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,11 +93,29 @@ class OnnxRuntimeBackend(Backend):
             binding.bind_ortvalue_output(name, memory.values[slot])
         return partial(session.run_with_iobinding, binding)
 
+    def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
+        """Bind the beginnings of the buffers; see `Backend.prepare_batch`."""
+        assert isinstance(memory, OrtMemory)
+        session = self._sessions[launch.graph]
+        binding = session.io_binding()
+        for bind, slots in (
+            (binding.bind_input, launch.inputs),
+            (binding.bind_output, launch.outputs),
+        ):
+            for name, slot in slots.items():
+                spec = memory.specs[slot.buffer]
+                shape = [batch, *spec.shape[1:]]
+                address = memory.values[slot].data_ptr()
+                bind(name, memory.device, 0, np.dtype(spec.dtype).type, shape, address)
+        return partial(session.run_with_iobinding, binding)
+
 
 class OrtMemory(Memory):
     """OrtValues by slot; on the CPU they share memory with numpy arrays."""
 
     def __init__(self, ort: Any, device: str, buffers: Mapping[str, BufferSpec]) -> None:
+        self.device = device
+        self.specs = dict(buffers)
         self.values: dict[Slot, Any] = {}
         self._arrays: dict[Slot, np.ndarray] = {}
         for name, spec in buffers.items():
@@ -122,3 +140,18 @@ class OrtMemory(Memory):
             return self._arrays[slot].copy()
         array: np.ndarray = self.values[slot].numpy()
         return array
+
+    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
+        """See `Memory.write_rows`."""
+        if slot not in self._arrays:
+            super().write_rows(slot, rows)
+            return
+        array = self._arrays[slot]
+        for row, value in rows.items():
+            np.copyto(array[row, ...], value, casting="no")
+
+    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
+        """See `Memory.read_rows`."""
+        if slot not in self._arrays:
+            return super().read_rows(slot, rows)
+        return [self._arrays[slot][row].copy() for row in rows]
