@@ -283,28 +283,25 @@ class Batcher:
         self._costs.record(stage, len(members), seconds)
         self._recorder.call(stage, len(members), engine_seconds, seconds)
         for member in members:
-            self._after(stage, member, len(members), seconds)
+            self._tell(stage, member, len(members), seconds)
+        self._flight = [image for image in self._flight if image.stage != "done"]
+        for job in jobs:
+            if all(image.stage == "done" for image in job.trajectories):
+                now = monotonic()
+                self._settle(job, job.late(now) or job.output(now))
 
-    def _after(self, stage: Stage, member: Trajectory, batch: int, seconds: float) -> None:
-        """Tell a member's caller, and hand over the result after the last image's last stage."""
+    def _tell(self, stage: Stage, member: Trajectory, batch: int, seconds: float) -> None:
+        """Note a call in a member's request, and tell its caller of a step."""
         job = self._owners[member]
-        if job.future.done():
-            return
         time = job.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.seconds += seconds
         time.images += batch
-        if stage not in ("encode", "decode") and job.on_step is not None:
+        if stage not in ("encode", "decode") and job.on_step is not None and not job.future.done():
             try:
                 job.on_step(StepProgress.of(member, batch))
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is this caller's alone
                 self._settle(job, error)
-                return
-        if member.stage == "done":
-            self._flight.remove(member)
-            if all(image.stage == "done" for image in job.trajectories):
-                now = monotonic()
-                self._settle(job, job.late(now) or job.output(now))
 
     def _check_room(self, images: int) -> None:
         if self._closing:
