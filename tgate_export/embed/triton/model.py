@@ -22,8 +22,9 @@ import triton_python_backend_utils as pb_utils
 from tgate_export.embed.triton.interface import inputs
 from tgate_export.embed.triton.metrics import Metrics
 from tgate_export.embed.triton.parsing import Call, parse
-from tgate_export.embed.triton.repository import BUNDLE_FOLDER
-from tgate_export.errors import InvalidRequestError, TGateError
+from tgate_export.embed.triton.repository import bundle_of
+from tgate_export.embed.triton.watchdog import Watchdog, server_above
+from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.batching import (
     BatchedOutput,
     Batcher,
@@ -64,7 +65,7 @@ class TGateModel:
         if args["model_instance_kind"] == "GPU":
             # Every instance is a process of its own.
             os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
-        bundle = _bundle_path(Path(args["model_repository"]), args["model_version"])
+        bundle = bundle_of(Path(args["model_repository"]), args["model_version"])
         self._batcher = Batcher.from_bundle(
             bundle, parameters.get("backend", "auto"), _options(parameters)
         )
@@ -74,6 +75,8 @@ class TGateModel:
         self._metrics = Metrics(pb_utils, args["model_name"], args["model_instance_name"])
         self._thread = threading.Thread(target=self._deliver, name="tgate-responses", daemon=True)
         self._thread.start()
+        server = server_above()
+        self._watchdog = None if server is None else Watchdog(server)
         _log(
             event="ready",
             backend=self._batcher.backend.name,
@@ -96,6 +99,8 @@ class TGateModel:
         self._outbox.put(None)
         self._thread.join()
         self._metrics.close()
+        if self._watchdog is not None:
+            self._watchdog.release()
         _log(event="closed")
 
     def _accept(self, request: Any, sender: Any) -> None:
@@ -167,14 +172,6 @@ def _attempt(action: Callable[[], None]) -> None:
         action()
     except Exception as error:
         _log(event="response failed", error=f"{type(error).__name__}: {error}")
-
-
-def _bundle_path(model: Path, version: str) -> Path:
-    """Return the bundle's folder, which must lie in the model's."""
-    bundle = model / version / BUNDLE_FOLDER
-    if not bundle.resolve().is_relative_to(model.resolve()):
-        raise TGateError(f"{bundle} is a link that leaves the repository: copy the bundle into it")
-    return bundle
 
 
 def _options(parameters: dict[str, str]) -> BatchingOptions:

@@ -104,6 +104,18 @@ def write_repository(
     return model
 
 
+def bundle_of(model: Path, version: str) -> Path:
+    """Return the folder of the bundle that a version of a model serves.
+
+    Raises:
+        TGateError: it is a link that leaves the model's folder.
+    """
+    bundle = model / version / BUNDLE_FOLDER
+    if not bundle.resolve().is_relative_to(model.resolve()):
+        raise TGateError(f"{bundle} is a link that leaves the repository: copy the bundle into it")
+    return bundle
+
+
 def model_config(name: str, bundle: Bundle, options: ServingOptions) -> str:
     """Return the text of `config.pbtxt`."""
     manifest = bundle.manifest
