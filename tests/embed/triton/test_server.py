@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -168,8 +169,6 @@ def test_http_stream(server: Server) -> None:
 def test_malformed_over_http(server: Server, body: bytes, message: str) -> None:
     status, answer = post(server, "/v2/models/shapes/generate", body)
     assert 400 <= status < 600
-    import re
-
     assert re.search(message, answer.decode(errors="replace")), answer
     assert server.process.poll() is None
 
@@ -261,7 +260,8 @@ def test_listens_on_loopback_alone(server: Server) -> None:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in owned:
                 address, _, port = fields[1].rpartition(":")
-                listening.add((address, int(port, 16)))
+                # IPv4, or the same in IPv6's notation
+                listening.add((address.removeprefix("0000000000000000FFFF0000"), int(port, 16)))
     ports = {int(url.rpartition(":")[2]) for url in (server.http, server.grpc, server.metrics)}
     assert listening == {("0100007F", port) for port in ports}
 

@@ -72,7 +72,7 @@ def mixed(count: int, schedulers: list[str]) -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     calls = []
     for index in range(count):
-        steps = int(random.choice([5, 7, 10, 20, 25, 50], p=[0.5, 0.2, 0.15, 0.05, 0.05, 0.05]))
+        steps = int(random.choice([5, 7, 10, 20, 25, 50], p=[0.6, 0.2, 0.1, 0.04, 0.03, 0.03]))
         calls.append(
             {
                 "prompt": f"a circle {index % 7}",
