@@ -4,7 +4,7 @@ One process, no network: what differs is who goes into an engine call.
 
   one-at-a-time   requests in the order of arrival, each alone
   dynamic         request-level batching, as a server does it to a model that it does not look
-                  into: the oldest request and those queued that run the same steps, gate and sampler
+                  into: the oldest request, and those queued of the same steps, gate and sampler
   in-flight       the batcher: images at any step share calls
   triton          the batcher behind a real tritonserver, over gRPC (with --triton)
 
@@ -33,10 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from tgate_export import TGatePipeline
 from tgate_export.bench.machine import machine, now
 from tgate_export.runtime.batching import Batcher
-from tgate_export.runtime.noise import standard_normal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -91,11 +89,14 @@ def requests(count: int, seed: int) -> list[Request]:
     return found
 
 
-class PipelineServer:
-    """The two policies of today's servers, on the pipeline."""
+class GroupServer:
+    """Policies of servers that do not look into a model: a group runs to its end, then the next.
 
-    def __init__(self, pipeline: TGatePipeline, max_batch: int) -> None:
-        self._pipeline = pipeline
+    The groups run on the batcher, so that what is compared is who shares calls and not the kernels.
+    """
+
+    def __init__(self, batcher: Batcher, max_batch: int) -> None:
+        self._batcher = batcher
         self._max_batch = max_batch
         self._waiting: list[tuple[Request, Future[Any]]] = []
         self._changed = threading.Condition()
@@ -126,49 +127,38 @@ class PipelineServer:
                         return
                     self._changed.wait()
                 kind = self._waiting[0][0].kind
-                taken = [entry for entry in self._waiting if entry[0].kind == kind]
-                taken = taken[: self._max_batch]
-                self._waiting = [entry for entry in self._waiting if entry not in taken]
-            self._draw(taken)
+                group = [entry for entry in self._waiting if entry[0].kind == kind]
+                group = group[: self._max_batch]
+                self._waiting = [entry for entry in self._waiting if entry not in group]
+            running = [submit_to(self._batcher, request) for request, _ in group]
+            for inner, (_, future) in zip(running, group, strict=True):
+                future.set_result(inner.result())
 
-    def _draw(self, taken: Sequence[tuple[Request, Future[Any]]]) -> None:
-        first = taken[0][0]
-        latents = self._pipeline.manifest.latents
-        side = self._pipeline.manifest.size.height.opt // latents.downscale
-        noise = [standard_normal((latents.channels, side, side), r.seed) for r, _ in taken]
-        output = self._pipeline(
-            [request.prompt for request, _ in taken],
-            num_inference_steps=first.steps, gate_step=first.gate_step, scheduler=first.scheduler,
-            guidance_scale=[request.guidance_scale for request, _ in taken],
-            latents=np.stack(noise), output_type="np",
-        )  # fmt: skip
-        for image, (_, future) in zip(output.images, taken, strict=True):
-            future.set_result(image)
+
+def submit_to(batcher: Batcher, request: Request) -> Future[Any]:
+    """Submit a request to the batcher."""
+    made = batcher.request(
+        request.prompt, num_inference_steps=request.steps, gate_step=request.gate_step,
+        guidance_scale=request.guidance_scale, scheduler=request.scheduler, seed=request.seed,
+        output_type="np",
+    )  # fmt: skip
+    return batcher.submit(made)
 
 
 @contextmanager
-def pipeline_policy(bundle: Path, max_batch: int | None) -> Iterator[Submit]:
-    """Serve with `PipelineServer`."""
-    pipeline = TGatePipeline.from_bundle(bundle, BACKEND)
-    server = PipelineServer(pipeline, max_batch or pipeline.manifest.batch.max)
-    yield server.submit
-    server.close()
+def group_policy(bundle: Path, max_batch: int | None) -> Iterator[Submit]:
+    """Serve with `GroupServer`."""
+    with Batcher.from_bundle(bundle, BACKEND) as batcher:
+        server = GroupServer(batcher, max_batch or batcher.max_batch)
+        yield server.submit
+        server.close()
 
 
 @contextmanager
 def in_flight_policy(bundle: Path) -> Iterator[Submit]:
-    """Serve with the batcher."""
+    """Serve with the batcher as it is."""
     with Batcher.from_bundle(bundle, BACKEND) as batcher:
-
-        def submit(request: Request) -> Future[Any]:
-            made = batcher.request(
-                request.prompt, num_inference_steps=request.steps, gate_step=request.gate_step,
-                guidance_scale=request.guidance_scale, scheduler=request.scheduler,
-                seed=request.seed, output_type="np",
-            )  # fmt: skip
-            return batcher.submit(made)
-
-        yield submit
+        yield lambda request: submit_to(batcher, request)
 
 
 @contextmanager
@@ -248,6 +238,7 @@ def summary(runs: Sequence[tuple[float, list[Answered]]]) -> dict[str, Any]:
     """Summarize the rounds of one policy under one load."""
     answers = [answer for _, found in runs for answer in found]
     rates = [len(found) / seconds for seconds, found in runs]
+    percentiles = (50, 95, 99)
     groups = {"all": answers} | {
         f"{steps} steps": [a for a in answers if a.request.steps == steps] for steps in STEPS
     }
@@ -256,7 +247,10 @@ def summary(runs: Sequence[tuple[float, list[Answered]]]) -> dict[str, Any]:
         "throughput_per_s": float(np.median(rates)),
         "throughput_of_rounds_per_s": rates,
         "latency_s": {
-            name: {f"p{q}": float(np.percentile([a.latency for a in found], q)) for q in (50, 95, 99)}
+            name: {
+                f"p{q}": float(np.percentile([answer.latency for answer in found], q))
+                for q in percentiles
+            }
             for name, found in groups.items()
             if found
         },
@@ -275,8 +269,8 @@ def main() -> None:
     parser.add_argument("--triton", action="store_true", help="a real tritonserver, too")
     arguments = parser.parse_args()
     policies = {
-        "one-at-a-time": lambda: pipeline_policy(arguments.bundle, 1),
-        "dynamic": lambda: pipeline_policy(arguments.bundle, None),
+        "one-at-a-time": lambda: group_policy(arguments.bundle, 1),
+        "dynamic": lambda: group_policy(arguments.bundle, None),
         "in-flight": lambda: in_flight_policy(arguments.bundle),
     }
     if arguments.triton:
@@ -316,7 +310,7 @@ def main() -> None:
         rate = factor * capacity
         measure(
             f"Poisson {factor:g}x",
-            lambda submit, round_, r=rate: poisson(submit, requests(32, round_), r, round_),
+            lambda submit, round_, r=rate: poisson(submit, requests(24, round_), r, round_),
         )
     if arguments.json:
         arguments.json.write_text(
