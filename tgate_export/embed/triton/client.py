@@ -113,10 +113,14 @@ class Call:
 
 
 class TGateClient:
-    """A connection to a server; any thread may use it, and any number of calls may be open."""
+    """A model of a server; any thread may use it, and any number of calls may be open."""
 
-    def __init__(self, url: str = "127.0.0.1:8001", model: str = "shapes") -> None:
-        """Connect lazily to `host:port`, without TLS.
+    def __init__(self, url: str, model: str) -> None:
+        """Say where the server is; nothing is sent.
+
+        Args:
+            url: `host:port` of its gRPC service, without TLS.
+            model: its name.
 
         Raises:
             TGateError: the client library is not installed.
@@ -215,15 +219,6 @@ class TGateClient:
         flags = (("progress", progress or preview), ("preview", preview))
         tensors += [self._tensor(name, np.array([True])) for name, given in flags if given]
         return self._send(tensors, format, request_id)
-
-    def close(self) -> None:
-        """Nothing is kept between calls; for symmetry with `with`."""
-
-    def __enter__(self) -> TGateClient:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
     def _send(self, tensors: list[Any], format_: Format, request_id: str) -> Call:
         # A stream of its own, so that it can be cancelled alone.

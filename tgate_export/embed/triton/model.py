@@ -71,6 +71,7 @@ class TGateModel:
         )
         self._names = [port.name for port in inputs(self._batcher.manifest)]
         self._exchanges: set[_Exchange] = set()
+        self._closing = False
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._metrics = Metrics(pb_utils, args["model_name"], args["model_instance_name"])
         self._thread = threading.Thread(target=self._deliver, name="tgate-responses", daemon=True)
@@ -95,6 +96,7 @@ class TGateModel:
 
     def finalize(self) -> None:
         """Finish what was taken, as the server does when it is told to stop."""
+        self._closing = True
         self._batcher.close()
         self._outbox.put(None)
         self._thread.join()
@@ -141,6 +143,9 @@ class TGateModel:
                 polled = monotonic()
 
     def _poll(self) -> None:
+        if not self._batcher.alive and not self._closing:
+            _log(event="the batcher stopped")
+            os._exit(1)  # and the watchdog ends a server that could only refuse
         for exchange in list(self._exchanges):
             if exchange.future is not None and exchange.sender.is_cancelled():
                 exchange.future.cancel()

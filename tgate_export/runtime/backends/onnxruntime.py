@@ -127,7 +127,8 @@ class OnnxRuntimeBackend(Backend):
         if self.device != "cpu" or weights is None:
             return 1
         small = self._bundle.manifest.files[weights].bytes <= SMALL_GRAPH_BYTES
-        return min(self._cores, batch) if small else 1
+        # A bundle of fixed batches takes no smaller ones.
+        return max(1, min(self._cores, batch // self._bundle.manifest.batch.min)) if small else 1
 
     def _bind_rows(
         self, launch: Launch, memory: OrtMemory, first: int, count: int, *, single_thread: bool

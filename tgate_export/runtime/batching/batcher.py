@@ -103,6 +103,11 @@ class Batcher:
         """What the bundle holds."""
         return self.bundle.manifest
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs that all requests depend on."""
+        return self._thread.is_alive()
+
     def request(self, prompt: Any = None, **arguments: Any) -> Request:
         """Return a request with the arguments of `TGatePipeline.__call__`.
 
