@@ -35,7 +35,8 @@ def test_sigterm_finishes_what_runs_and_refuses_more(venv: Path, repository: Pat
         for call in calls:
             next(iter(call))
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
+        while "Waiting for in-flight requests" not in server.log.read_text():
+            time.sleep(0.01)
         with contextlib.suppress(ServerError):  # or nothing listens any more
             client.generate("y", steps=100, timeout=30)
             pytest.fail("a server that stops took a request")
