@@ -13,6 +13,7 @@ from transformers import CLIPTextModel
 
 from tests import tiny
 from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
+from tests.runtime.batching.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
@@ -21,6 +22,7 @@ PROMPTS = ("A red circle on a blue background ", "an umbrella")
 NEGATIVE = "a green Square"
 STEPS = 6
 GUIDANCE = 6.0
+STEPS_OF_ONE: dict[str, Any] = {"num_inference_steps": 3, "gate_step": 2, "seed": 7}
 # fp32 on both sides: 2e-6 is what rounding makes of it. A gate that is one step off changes latents
 # by more than three times the bound (tested below).
 RELATIVE = 2e-5
@@ -230,3 +232,17 @@ def test_clip_layers_are_skipped_as_by_diffusers(
         )  # fmt: skip
         assert relative(ours.images[index], expected[0]) < RELATIVE
         assert relative(other, expected) > 3 * RELATIVE
+
+
+def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
+    calls: list[dict[str, Any]] = [
+        {"prompt": PROMPTS, "num_inference_steps": steps, "gate_step": gate, "seed": steps}
+        for steps, gate in ((4, 2), (6, 1), (5, 9))
+    ]
+    calls[1]["negative_prompt"] = NEGATIVE
+    with batcher_of(built.pipeline) as batcher:
+        assert_equals_solo(batcher, built.pipeline, calls)
+        # A bundle of fixed batches has no call for one image: the others are padding.
+        alone = batcher.submit(batcher.request(PROMPTS[0], output_type="latent", **STEPS_OF_ONE))
+        pair = built.pipeline((PROMPTS[0], PROMPTS[0]), output_type="latent", **STEPS_OF_ONE)
+        assert relative(alone.result(60).images, np.asarray(pair.images)[:1]) < RELATIVE

@@ -16,6 +16,7 @@ import torch
 
 from tests import tiny
 from tests.oracle.families import diffusers_image_run, image_latents, load_pipeline
+from tests.runtime.batching.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
@@ -200,3 +201,14 @@ def test_a_family_without_it_is_refused(tmp_path: Path) -> None:
     tiny.PIPELINES["pixart-alpha"].save(folder)
     with pytest.raises(InvalidRequestError, match="PixArtAlphaPipeline, which has no image-to-im"):
         build_bundle(str(folder), image_to_image=True, out=tmp_path / "bundle")
+
+
+def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
+    calls: list[dict[str, Any]] = [
+        {"prompt": "a", "image": built.images[0], "strength": 0.5, "seed": 1, **CALL},
+        {"prompt": "b", "image": built.images[1], "latents": built.noise[:1], **CALL},
+        {"prompt": "c", "seed": 3, **CALL},
+        {"prompt": PROMPTS, "image": list(built.images), "scheduler": "dpm++2m", "seed": 4, **CALL},
+    ]
+    with batcher_of(built.pipeline) as batcher:
+        assert_equals_solo(batcher, built.pipeline, calls)

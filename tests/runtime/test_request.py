@@ -12,7 +12,7 @@ from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize
-from tgate_export.runtime.request import Request, make_request
+from tgate_export.runtime.request import Request, check_split, make_request
 
 OPTIONS: dict[str, Any] = {
     "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
@@ -178,9 +178,10 @@ def test_dynamic_size(side: int, fits: bool) -> None:
 )
 def test_images_must_fill_batches(smallest: int, largest: int, images: int, fits: bool) -> None:
     batch = {"min": smallest, "opt": smallest, "max": largest}
+    made = request(of=manifest(batch=batch), num_images_per_prompt=images)
+    assert made.images == len(made.prompts) == images
     if fits:
-        made = request(of=manifest(batch=batch), num_images_per_prompt=images)
-        assert made.images == len(made.prompts) == images
+        check_split(manifest(batch=batch), images)
     else:
         with pytest.raises(InvalidRequestError, match=f"{images} image.* batches of"):
-            request(of=manifest(batch=batch), num_images_per_prompt=images)
+            check_split(manifest(batch=batch), images)

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.runtime.batching.solo import assert_equals_solo
 from tests.runtime.emulation.cuda import cudaError_t
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Flavour, PlanSettings
+from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
+from tgate_export.runtime.batching import Batcher
 from tgate_export.runtime.plan import Slot
 from tgate_export.runtime.run import StepInfo
 
@@ -349,3 +352,32 @@ def test_a_host_array_of_another_shape_is_refused(gpu: Emulation, planned: Path)
     assert pipeline._prepared is not None
     with pytest.raises(ValueError, match="'timestep' holds float32"):
         pipeline._prepared.memory.write(Slot("timestep", 0), np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_in_flight_batches_equal_solo_runs(
+    gpu: Emulation, planned: Path, reference: TGatePipeline, cuda_graphs: bool
+) -> None:
+    """Plans have one batch at a time: calls are padded to it, and nobody reads the rest."""
+    options = BackendOptions(cuda_graphs=cuda_graphs)
+    calls = [
+        {"prompt": f"x{seed}", "num_inference_steps": 3 + seed % 4, "gate_step": 1 + seed % 5,
+         "scheduler": ("ddim", "euler-a", "pndm")[seed % 3], "seed": seed}
+        for seed in range(11)
+    ]  # fmt: skip
+    bundle = reference.bundle.__class__(planned, reference.manifest)
+    with Batcher(bundle, select("tensorrt-rtx", bundle, options)) as batcher:
+        assert batcher.max_batch == 8
+        assert_equals_solo(batcher, reference, calls)
+        captured = len(gpu.cuda.graphs)
+    assert captured == (5 if cuda_graphs else 0)  # one a graph, whatever the batch
+
+
+def test_plans_of_one_image_serve_many(
+    gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
+) -> None:
+    write_emulated(tiny_bundle_copy, batch=(1, 1, 1))
+    calls = [{"prompt": "a", "num_inference_steps": 3, "seed": seed} for seed in range(3)]
+    with Batcher.from_bundle(tiny_bundle_copy, "tensorrt-rtx", check_hashes=False) as batcher:
+        assert batcher.max_batch == 1
+        assert_equals_solo(batcher, reference, calls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from tgate_export import __version__
+from tgate_export.cli._lazy import lazy_group
 from tgate_export.errors import TGateError, first_line
 
 # Command -> its help line, so that `--help` imports none of them.
@@ -22,28 +22,14 @@ COMMANDS = {
     "generate": "Draw with a bundle.",
     "bench": "Time bundles, gated and not.",
     "probe": "Find where cross-attention converges; suggest a gate step.",
+    "embed": "Turn a bundle into a server or a program.",
 }
 
 
-class _LazyGroup(click.Group):
-    """Imports a command's module when it is run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"tgate_export.cli.{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=lazy_group(COMMANDS, "tgate_export.cli."),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="tgate-export")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def cli(debug: bool) -> None:

@@ -12,19 +12,16 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.solver_file import read_solver_table
 from tgate_export.bundle.solver_table import SolverTable
-from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions
+from tgate_export.runtime.itinerary import Itineraries
 from tgate_export.runtime.plan import RunShape, Slot
 from tgate_export.runtime.prompts import Embeds, needs_encoding
-from tgate_export.runtime.rebuild import check_graphs
-from tgate_export.runtime.request import Request, make_request
+from tgate_export.runtime.request import Request, check_split, make_request
 from tgate_export.runtime.run import PreparedRun, StepInfo
 from tgate_export.runtime.timings import StepTiming, Timings
 from tgate_export.runtime.tokenizer import PromptTokenizer
-from tgate_export.schedule import gate_schedule
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +57,7 @@ class TGatePipeline:
             name: PromptTokenizer(bundle.file(spec.file), spec)
             for name, spec in bundle.manifest.tokenizers.items()
         }
-        self._tables: dict[str, SolverTable] = {}
+        self._itineraries = Itineraries(bundle)
         self._prepared: PreparedRun | None = None
 
     @classmethod
@@ -214,6 +211,7 @@ class TGatePipeline:
             latents=latents,
             output_type=output_type,
         )
+        check_split(self.manifest, request.images)
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
@@ -228,7 +226,7 @@ class TGatePipeline:
         frames = self.manifest.latents.frames
         if request.output_type == "latent" and frames is not None:
             stacked = stacked.reshape(len(stacked), frames, -1, *stacked.shape[2:])
-        images = _to_pil(stacked) if request.output_type == "pil" else stacked
+        images = to_pil(stacked) if request.output_type == "pil" else stacked
         return PipelineOutput(images, timings, request)
 
     def solver_table(self, scheduler: str) -> SolverTable:
@@ -237,32 +235,13 @@ class TGatePipeline:
         Raises:
             BundleError: when the file is not a solver table.
         """
-        if scheduler not in self._tables:
-            path = self.bundle.file(self.manifest.solvers[scheduler].file)
-            try:
-                self._tables[scheduler] = read_solver_table(path)
-            except (OSError, ValueError) as error:
-                raise BundleError(f"{error}: build the bundle again") from None
-        return self._tables[scheduler]
+        return self._itineraries.table(scheduler)
 
     def _run(
         self, request: Request, part: slice, callback: StepCallback | None
     ) -> tuple[np.ndarray, Timings]:
-        try:
-            solver = self.solver_table(request.scheduler).for_steps(request.num_inference_steps)
-        except ValueError as error:
-            raise InvalidRequestError(str(error)) from None
-        if request.image is not None and solver.starts:
-            solver = solver.starting_at(request.first_step)
-        schedule = gate_schedule(
-            solver.num_inference_steps,
-            request.gate_step,
-            solver.extra_evaluations,
-            sp_interval=request.sp_interval,
-            fi_interval=request.fi_interval,
-            warm_up=request.warm_up,
-        )
-        check_graphs(self.bundle, schedule, request)
+        itinerary = self._itineraries.of(request)
+        solver, schedule = itinerary.solver, itinerary.schedule
         run = self._prepare(
             RunShape(
                 part.stop - part.start, request.height, request.width, schedule, solver.draws_noise,
@@ -319,7 +298,7 @@ class TGatePipeline:
         return self._prepared
 
 
-def _to_pil(images: np.ndarray) -> list[Any]:
+def to_pil(images: np.ndarray) -> list[Any]:
     """Convert images [B, H, W, 3] in [0, 1] to 8-bit PIL images, rounding as diffusers does.
 
     Videos [B, F, H, W, 3] become lists of them.
@@ -327,5 +306,5 @@ def _to_pil(images: np.ndarray) -> list[Any]:
     from PIL import Image
 
     if images.ndim == 5:
-        return [_to_pil(video) for video in images]
+        return [to_pil(video) for video in images]
     return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]

@@ -111,12 +111,12 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
         BundleError: when a graph has a tensor that no buffer fits.
     """
     evaluations = len(shape.schedule.phases)
-    buffers = _buffers(manifest, shape, evaluations)
+    buffers = run_buffers(manifest, shape, evaluations)
     steps = tuple(
         (
-            _launch(manifest, buffers, phase, {"sample": Slot("denoiser_input"),
+            bind_launch(manifest, buffers, phase, {"sample": Slot("denoiser_input"),
                                                "timestep": Slot("timestep", step)}),
-            _launch(
+            bind_launch(
                 manifest,
                 buffers,
                 "solver",
@@ -138,17 +138,20 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     return BindingPlan(
         buffers=buffers,
         encode=tuple(
-            _launch(manifest, buffers, encoder, slots)
+            bind_launch(manifest, buffers, encoder, slots)
             for slots in ([{}, negative] if manifest.takes_negative else [{}])
         ),
-        encode_image=_launch(manifest, buffers, "vae_encoder", {}) if shape.image else None,
+        encode_image=bind_launch(manifest, buffers, "vae_encoder", {}) if shape.image else None,
         steps=steps,
-        decode=_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
+        decode=bind_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
         latents=latents,
     )
 
 
-def _buffers(manifest: Manifest, shape: RunShape, evaluations: int) -> dict[str, BufferSpec]:
+def run_buffers(
+    manifest: Manifest, shape: RunShape, evaluations: int | None
+) -> dict[str, BufferSpec]:
+    """Return the memory of a run, with a row for every evaluation, or a single one for None."""
     dims = named_dims(manifest, batch=shape.batch, height=shape.height, width=shape.width)
     latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
@@ -203,7 +206,7 @@ def _fixed(dims: tuple[int | str, ...]) -> tuple[int, ...]:
     return tuple(int(dim) for dim in dims)
 
 
-def _launch(
+def bind_launch(
     manifest: Manifest, buffers: Mapping[str, BufferSpec], name: str, slots: Mapping[str, Slot]
 ) -> Launch:
     """Bind a graph's tensors to `slots`, and the others to the buffers of their own names."""

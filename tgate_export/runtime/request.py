@@ -61,35 +61,35 @@ class Request:
 
 def make_request(
     manifest: Manifest,
-    prompt: str | Sequence[str] | None,
+    prompt: str | Sequence[str] | None = None,
     *,
-    negative_prompt: str | Sequence[str] | None,
-    prompt_embeds: Embeds | None,
-    negative_prompt_embeds: Embeds | None,
-    num_inference_steps: int | None,
-    gate_step: int | None,
-    sp_interval: int | None,
-    fi_interval: int | None,
-    warm_up: int | None,
-    guidance_scale: float | Sequence[float] | None,
-    guidance_rescale: float,
-    clip_skip: int,
-    scheduler: str | None,
-    seed: int | None,
-    num_images_per_prompt: int,
-    height: int | None,
-    width: int | None,
-    original_size: tuple[int, int] | None,
-    crops_coords_top_left: tuple[int, int] | None,
-    target_size: tuple[int, int] | None,
-    image: Any,
-    strength: float | None,
-    fps: int | None,
-    motion_bucket_id: int | None,
-    noise_aug_strength: float | None,
-    min_guidance_scale: float | None,
-    latents: np.ndarray | None,
-    output_type: str,
+    negative_prompt: str | Sequence[str] | None = None,
+    prompt_embeds: Embeds | None = None,
+    negative_prompt_embeds: Embeds | None = None,
+    num_inference_steps: int | None = None,
+    gate_step: int | None = None,
+    sp_interval: int | None = None,
+    fi_interval: int | None = None,
+    warm_up: int | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
+    guidance_rescale: float = 0.0,
+    clip_skip: int = 0,
+    scheduler: str | None = None,
+    seed: int | None = None,
+    num_images_per_prompt: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    original_size: tuple[int, int] | None = None,
+    crops_coords_top_left: tuple[int, int] | None = None,
+    target_size: tuple[int, int] | None = None,
+    image: Any = None,
+    strength: float | None = None,
+    fps: int | None = None,
+    motion_bucket_id: int | None = None,
+    noise_aug_strength: float | None = None,
+    min_guidance_scale: float | None = None,
+    latents: np.ndarray | None = None,
+    output_type: str = "pil",
 ) -> Request:
     """Complete and check a call; see `TGatePipeline.__call__`.
 
@@ -153,12 +153,6 @@ def make_request(
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
     width = _side("width", width, manifest.size.width, manifest.size.multiple)
     images = number * num_images_per_prompt
-    rest = images % manifest.batch.max  # images of the last call
-    if 0 < rest < manifest.batch.min:
-        raise InvalidRequestError(
-            f"{images} image(s) cannot be split into batches of {manifest.batch}, which this "
-            f"bundle was built for: ask for {images - rest + manifest.batch.min} in all"
-        )
     return Request(
         images=images,
         prompts=repeat(prompts, num_images_per_prompt),
@@ -187,6 +181,20 @@ def make_request(
         latents=_latents(manifest, latents, images, height, width),
         output_type=output_type,
     )
+
+
+def check_split(manifest: Manifest, images: int) -> None:
+    """Refuse a number of images that calls of the bundle's batch cannot make without padding.
+
+    Raises:
+        InvalidRequestError: says how many to ask for.
+    """
+    rest = images % manifest.batch.max  # images of the last call
+    if 0 < rest < manifest.batch.min:
+        raise InvalidRequestError(
+            f"{images} image(s) cannot be split into batches of {manifest.batch}, which this "
+            f"bundle was built for: ask for {images - rest + manifest.batch.min} in all"
+        )
 
 
 def executed_steps(steps: int, strength: float) -> int:

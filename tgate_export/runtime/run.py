@@ -135,11 +135,9 @@ class PreparedRun:
         if solver.draws_noise:
             for step in range(len(solver.timesteps)):
                 write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
-        sample = latents * np.float32(solver.sample_scale)
-        if image_latents is not None:
-            sample += image_latents * np.float32(solver.image_scale)
+        sample, denoiser_input = first_sample(solver, latents, image_latents)
         write(Slot("sample.0"), sample)
-        write(Slot("denoiser_input"), sample * np.float32(solver.input_scale))
+        write(Slot("denoiser_input"), denoiser_input)
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
 
     def _guidance_scales(self, request: Request, part: slice) -> np.ndarray:
@@ -178,6 +176,22 @@ class PreparedRun:
             index, len(phases), phases[index], timestep, lambda: self.memory.read(latents),
             lambda name: self.memory.read(Slot(name)),
         )  # fmt: skip
+
+
+def first_sample(
+    solver: SolverSteps, latents: np.ndarray, image_latents: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a run begins, and that as the denoiser takes it.
+
+    Args:
+        solver: the run's steps.
+        latents: of unit variance [..., C, h, w] f32.
+        image_latents: those of the image that it begins with, if it does; of the same shape.
+    """
+    sample = latents * np.float32(solver.sample_scale)
+    if image_latents is not None:
+        sample += image_latents * np.float32(solver.image_scale)
+    return sample, sample * np.float32(solver.input_scale)
 
 
 def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -94,6 +94,18 @@ class Memory(ABC):
     def read(self, slot: Slot) -> np.ndarray:
         """Wait for every launch before it, and return a copy of the slot's contents."""
 
+    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
+        """Copy host arrays into some indices of the slot's first axis, and leave the others."""
+        whole = self.read(slot)
+        for row, value in rows.items():
+            whole[row] = value
+        self.write(slot, whole)
+
+    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
+        """Return copies of some indices of the slot's first axis; waits as `read` does."""
+        whole = self.read(slot)
+        return [whole[row].copy() for row in rows]
+
 
 class Backend(ABC):
     """Loads the graphs of one bundle and runs them on bound buffers.
@@ -124,6 +136,14 @@ class Backend(ABC):
     @abstractmethod
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch's tensors; the result queues it. May run it, on zeros, to warm up."""
+
+    def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
+        """Bind the first `batch` indices of every tensor's first axis, the sample.
+
+        A backend that has one shape at a time computes the others, too, and nobody reads them.
+        """
+        del batch
+        return self.prepare(launch, memory)
 
     def batch_size(self, images: int) -> int:
         """Return how many of the images that are left to draw one run can take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -249,6 +249,25 @@ class DeviceMemory(Memory):
         value = np.empty(spec.shape, spec.dtype)
         self._cuda.download(value, self._address(slot))
         return value
+
+    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
+        """See `Memory.write_rows`."""
+        spec = self._specs[slot.buffer]
+        for row, value in rows.items():
+            if value.shape != spec.shape[1:] or value.dtype != spec.dtype:
+                raise ValueError(
+                    f"a row of buffer {slot.buffer!r} holds {spec.dtype} {list(spec.shape[1:])}, "
+                    f"not {value.dtype} {list(value.shape)}"
+                )
+            self._cuda.upload(self._address(slot) + row * value.nbytes, np.ascontiguousarray(value))
+
+    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
+        """See `Memory.read_rows`."""
+        spec = self._specs[slot.buffer]
+        values = [np.empty(spec.shape[1:], spec.dtype) for _ in rows]
+        for row, value in zip(rows, values, strict=True):
+            self._cuda.download(value, self._address(slot) + row * value.nbytes)
+        return values
 
 
 def _row_bytes(spec: BufferSpec) -> int:

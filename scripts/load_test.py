@@ -1,0 +1,334 @@
+"""Load a bundle with requests of many kinds, under three policies, and compare them.
+
+One process, no network: what differs is who goes into an engine call.
+
+  one-at-a-time   requests in the order of arrival, each alone
+  dynamic         request-level batching, as a server does it to a model that it does not look
+                  into: the oldest request, and those queued of the same steps, gate and sampler
+  in-flight       the batcher: images at any step share calls
+  triton          the batcher behind a real tritonserver, over gRPC (with --triton)
+
+Closed loops keep a number of requests open; Poisson arrivals come whether or not the last is done,
+at rates relative to what one-at-a-time was measured to serve. All policies get the same requests,
+once a round, in random order, because a machine's speed changes while it works.
+usage: scripts/load_test.py BUNDLE [--json FILE] [--triton] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tgate_export.bench.machine import machine, now
+from tgate_export.runtime.batching import Batcher
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+BACKEND = "onnxruntime:cpu"
+STEPS = {5: 0.5, 20: 0.3, 50: 0.2}
+GATES = (0.2, 0.4, 1.0)  # of the steps; the last is no gate
+SCHEDULERS = ("ddim", "dpm++2m", "euler")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asks for."""
+
+    prompt: str
+    steps: int
+    gate_step: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+
+    @property
+    def kind(self) -> tuple[int, int, str]:
+        """Requests of one kind can be one call of the pipeline."""
+        return self.steps, self.gate_step, self.scheduler
+
+
+@dataclass(frozen=True)
+class Answered:
+    """When a request came and how long it took, in seconds."""
+
+    request: Request
+    latency: float
+
+
+Submit = Callable[[Request], "Future[Any]"]
+
+
+def requests(count: int, seed: int) -> list[Request]:
+    """Draw requests of all kinds."""
+    rng = random.Random(seed)
+    colours = ("red", "green", "blue", "yellow")
+    found = []
+    for index in range(count):
+        steps = rng.choices(list(STEPS), list(STEPS.values()))[0]
+        found.append(
+            Request(
+                f"a {rng.choice(colours)} circle on a {rng.choice(colours)} background", steps,
+                max(1, round(rng.choice(GATES) * steps)), rng.uniform(2, 9),
+                rng.choice(SCHEDULERS), 1000 * seed + index,
+            )
+        )  # fmt: skip
+    return found
+
+
+class GroupServer:
+    """Policies of servers that do not look into a model: a group runs to its end, then the next.
+
+    The groups run on the batcher, so that what is compared is who shares calls and not the kernels.
+    """
+
+    def __init__(self, batcher: Batcher, max_batch: int) -> None:
+        self._batcher = batcher
+        self._max_batch = max_batch
+        self._waiting: list[tuple[Request, Future[Any]]] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Future[Any]:
+        """Queue a request."""
+        future: Future[Any] = Future()
+        with self._changed:
+            self._waiting.append((request, future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """End when the queue is empty."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                kind = self._waiting[0][0].kind
+                group = [entry for entry in self._waiting if entry[0].kind == kind]
+                group = group[: self._max_batch]
+                self._waiting = [entry for entry in self._waiting if entry not in group]
+            running = [submit_to(self._batcher, request) for request, _ in group]
+            for inner, (_, future) in zip(running, group, strict=True):
+                future.set_result(inner.result())
+
+
+def submit_to(batcher: Batcher, request: Request) -> Future[Any]:
+    """Submit a request to the batcher."""
+    made = batcher.request(
+        request.prompt, num_inference_steps=request.steps, gate_step=request.gate_step,
+        guidance_scale=request.guidance_scale, scheduler=request.scheduler, seed=request.seed,
+        output_type="np",
+    )  # fmt: skip
+    return batcher.submit(made)
+
+
+@contextmanager
+def group_policy(bundle: Path, max_batch: int | None) -> Iterator[Submit]:
+    """Serve with `GroupServer`."""
+    with Batcher.from_bundle(bundle, BACKEND) as batcher:
+        server = GroupServer(batcher, max_batch or batcher.max_batch)
+        yield server.submit
+        server.close()
+
+
+@contextmanager
+def in_flight_policy(bundle: Path) -> Iterator[Submit]:
+    """Serve with the batcher as it is."""
+    with Batcher.from_bundle(bundle, BACKEND) as batcher:
+        yield lambda request: submit_to(batcher, request)
+
+
+@contextmanager
+def triton_policy(bundle: Path) -> Iterator[Submit]:
+    """Serve with a real server; the client is in this process."""
+    from triton_server import Server
+
+    from tgate_export.embed.triton.client import TGateClient
+    from tgate_export.embed.triton.repository import ServingOptions, write_repository
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(128) as pool:
+        options = ServingOptions(backend=BACKEND)
+        model = write_repository(bundle, Path(folder), options, name="model")
+        with Server(model.parent) as server:
+            server.ready()
+            client = TGateClient(server.grpc, "model")
+
+            def submit(request: Request) -> Future[Any]:
+                return pool.submit(
+                    client.generate, request.prompt, steps=request.steps,
+                    gate_step=request.gate_step, guidance_scale=request.guidance_scale,
+                    scheduler=request.scheduler, seed=request.seed,
+                )  # fmt: skip
+
+            yield submit
+
+
+def closed_loop(
+    submit: Submit, todo: Sequence[Request], clients: int
+) -> tuple[float, list[Answered]]:
+    """Keep so many requests open; return the seconds in all, and every answer."""
+    left: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+    for entry in (*todo, *[None] * clients):
+        left.put(entry)
+    answers: list[Answered] = []
+
+    def client() -> None:
+        while (request := left.get()) is not None:
+            started = time.perf_counter()
+            submit(request).result()
+            answers.append(Answered(request, time.perf_counter() - started))
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started, answers
+
+
+def poisson(
+    submit: Submit, todo: Sequence[Request], rate: float, seed: int
+) -> tuple[float, list[Answered]]:
+    """Let requests arrive at random moments, `rate` a second on average."""
+    rng = random.Random(seed)
+    answers: list[Answered] = []
+    futures = []
+
+    def note(request: Request, arrived: float, _: Future[Any]) -> None:
+        answers.append(Answered(request, time.perf_counter() - arrived))
+
+    started = moment = time.perf_counter()
+    for request in todo:
+        moment += rng.expovariate(rate)
+        time.sleep(max(0.0, moment - time.perf_counter()))
+        future = submit(request)
+        # From when it should have come: a generator that lags must not flatter.
+        future.add_done_callback(lambda f, r=request, m=moment: note(r, m, f))
+        futures.append(future)
+    for future in futures:
+        future.result()
+    return time.perf_counter() - started, answers
+
+
+def summary(runs: Sequence[tuple[float, list[Answered]]]) -> dict[str, Any]:
+    """Summarize the rounds of one policy under one load."""
+    answers = [answer for _, found in runs for answer in found]
+    rates = [len(found) / seconds for seconds, found in runs]
+    percentiles = (50, 95, 99)
+    groups = {"all": answers} | {
+        f"{steps} steps": [a for a in answers if a.request.steps == steps] for steps in STEPS
+    }
+    return {
+        "requests": len(answers),
+        "throughput_per_s": float(np.median(rates)),
+        "throughput_of_rounds_per_s": rates,
+        "latency_s": {
+            name: {
+                f"p{q}": float(np.percentile([answer.latency for answer in found], q))
+                for q in percentiles
+            }
+            for name, found in groups.items()
+            if found
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run, print a table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16])
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.8, 1.2])
+    parser.add_argument("--requests", type=int, default=3, help="for each open request, a round")
+    parser.add_argument("--triton", action="store_true", help="a real tritonserver, too")
+    arguments = parser.parse_args()
+    policies = {
+        "one-at-a-time": lambda: group_policy(arguments.bundle, 1),
+        "dynamic": lambda: group_policy(arguments.bundle, None),
+        "in-flight": lambda: in_flight_policy(arguments.bundle),
+    }
+    if arguments.triton:
+        policies["triton"] = lambda: triton_policy(arguments.bundle)
+    order = list(policies)
+    shuffler = random.Random(0)
+    results: dict[str, dict[str, Any]] = {}
+
+    def measure(load: str, run: Callable[[Submit, int], tuple[float, list[Answered]]]) -> None:
+        runs: dict[str, list[tuple[float, list[Answered]]]] = {name: [] for name in policies}
+        for round_ in range(arguments.rounds):
+            shuffler.shuffle(order)
+            for name in order:
+                with policies[name]() as submit:
+                    submit(requests(1, seed=99)[0]).result()  # engines load when first used
+                    runs[name].append(run(submit, round_))
+        results[load] = {name: summary(found) for name, found in runs.items()}
+        for name, found in results[load].items():
+            latency = found["latency_s"]
+            print(
+                f"{load:<16} {name:<14} {found['throughput_per_s']:6.2f}/s  "
+                + "  ".join(f"{q} {latency['all'][q]:6.2f} s" for q in ("p50", "p95", "p99"))
+                + f"  5 steps p95 {latency['5 steps']['p95']:6.2f} s",
+                flush=True,
+            )
+
+    for clients in arguments.concurrency:
+        count = max(12, arguments.requests * clients)
+        measure(
+            f"{clients} open",
+            lambda submit, round_, c=clients, n=count: closed_loop(submit, requests(n, round_), c),
+        )
+    capacity = max(
+        (found["one-at-a-time"]["throughput_per_s"] for found in results.values()), default=1.0
+    )
+    for factor in arguments.rates:
+        rate = factor * capacity
+        measure(
+            f"Poisson {factor:g}x",
+            lambda submit, round_, r=rate: poisson(submit, requests(24, round_), r, round_),
+        )
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps(
+                {
+                    "date": now(),
+                    "machine": machine().model_dump(mode="json"),
+                    "backend": BACKEND,
+                    "steps": {str(steps): share for steps, share in STEPS.items()},
+                    "rounds": arguments.rounds,
+                    "poisson_capacity_per_s": capacity,
+                    "loads": results,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

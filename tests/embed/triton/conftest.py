@@ -1,0 +1,41 @@
+"""A real `tritonserver` on a generated repository; skipped where it cannot be installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tgate_export.embed.triton.repository import ServingOptions, write_repository
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+from triton_server import Server, server_venv
+
+
+@pytest.fixture(scope="session")
+def venv() -> Path:
+    """The environment of the nvidia-pytriton wheel."""
+    try:
+        return server_venv()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def repository(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle twice: with defaults as `shapes`, and with a short queue as `narrow`."""
+    folder = tmp_path_factory.mktemp("models")
+    write_repository(shapes_bundle, folder, ServingOptions(backend="onnxruntime:cpu"))
+    narrow = ServingOptions(backend="onnxruntime:cpu", max_batch=1, max_pending=2)
+    write_repository(shapes_bundle, folder, narrow, name="narrow")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(venv: Path, repository: Path) -> Iterator[Server]:
+    """The server, ready; shared."""
+    with Server(repository, venv=venv) as server:
+        server.ready()
+        yield server

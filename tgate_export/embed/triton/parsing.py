@@ -1,0 +1,102 @@
+"""From a request's tensors to what the batcher takes; nothing in a request can name a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.embed.triton.interface import FORMATS, SCALARS, Format
+from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.plan import NEGATIVE
+from tgate_export.runtime.request import Request, make_request
+
+MAX_TEXT_BYTES = 16384  # text encoders read a few hundred tokens at most
+MAX_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Call:
+    """One checked request.
+
+    Attributes:
+        request: what to draw.
+        format: of the result.
+        deadline: seconds from now, if it has one.
+        progress: whether every step is to be told,
+        preview: and with its latents.
+    """
+
+    request: Request
+    format: Format
+    deadline: float | None
+    progress: bool
+    preview: bool
+
+
+def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
+    """Check a request's inputs, by name; see `interface.inputs`.
+
+    Raises:
+        InvalidRequestError: names the input and what it may be.
+    """
+    found = {name: _plain(name, value) for name, value in tensors.items()}
+    arguments = {
+        argument: _single(name, found[name])
+        for name, (_, argument) in SCALARS.items()
+        if name in found
+    }
+    names = [tensor.name for tensor in manifest.graph("text_encoder").outputs]
+    for prefix in ("", NEGATIVE):
+        given = {name: found[prefix + name] for name in names if prefix + name in found}
+        if given:
+            arguments[f"{prefix}prompt_embeds"] = given
+    for name in ("negative_prompt", "guidance_scale"):
+        if name in found:
+            values = found[name].tolist()
+            arguments[name] = values[0] if len(values) == 1 else values
+    if "latents" in found:
+        arguments["latents"] = found["latents"]
+    format_ = _single("format", found["format"]) if "format" in found else "raw"
+    if format_ not in FORMATS:
+        raise InvalidRequestError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
+    prompts = found["prompt"].tolist() if "prompt" in found else None
+    count = len(prompts or ()) or max((len(value) for value in found.values()), default=0)
+    images = count * max(1, int(arguments.get("num_images_per_prompt", 1)))
+    if images > MAX_IMAGES:
+        raise InvalidRequestError(f"{images} images in a request, at most {MAX_IMAGES} are served")
+    output_type = "latent" if format_ == "latents" else "np"
+    request = make_request(manifest, prompts, output_type=output_type, **arguments)
+    return Call(
+        request,
+        format_,
+        _single("deadline", found["deadline"]) if "deadline" in found else None,
+        bool(_single("progress", found["progress"])) if "progress" in found else False,
+        bool(_single("preview", found["preview"])) if "preview" in found else False,
+    )
+
+
+def _plain(name: str, value: np.ndarray) -> np.ndarray:
+    """Return a tensor as it is, or texts of one as `str`."""
+    if value.dtype != np.object_:
+        return value
+    return np.array([_text(name, entry) for entry in value.reshape(-1)], dtype=object)
+
+
+def _text(name: str, value: Any) -> str:
+    raw = value if isinstance(value, bytes) else str(value).encode()
+    if len(raw) > MAX_TEXT_BYTES:
+        raise InvalidRequestError(f"{name} has {len(raw)} bytes, at most {MAX_TEXT_BYTES} are read")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{name} is not UTF-8: {error.reason}") from None
+
+
+def _single(name: str, value: np.ndarray) -> Any:
+    if value.size != 1:
+        raise InvalidRequestError(f"{name} must be one value, got {value.size}")
+    return value.reshape(-1)[0].item() if value.dtype != np.object_ else value.reshape(-1)[0]

@@ -1,0 +1,334 @@
+"""`Batcher`: requests in, futures out; one thread that forms batches and runs them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.backends import select
+from tgate_export.runtime.backends.base import Backend
+from tgate_export.runtime.batching.job import (
+    BatchedOutput,
+    BatchingOptions,
+    ClosedError,
+    Job,
+    QueueFullError,
+    StageTime,
+    StepCallback,
+    StepProgress,
+    partition,
+)
+from tgate_export.runtime.batching.policy import CallCosts, choose, due
+from tgate_export.runtime.batching.runner import Runner
+from tgate_export.runtime.batching.stats import BatcherStats, Recorder
+from tgate_export.runtime.batching.texts import TextEncoder
+from tgate_export.runtime.batching.trajectory import Stage, Trajectory
+from tgate_export.runtime.itinerary import Itineraries
+from tgate_export.runtime.request import Request, make_request
+from tgate_export.schedule import Schedule
+
+
+class Batcher:
+    """Draws what many callers ask for at once, each step of all of them in shared engine calls.
+
+    Requests may differ in everything but the bundle: steps, gate, sampler, guidance, seed, size.
+    Before every call the images in flight are sorted by when they are due (`policy`), and one
+    phase of them runs as a batch. Each image's latents are those of a run of its own, to the
+    rounding of batched kernels.
+
+    Any thread may submit. A single thread of the batcher's own runs engines; callbacks run there,
+    so they should be short.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, options: BatchingOptions | None = None
+    ) -> None:
+        """Load engines, run each once, and start; see `from_bundle`."""
+        options = options or BatchingOptions()
+        self.bundle = bundle
+        self.backend = backend
+        most = min(options.max_batch or bundle.manifest.batch.max, bundle.manifest.batch.max)
+        self.max_batch = backend.batch_size(most)
+        self.max_in_flight = options.max_in_flight or 4 * self.max_batch
+        self.max_pending = options.max_pending
+        self._target = options.call_target
+        self._itineraries = Itineraries(bundle)
+        self._texts = TextEncoder(bundle)
+        self._runner = Runner(backend, bundle.manifest, self._texts, self.max_batch)
+        self._costs = CallCosts()
+        self._recorder = Recorder()
+        self._changed = threading.Condition()
+        self._waiting: list[Job] = []
+        self._begun: list[Job] = []
+        self._flight: list[Trajectory] = []  # of `_begun`; the thread's own
+        self._owners: dict[Trajectory, Job] = {}
+        self._pending = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="tgate-batcher", daemon=True)
+        self._thread.start()
+        try:
+            self._warm_up()
+        except BaseException:
+            self.close(drain=False)
+            raise
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        options: BatchingOptions | None = None,
+        *,
+        check_hashes: bool = True,
+    ) -> Batcher:
+        """Open a bundle and serve it; see `TGatePipeline.from_bundle`.
+
+        Raises:
+            BundleError: the bundle is missing, damaged, or newer than this package.
+            BackendError: the backend cannot be used here.
+        """
+        bundle = open_bundle(path, check_hashes=check_hashes)
+        return cls(bundle, select(backend, bundle), options)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle holds."""
+        return self.bundle.manifest
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs that all requests depend on."""
+        return self._thread.is_alive()
+
+    def request(self, prompt: Any = None, **arguments: Any) -> Request:
+        """Return a request with the arguments of `TGatePipeline.__call__`.
+
+        Raises:
+            InvalidRequestError: an argument out of range; the message names it.
+        """
+        return make_request(self.manifest, prompt, **arguments)
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        deadline: float | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Future[BatchedOutput]:
+        """Take on a request, or refuse it at once.
+
+        Cancelling the future frees the request's place before the next engine call.
+        `asyncio.wrap_future` makes it awaitable.
+
+        Args:
+            request: made by `request`.
+            deadline: seconds from now after which the result is of no use.
+            on_step: called after every evaluation of every image, in the batcher's thread; an
+                exception fails the request.
+
+        Raises:
+            InvalidRequestError: the bundle cannot do it, or it can never fit.
+            QueueFullError: `max_pending` images are pending.
+            ClosedError: the batcher is closing.
+
+        The future's own errors are `DeadlineError`, `ClosedError`, and those of backends.
+        """
+        if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
+            raise InvalidRequestError(f"deadline must be above 0 seconds, got {deadline}")
+        if request.images > self.max_pending:
+            raise InvalidRequestError(
+                f"{request.images} images are more than the {self.max_pending} that can be pending "
+                "here: ask for fewer at a time"
+            )
+        now = monotonic()
+        with self._changed:
+            self._check_room(request.images)  # before work is done for it
+        route = self._itineraries.of(request)
+        images = [
+            Trajectory.of(self.manifest, request, index, route) for index in range(request.images)
+        ]
+        for image in images:
+            for prefix, text in image.texts.items():
+                self._texts.text(text, 0 if prefix else request.clip_skip)
+        limit = None if deadline is None else now + deadline
+        moment = due(now, self._alone(route.schedule), limit)
+        for image in images:
+            image.due = moment
+        job = Job(request, Future(), images, now, limit, on_step)
+        with self._changed:
+            self._check_room(request.images)
+            self._pending += request.images
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.future
+
+    def stats(self) -> BatcherStats:
+        """Return what has been done so far, and what is pending."""
+        with self._changed:
+            waiting = sum(job.request.images for job in self._waiting)
+            return self._recorder.stats(waiting, self._pending - waiting)
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
+        """Take no more requests, and wait until those that were taken are done.
+
+        Args:
+            drain: finish them; otherwise they fail with `ClosedError` after the current call.
+            timeout: seconds to wait; what is not done then fails with `ClosedError`.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if drain:
+            self._thread.join(timeout)
+        self._fail_all()
+        self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        try:
+            while self._await_flight():
+                self._call()
+                self._refuse_late()
+        finally:  # nobody is to wait for a thread that is gone
+            self._closing = True
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        with self._changed:
+            jobs = [*self._waiting, *self._begun]
+        for job in jobs:
+            self._settle(job, ClosedError("the server closed before this request was done"))
+
+    def _await_flight(self) -> bool:
+        """Wait until something is in flight; False when the batcher is closed and all is done."""
+        with self._changed:
+            while True:
+                self._drop_finished()
+                self._begin_waiting()
+                if self._flight:
+                    return True
+                if self._closing:
+                    return False
+                self._changed.wait()
+
+    def _drop_finished(self) -> None:
+        """Forget what was cancelled, failed or is done, so that its place is free."""
+        self._waiting, gone = partition(self._waiting)
+        self._begun, ended = partition(self._begun)
+        for job in (*gone, *ended):
+            self._release(job)
+            self._recorder.count(job.outcome)
+        for job in ended:
+            for image in job.trajectories:
+                del self._owners[image]
+        if ended:
+            self._flight = [image for image in self._flight if image in self._owners]
+
+    def _release(self, job: Job) -> None:
+        """Stop counting a job's images as pending."""
+        with self._changed:
+            if not job.released:
+                job.released = True
+                self._pending -= job.request.images
+
+    def _settle(self, job: Job, outcome: BatchedOutput | Exception) -> None:
+        """Give a job its outcome; who gets it may submit the next one at once."""
+        self._release(job)
+        job.settle(outcome)
+
+    def _refuse_late(self) -> None:
+        now = monotonic()
+        with self._changed:
+            jobs = [*self._waiting, *self._begun]
+        for job in jobs:
+            if error := job.late(now):
+                self._settle(job, error)
+
+    def _begin_waiting(self) -> None:
+        """Let requests begin while there is room, those that are due first before the others."""
+        self._waiting.sort(key=lambda job: job.trajectories[0].due)
+        while self._waiting:
+            room = self.max_in_flight - len(self._flight)
+            job = self._waiting[0]
+            # One that is larger than all the room there is begins alone.
+            if job.request.images > room and self._flight:
+                return
+            self._begun.append(self._waiting.pop(0))
+            self._flight += job.trajectories
+            self._owners |= dict.fromkeys(job.trajectories, job)
+
+    def _call(self) -> None:
+        stage, members = choose(
+            self._flight, lambda stage: self._costs.largest(stage, self.max_batch, self._target)
+        )
+        started = monotonic()
+        jobs = list(dict.fromkeys(self._owners[member] for member in members))
+        for job in jobs:
+            job.began = job.began or started
+        try:
+            engine_seconds = self._runner.run(stage, members)
+        except Exception as error:  # whatever a backend raises is the callers' to see
+            for job in jobs:
+                self._settle(job, error)
+            return
+        seconds = monotonic() - started
+        self._costs.record(stage, len(members), seconds)
+        self._recorder.call(stage, len(members), engine_seconds, seconds)
+        for member in members:
+            self._tell(stage, member, len(members), seconds)
+        self._flight = [image for image in self._flight if image.stage != "done"]
+        for job in jobs:
+            if all(image.stage == "done" for image in job.trajectories):
+                now = monotonic()
+                self._settle(job, job.late(now) or job.output(now))
+
+    def _tell(self, stage: Stage, member: Trajectory, batch: int, seconds: float) -> None:
+        """Note a call in a member's request, and tell its caller of a step."""
+        job = self._owners[member]
+        time = job.stages.setdefault(stage, StageTime())
+        time.calls += 1
+        time.seconds += seconds
+        time.images += batch
+        if stage not in ("encode", "decode") and job.on_step is not None and not job.future.done():
+            try:
+                job.on_step(StepProgress.of(member, batch))
+            except Exception as error:  # whatever it is, it is this caller's alone
+                self._settle(job, error)
+
+    def _check_room(self, images: int) -> None:
+        if self._closing:
+            self._recorder.count("refused")
+            raise ClosedError("the server is shutting down: send the request to another one")
+        if self._pending + images > self.max_pending:
+            self._recorder.count("refused")
+            raise QueueFullError(
+                f"{self._pending} of {self.max_pending} images are pending, no room for {images} "
+                "more: try again later"
+            )
+
+    def _alone(self, schedule: Schedule) -> float:
+        """Return the seconds that an image's evaluations should take without company."""
+        phases = Counter(schedule.phases)
+        return sum(number * self._costs.expected(phase, 1) for phase, number in phases.items())
+
+    def _warm_up(self) -> None:
+        """Run every stage, and read all that is in the bundle, so that no request waits for it."""
+        for name in self.manifest.solvers:
+            self._itineraries.table(name)
+        steps = min(2, self.manifest.solvers[self.manifest.defaults.scheduler].max_steps)
+        request = self.request("", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0)
+        self.submit(request).result()
+        self._recorder = Recorder()

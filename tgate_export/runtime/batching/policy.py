@@ -1,0 +1,93 @@
+"""Who goes next: pure functions of what is in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from tgate_export.runtime.batching.trajectory import Stage
+
+# An image is due this many times later than it would be alone. Images that are due earlier go
+# first, so a run of 5 steps overtakes one of 50, but only for so long: no image waits for ever.
+SLOWDOWN = 4.0
+
+
+class Candidate(Protocol):
+    """What the choice depends on."""
+
+    due: float
+
+    @property
+    def stage(self) -> Stage:
+        """What it needs next."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def choose(flight: Sequence[C], largest: Callable[[Stage], int]) -> tuple[Stage, list[C]]:
+    """Choose the next call: a stage, and the images of that stage and one size that share it.
+
+    Prompts are encoded first, so that new images can join those that are being denoised; then what
+    is done is decoded, so that it leaves. Otherwise the image that is due first chooses the phase,
+    and all others in that phase go along, those due first before the others. So the image that is
+    due first is in every denoising call until it is done: nothing starves.
+
+    Args:
+        flight: what is in flight, at least one.
+        largest: the largest batch of a stage.
+    """
+    ordered = sorted(flight, key=lambda candidate: candidate.due)
+    head = next(
+        (image for stage in ("encode", "decode") for image in ordered if image.stage == stage),
+        ordered[0],
+    )
+    members = [image for image in ordered if (image.stage, image.size) == (head.stage, head.size)]
+    return head.stage, members[: largest(head.stage)]
+
+
+def due(arrived: float, alone: float, deadline: float | None) -> float:
+    """Return the moment by which an image should be done.
+
+    Args:
+        arrived: when it was submitted, in seconds.
+        alone: how long it would take alone, in seconds.
+        deadline: when it has to be done, if its caller said so.
+    """
+    fair = arrived + SLOWDOWN * alone
+    return fair if deadline is None else min(fair, deadline - alone)
+
+
+class CallCosts:
+    """What calls have taken so far, by stage and batch: running means."""
+
+    MEMORY = 0.9  # weight of the past
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[Stage, int], float] = {}
+
+    def record(self, stage: Stage, batch: int, seconds: float) -> None:
+        """Take a call into account."""
+        past = self._seconds.get((stage, batch), seconds)
+        self._seconds[stage, batch] = self.MEMORY * past + (1 - self.MEMORY) * seconds
+
+    def expected(self, stage: Stage, batch: int) -> float:
+        """Return the seconds that a call should take; 0 for a stage that never ran.
+
+        A batch that never ran is taken to be proportional to the nearest one that did.
+        """
+        known = [size for found, size in self._seconds if found == stage]
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda size: abs(size - batch))
+        return self._seconds[stage, nearest] * batch / nearest
+
+    def largest(self, stage: Stage, most: int, target: float | None) -> int:
+        """Return the largest batch, up to `most`, that should not take longer than `target`."""
+        if target is None:
+            return most
+        return next((b for b in range(most, 1, -1) if self.expected(stage, b) <= target), 1)
