@@ -12,7 +12,7 @@ import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.export.solver_tables import SOLVERS
-from tgate_export.families.loading import Components, computing_in_fp32
+from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
 from tgate_export.gating.conditioning import Conditioning
@@ -144,12 +144,11 @@ def _image_conditions(source: ModelSource, parts: Components, manifest: Manifest
     planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
     image = np.stack(planes, axis=-1).astype(np.float32)
     pixels = torch.from_numpy(image)[None]
-    encoder = source.family.prompt_encoder(source, parts, manifest.size)
-    with computing_in_fp32(encoder):
-        embeds = encoder(pixels).float()
-    vae_encoder = VaeEncoder(parts["vae"], scaled=False)
-    with computing_in_fp32(vae_encoder):
-        image_latents = vae_encoder(pixels)
+    # They read the types of their own weights, see `computing_in_fp32`.
+    for component in ("image_encoder", "vae"):
+        convert(parts[component], torch.float32)
+    embeds = source.family.prompt_encoder(source, parts, manifest.size)(pixels)
+    image_latents = VaeEncoder(parts["vae"], scaled=False)(pixels)
     (prompt,) = source.conditioning().prompt
     values = {prompt.name: embeds, "image_latents": image_latents}
     call = {

@@ -141,8 +141,10 @@ def graph_references(
     graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
     encoder = manifest.prompt_encoder
     for index, graph in enumerate(graphs):
-        if graph.name in ("vae_encoder", "vae_decoder"):
-            convert(parts["vae"], torch.float32)
+        if graph.name in ("image_encoder", "vae_encoder", "vae_decoder"):
+            # They read the types of their own weights, see `computing_in_fp32`.
+            for name in graph.components:
+                convert(parts[name], torch.float32)
         module = graph.module().eval()
         # Round to the graph's own dtype first, so that only the computation differs.
         stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}

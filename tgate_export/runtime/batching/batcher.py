@@ -96,6 +96,10 @@ class Batcher:
             BackendError: the backend cannot be used here.
         """
         bundle = open_bundle(path, check_hashes=check_hashes)
+        if bundle.manifest.latents.frames is not None:
+            raise InvalidRequestError(
+                f"{path} draws videos, which are not drawn in flight: use TGatePipeline"
+            )
         return cls(bundle, select(backend, bundle), options)
 
     @property
