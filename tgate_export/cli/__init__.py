@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Draw with a bundle.",
     "bench": "Time bundles, gated and not.",
     "probe": "Find where cross-attention converges; suggest a gate step.",
+    "embed": "Turn a bundle into a C++ project.",
 }
 
 

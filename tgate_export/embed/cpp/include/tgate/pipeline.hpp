@@ -18,6 +18,8 @@ struct Options {
   bool check_hashes = true;
   // libonnxruntime.so; when empty $TGATE_ONNXRUNTIME, what CMake was told, or the loader's own.
   std::filesystem::path onnxruntime_library;
+  // Threads that share the work of one graph on the CPU; 0: as many as the library likes.
+  int threads = 0;
   // Of TensorRT: capture each launch once and replay it.
   bool cuda_graphs = true;
 };

@@ -64,6 +64,7 @@ class OnnxRuntime : public Backend {
   OnnxRuntime(const Bundle& bundle, const Options& options)
       : Backend("onnxruntime:cpu"),
         bundle_(bundle),
+        threads_(options.threads),
         api_(load_api(options)),
         environment_(nullptr, api_.ReleaseEnv),
         host_(nullptr, api_.ReleaseMemoryInfo) {
@@ -122,6 +123,7 @@ class OnnxRuntime : public Backend {
       return api_.CreateSessionOptions(out);
     });
     check(api_.SetSessionLogSeverityLevel(settings.get(), ORT_LOGGING_LEVEL_ERROR));
+    check(api_.SetIntraOpNumThreads(settings.get(), threads_));
     const fs::path file = bundle_.file(bundle_.manifest.graph(graph).file);
     sessions_.emplace(graph, own(
         api_.ReleaseSession,
@@ -144,6 +146,7 @@ class OnnxRuntime : public Backend {
   }
 
   const Bundle& bundle_;
+  const int threads_;
   const OrtApi& api_;
   Owned<OrtEnv> environment_;
   Owned<OrtMemoryInfo> host_;
