@@ -17,7 +17,7 @@ from tgate_export.embed.cpp_project import onnxruntime_library
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "embed-cpp"
 HEADERS = ROOT / "build" / "onnxruntime-dev"
-PACKAGES = ("nlohmann-json3-dev", "libpng-dev", "libssl-dev", "libutf8proc-dev")
+PACKAGES = ("nlohmann-json3-dev", "libpng-dev", "libssl-dev", "libicu-dev")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,12 @@ std::string python_repr(const Json& value) {
   if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
   if (value.is_string()) return repr(value.get_ref<const std::string&>());
   if (value.is_number_float()) return repr(value.get<double>());
-  return value.dump();
+  if (!value.is_structured()) return value.dump();
+  std::vector<std::string> parts;
+  for (const auto& [key, item] : value.items()) {
+    parts.push_back((value.is_object() ? repr(key) + ": " : "") + python_repr(item));
+  }
+  return value.is_object() ? "{" + join(parts) + "}" : "[" + join(parts) + "]";
 }
 
 const char* python_type(const Json& value) {

@@ -41,7 +41,7 @@ const std::array<char32_t, 256>& byte_characters() {
 std::u32string normalize(std::string_view text) {
   std::u32string out;
   bool space = false;
-  for (const char32_t c : decode_utf8(normalize_nfc(text))) {
+  for (const char32_t c : normalize_nfc(text)) {
     if (is_space(c)) {
       if (!space) out += U' ';
       space = true;
@@ -148,7 +148,7 @@ void Tokenizer::read_model(const nlohmann::json& json) {
   }
   std::size_t rank = 0;
   for (const nlohmann::json& merge : json.at("merges")) {
-    std::string left, right;
+    std::string left, right;  // both in the vocabulary, as is what they become
     if (merge.is_string()) {  // as files before tokenizers 0.20 have it
       const auto& both = merge.get_ref<const std::string&>();
       const auto space = both.find(' ');

@@ -1,57 +1,59 @@
 #include "unicode.hpp"
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 
-#include <utf8proc.h>
+#include <unicode/normalizer2.h>
+#include <unicode/uchar.h>
+#include <unicode/uniset.h>
+#include <unicode/utf8.h>
+
+#pragma GCC diagnostic ignored "-Wconversion"  // ICU's macros
 
 namespace tgate {
 namespace {
 
-struct Decoded {
-  char32_t code;
-  std::size_t bytes;  // 0 when it is not UTF-8
+void check(UErrorCode status) {
+  if (U_FAILURE(status)) throw std::bad_alloc();
+}
+
+// `tokenizers` normalizes with the tables of Unicode 9: later characters do not combine.
+class Unicode9Nfc {
+ public:
+  Unicode9Nfc() {
+    UErrorCode status = U_ZERO_ERROR;
+    known_ = std::make_unique<icu::UnicodeSet>(u"[:age=9.0:]", status);
+    check(status);
+    known_->freeze();
+    const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
+    check(status);
+    normalizer_ = std::make_unique<icu::FilteredNormalizer2>(*nfc, *known_);
+  }
+
+  icu::UnicodeString operator()(const icu::UnicodeString& text) const {
+    UErrorCode status = U_ZERO_ERROR;
+    const icu::Normalizer2& normalizer = *normalizer_;
+    icu::UnicodeString result = normalizer.normalize(text, status);
+    check(status);
+    return result;
+  }
+
+ private:
+  std::unique_ptr<icu::UnicodeSet> known_;
+  std::unique_ptr<icu::FilteredNormalizer2> normalizer_;
 };
 
-Decoded decode_one(std::string_view text) {
-  utf8proc_int32_t code = -1;
-  const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
-  const auto length = static_cast<utf8proc_ssize_t>(text.size());
-  const utf8proc_ssize_t used = utf8proc_iterate(bytes, length, &code);
-  if (used <= 0 || code < 0) return {0, 0};
-  return {static_cast<char32_t>(code), static_cast<std::size_t>(used)};
-}
-
-// How many bytes at the start of what is not UTF-8 become one U+FFFD: the longest beginning of a
-// character (Unicode 15, section 3.9, "substitution of maximal subparts").
-std::size_t broken_bytes(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned lead = byte(0);
-  const std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc2 ? 2 : 1;
-  if (lead > 0xf4 || length == 1) return 1;
-  std::size_t used = 1;
-  unsigned low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-  unsigned high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-  while (used < length && used < text.size() && byte(used) >= low && byte(used) <= high) {
-    ++used;
-    low = 0x80;
-    high = 0xbf;
-  }
-  return used;
-}
-
-utf8proc_category_t category(char32_t c) {
-  return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+bool in_category(char32_t c, std::uint32_t mask) {
+  return (U_GET_GC_MASK(static_cast<UChar32>(c)) & mask) != 0;
 }
 
 }  // namespace
 
 bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const Decoded next = decode_one(text);
-    if (next.bytes == 0) return false;
-    text.remove_prefix(next.bytes);
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(text.size());) {
+    UChar32 c;
+    U8_NEXT(text.data(), i, static_cast<std::int32_t>(text.size()), c);
+    if (c < 0) return false;
   }
   return true;
 }
@@ -59,18 +61,32 @@ bool is_utf8(std::string_view text) {
 std::u32string decode_utf8(std::string_view text) {
   std::u32string out;
   out.reserve(text.size());
-  while (!text.empty()) {
-    const Decoded next = decode_one(text);
-    out += next.bytes ? next.code : U'\ufffd';
-    text.remove_prefix(next.bytes ? next.bytes : broken_bytes(text));
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(text.size());) {
+    UChar32 c;
+    U8_NEXT_OR_FFFD(text.data(), i, static_cast<std::int32_t>(text.size()), c);
+    out += static_cast<char32_t>(c);
   }
   return out;
 }
 
 void append_utf8(std::string& out, char32_t c) {
-  utf8proc_uint8_t buffer[4];
-  const auto length = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), buffer);
-  out.append(reinterpret_cast<const char*>(buffer), static_cast<std::size_t>(length));
+  const auto append = [&](char32_t byte) { out += static_cast<char>(byte); };
+  const auto append_low_bits = [&](int shift) { append(0x80 | ((c >> shift) & 0x3f)); };
+  if (c < 0x80) {
+    append(c);
+  } else if (c < 0x800) {
+    append(0xc0 | (c >> 6));
+    append_low_bits(0);
+  } else if (c < 0x10000) {
+    append(0xe0 | (c >> 12));
+    append_low_bits(6);
+    append_low_bits(0);
+  } else {
+    append(0xf0 | (c >> 18));
+    append_low_bits(12);
+    append_low_bits(6);
+    append_low_bits(0);
+  }
 }
 
 std::string encode_utf8(std::u32string_view text) {
@@ -79,15 +95,15 @@ std::string encode_utf8(std::u32string_view text) {
   return out;
 }
 
-std::string normalize_nfc(std::string_view text) {
-  utf8proc_uint8_t* result = nullptr;
-  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-  const utf8proc_ssize_t length =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &result, options);
-  if (length < 0) throw std::bad_alloc();
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, &std::free);
-  return {reinterpret_cast<const char*>(result), static_cast<std::size_t>(length)};
+std::u32string normalize_nfc(std::string_view text) {
+  static const Unicode9Nfc nfc;
+  const icu::UnicodeString normal =
+      nfc(icu::UnicodeString::fromUTF8({text.data(), static_cast<std::int32_t>(text.size())}));
+  std::u32string out;
+  for (std::int32_t i = 0; i < normal.length(); i = normal.moveIndex32(i, 1)) {
+    out += static_cast<char32_t>(normal.char32At(i));
+  }
+  return out;
 }
 
 void append_lowercase(std::u32string& out, char32_t c) {
@@ -95,30 +111,16 @@ void append_lowercase(std::u32string& out, char32_t c) {
   if (c == U'\u0130') {
     out += U"i\u0307";
   } else {
-    out += static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+    out += static_cast<char32_t>(u_tolower(static_cast<UChar32>(c)));
   }
 }
 
-bool is_space(char32_t c) {
-  return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
-         c == 0x205f || c == 0x3000;
-}
+bool is_space(char32_t c) { return u_isUWhiteSpace(static_cast<UChar32>(c)); }
 
-bool is_letter(char32_t c) {
-  const auto kind = category(c);
-  return kind >= UTF8PROC_CATEGORY_LU && kind <= UTF8PROC_CATEGORY_LO;
-}
+bool is_letter(char32_t c) { return in_category(c, U_GC_L_MASK); }
 
-bool is_number(char32_t c) {
-  const auto kind = category(c);
-  return kind >= UTF8PROC_CATEGORY_ND && kind <= UTF8PROC_CATEGORY_NO;
-}
+bool is_number(char32_t c) { return in_category(c, U_GC_N_MASK); }
 
-bool is_printable(char32_t c) {
-  if (c == U' ') return true;
-  const auto kind = category(c);
-  return kind != UTF8PROC_CATEGORY_CN && kind < UTF8PROC_CATEGORY_ZS;
-}
+bool is_printable(char32_t c) { return c == U' ' || !in_category(c, U_GC_C_MASK | U_GC_Z_MASK); }
 
 }  // namespace tgate

@@ -1,4 +1,4 @@
-// The little of Unicode that prompts need, through utf8proc.
+// The little of Unicode that prompts need, through ICU.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@ std::u32string decode_utf8(std::string_view text);  // what is not UTF-8 becomes
 void append_utf8(std::string& out, char32_t c);
 std::string encode_utf8(std::u32string_view text);
 
-std::string normalize_nfc(std::string_view text);  // of valid UTF-8
+std::u32string normalize_nfc(std::string_view text);  // as `tokenizers` does
 void append_lowercase(std::u32string& out, char32_t c);
 
 bool is_space(char32_t c);      // White_Space

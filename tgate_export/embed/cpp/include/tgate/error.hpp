@@ -3,7 +3,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 namespace tgate {
 
@@ -18,7 +17,8 @@ enum class ErrorKind {
 // `what()` is one line that says what to do, with the words of the Python runtime.
 class Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
+  Error(ErrorKind kind, const std::string& message)
+      : std::runtime_error(printable(message)), kind_(kind) {}
 
   ErrorKind kind() const noexcept { return kind_; }
 
@@ -29,6 +29,19 @@ class Error : public std::runtime_error {
   }
 
  private:
+  // A damaged file can bring line ends, and null bytes, where `what()` would end.
+  static std::string printable(const std::string& message) {
+    std::string line;
+    for (const char c : message) {
+      if (c == '\0') {
+        line += "\\x00";
+      } else {
+        line += c == '\n' || c == '\r' ? ' ' : c;
+      }
+    }
+    return line;
+  }
+
   ErrorKind kind_;
 };
 
