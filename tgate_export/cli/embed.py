@@ -39,4 +39,5 @@ def cpp(bundle: Path, out: Path) -> None:
         [build / "tgate_generate", out / BUNDLE_FOLDER, "--prompt", "..."],
     ]
     lines = [shlex.join(map(str, words)) for words in commands]
-    stderr().print("\n".join([f"Wrote {out}. Next:", *(f"  {line}" for line in lines)]))
+    text = "\n".join([f"Wrote {out}. Next:", *(f"  {line}" for line in lines)])
+    stderr().print(text, soft_wrap=True)
