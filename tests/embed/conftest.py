@@ -1,0 +1,21 @@
+"""The C++ library, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.embed.driver import CppBuild, Driver, compile_library
+
+
+@pytest.fixture(scope="session")
+def cpp_build() -> CppBuild:
+    return compile_library()
+
+
+@pytest.fixture(scope="session")
+def driver(cpp_build: CppBuild) -> Iterator[Driver]:
+    process = Driver(cpp_build.driver)
+    yield process
+    process.close()

@@ -1,0 +1,180 @@
+// Answers requests of the tests: a JSON object on each line of stdin, another on stdout.
+#include <exception>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include <tgate/pipeline.hpp>
+
+#include "files.hpp"
+#include "half.hpp"
+#include "noise.hpp"
+#include "python_text.hpp"
+#include "schedule.hpp"
+#include "solver_table.hpp"
+#include "tokenizer.hpp"
+#include "unicode.hpp"
+
+namespace {
+
+using Json = nlohmann::json;
+
+tgate::Tensor tensor_of(const Json& json) {
+  return {json.at("shape").get<std::vector<std::int64_t>>(),
+          json.at("data").get<std::vector<float>>()};
+}
+
+Json json_of(const tgate::Tensor& tensor) {
+  return {{"shape", tensor.shape}, {"data", tensor.data}};
+}
+
+tgate::Prompts prompts_of(const Json& json) {
+  if (json.contains("texts")) return json["texts"].get<tgate::Texts>();
+  if (json.contains("token_ids")) return json["token_ids"].get<tgate::TokenIds>();
+  tgate::Embeds embeds;
+  for (const auto& [name, value] : json.at("embeds").items()) embeds[name] = tensor_of(value);
+  return embeds;
+}
+
+template <class T>
+void set(const Json& json, const char* name, std::optional<T>& member) {
+  if (json.contains(name)) member = json[name].get<T>();
+}
+
+tgate::Request request_of(const Json& json) {
+  tgate::Request request;
+  request.prompt = prompts_of(json.at("prompt"));
+  if (json.contains("negative_prompt")) {
+    request.negative_prompt = prompts_of(json["negative_prompt"]);
+  }
+  set(json, "num_inference_steps", request.num_inference_steps);
+  set(json, "gate_step", request.gate_step);
+  set(json, "sp_interval", request.sp_interval);
+  set(json, "fi_interval", request.fi_interval);
+  set(json, "warm_up", request.warm_up);
+  set(json, "scheduler", request.scheduler);
+  set(json, "seed", request.seed);
+  set(json, "height", request.height);
+  set(json, "width", request.width);
+  set(json, "original_size", request.original_size);
+  set(json, "crops_coords_top_left", request.crops_coords_top_left);
+  set(json, "target_size", request.target_size);
+  if (json.contains("guidance_scale")) json["guidance_scale"].get_to(request.guidance_scale);
+  request.guidance_rescale = json.value("guidance_rescale", 0.0);
+  request.clip_skip = json.value("clip_skip", 0);
+  request.num_images_per_prompt = json.value("num_images_per_prompt", 1);
+  if (json.contains("latents")) request.latents = tensor_of(json["latents"]);
+  return request;
+}
+
+// Pipelines that were opened, by bundle.
+std::map<std::string, std::unique_ptr<tgate::Pipeline>> pipelines;
+
+Json run(const Json& json) {
+  auto& pipeline = pipelines[json.at("bundle").get<std::string>()];
+  if (!pipeline) {
+    tgate::Options options;
+    options.threads = 1;  // a second would only wait for the other processes of the tests
+    pipeline = std::make_unique<tgate::Pipeline>(json["bundle"].get<std::string>(), options);
+  }
+  tgate::Request request = request_of(json.at("request"));
+  Json steps = Json::array();
+  Json latents = Json::array();  // after every step: of the last one, a part of the call each
+  const int stop_after = json.value("stop_after", -1);
+  request.on_step_end = [&](const tgate::StepInfo& info) {
+    steps.push_back({{"phase", info.phase}, {"timestep", info.timestep}});
+    if (info.step + 1 == info.evaluations) latents.push_back(json_of(info.latents()));
+    return info.step != stop_after;
+  };
+  const tgate::Result result = (*pipeline)(request);
+  Json images = Json::array();
+  for (const tgate::Image& image : result.images) images.push_back(image.rgb);
+  return {{"images", images},
+          {"latents", latents},
+          {"steps", steps},
+          {"gate_step", result.settings.gate_step},
+          {"warnings", result.warnings},
+          {"outside_engines", result.timings.outside_engines()},
+          {"total", result.timings.total}};
+}
+
+Json encode(const Json& json) {
+  const std::string file = json.at("file").get<std::string>();
+  const tgate::Tokenizer tokenizer(tgate::read_file(file), file);
+  Json rows = Json::array();
+  Json decoded = Json::array();
+  for (const Json& text : json.at("texts")) {
+    const auto ids = tokenizer.encode(text.get_ref<const std::string&>());
+    rows.push_back(ids);
+    decoded.push_back(tokenizer.decode(ids));
+  }
+  return {{"ids", rows}, {"decoded", decoded}};
+}
+
+Json phases(const Json& json) {
+  const tgate::Intervals intervals{json.at("sp_interval"), json.at("fi_interval"),
+                                   json.at("warm_up")};
+  const std::string fault = tgate::schedule_fault(json.at("gate_step"), intervals);
+  if (!fault.empty()) return {{"fault", fault}};
+  Json names = Json::array();
+  for (const tgate::Phase phase :
+       tgate::gate_schedule(json.at("num_inference_steps"), json.at("gate_step"),
+                            json.at("extra_evaluations"), intervals)) {
+    names.push_back(tgate::name_of(phase));
+  }
+  return {{"phases", names}};
+}
+
+Json answer(const Json& json) {
+  const std::string op = json.at("op").get<std::string>();
+  if (op == "run") return run(json);
+  if (op == "encode") return encode(json);
+  if (op == "phases") return phases(json);
+  if (op == "open") {
+    const tgate::Bundle bundle = tgate::open_bundle(json.at("bundle").get<std::string>(),
+                                                    json.value("check_hashes", true));
+    return {{"name", bundle.manifest.name}};
+  }
+  if (op == "manifest") {
+    tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), json.at("where"));
+    return {{"ok", true}};
+  }
+  if (op == "table") {
+    const std::string file = json.at("file").get<std::string>();
+    const auto table = tgate::parse_solver_table(tgate::read_file(file), file);
+    if (!json.contains("steps")) return {{"counts", table.steps.size()}};
+    const auto& steps = table.for_steps(json["steps"]);
+    return {{"timesteps", steps.timesteps}, {"weights", steps.weights}};
+  }
+  if (op == "noise") {
+    return {{"values", tgate::standard_normal(json.at("count"), json.at("seed"), json.at("image"),
+                                              json.at("draw"))}};
+  }
+  if (op == "half") {
+    Json values = Json::array();
+    for (const Json& value : json.at("values")) values.push_back(tgate::to_half(value));
+    return {{"values", values}};
+  }
+  if (op == "number") return {{"text", tgate::repr(json.at("value").get<double>())}};
+  if (op == "repr") return {{"text", tgate::repr(json.at("value").get<std::string>())}};
+  throw std::invalid_argument("no op " + op);
+}
+
+}  // namespace
+
+int main() {
+  for (std::string line; std::getline(std::cin, line);) {
+    Json reply;
+    try {
+      reply = answer(Json::parse(line));
+    } catch (const tgate::Error& error) {
+      reply = {{"error", error.what()}, {"exit_code", error.exit_code()}};
+    } catch (const std::exception& error) {
+      reply = {{"crash", error.what()}};
+    }
+    std::cout << reply.dump(-1, ' ', true) << std::endl;
+  }
+}

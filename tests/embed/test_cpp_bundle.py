@@ -1,0 +1,295 @@
+"""A bundle that Python refuses is refused in C++, with the same words.
+
+What the libraries inside say themselves, of JSON, of the system's errors and of text that is not
+UTF-8, is in parentheses or after the last colon, and differs: only the rest is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
+from tests.bundle.test_manifest import ESCAPES, FILE, VALID, changed
+from tests.bundle.test_plans import DAMAGES
+from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
+from tests.bundle.test_solver_table import edit, make_starts, make_steps, make_table
+from tests.embed.driver import Driver
+from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.manifest import parse_manifest
+from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
+from tgate_export.errors import BundleError
+
+WHERE = Path("bundle/manifest.json")
+
+
+def masked(message: str) -> str:
+    """Leave out what another library says."""
+    message = re.sub(r"(not valid JSON|cannot be read|cannot read \S+) \(.*\): ", r"\1: ", message)
+    message = re.sub(r"^(cannot read [^:]+): .*", r"\1", message)
+    # A C string ends at a null byte; the Python command writes an error's lines as one.
+    return " ".join(message.replace("\0", "\\x00").splitlines())
+
+
+def python_error(call: Callable[[], object]) -> str:
+    with pytest.raises(BundleError) as caught:
+        call()
+    return str(caught.value)
+
+
+def assert_same_refusal(driver: Driver, bundle: Path, *, check_hashes: bool = True) -> None:
+    expected = python_error(lambda: open_bundle(bundle, check_hashes=check_hashes))
+    found = driver.error("open", bundle=str(bundle), check_hashes=check_hashes)
+    assert masked(found) == masked(expected)
+
+
+def test_a_good_bundle_opens(driver: Driver, tiny_bundle: Path) -> None:
+    assert driver("open", bundle=str(tiny_bundle)) == {"name": "tiny"}
+
+
+@pytest.mark.parametrize("damage", [*(damage for damage, _ in SEEN_BY_SIZE), change_byte])
+def test_damage(driver: Driver, tiny_bundle_copy: Path, damage: Damage) -> None:
+    damage(tiny_bundle_copy)
+    assert_same_refusal(driver, tiny_bundle_copy)
+    if damage is not change_byte:
+        assert_same_refusal(driver, tiny_bundle_copy, check_hashes=False)
+
+
+def no_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+
+
+def manifest_is_a_folder(bundle: Path) -> None:
+    no_manifest(bundle)
+    (bundle / "manifest.json").mkdir()
+
+
+def manifest_is(content: bytes) -> Callable[[Path], None]:
+    def write(bundle: Path) -> None:
+        (bundle / "manifest.json").write_bytes(content)
+
+    return write
+
+
+def plans_without_record(bundle: Path) -> None:
+    (bundle / "plans" / "a").mkdir(parents=True)
+    (bundle / "plans" / "a" / "full.plan").write_bytes(b"engine")
+
+
+def file_beside_plans(bundle: Path) -> None:
+    (bundle / "plans").mkdir()
+    (bundle / "plans" / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        no_manifest, manifest_is_a_folder, manifest_is(b"\xff\xfe\x00"), manifest_is(b"{"),
+        manifest_is(b""), plans_without_record, file_beside_plans,
+    ],
+)  # fmt: skip
+def test_other_damage(
+    driver: Driver, tiny_bundle_copy: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(tiny_bundle_copy)
+    assert_same_refusal(driver, tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("path", ["nothing", "file", "file/inside", "./nothing//here/", "../up"])
+def test_what_is_no_bundle(driver: Driver, tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    where = f"{tmp_path}/{path}"
+    expected = python_error(lambda: open_bundle(where))
+    assert driver.error("open", bundle=where) == expected
+
+
+def test_a_link_to_a_bundle_opens(driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_bundle)
+    assert driver("open", bundle=str(tmp_path / "link")) == {"name": "tiny"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_plans(driver: Driver, bundle_with_plans: Path, damage: str) -> None:  # noqa: F811
+    assert "name" in driver("open", bundle=str(bundle_with_plans))
+    DAMAGES[damage][0](bundle_with_plans / "plans" / "set")
+    assert_same_refusal(driver, bundle_with_plans)
+
+
+def refuse_alike(driver: Driver, text: str) -> str:
+    expected = python_error(lambda: parse_manifest(text, WHERE))
+    found = driver.error("manifest", text=text, where=str(WHERE))
+    assert masked(found) == masked(expected)
+    return found
+
+
+def test_a_good_manifest_is_read(driver: Driver) -> None:
+    assert driver("manifest", text=json.dumps(VALID), where="x") == {"ok": True}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "not json", "\ufeff{}", "[" * 100_000, "[]", "null", "3", '"x"', "{}", '{"name": 1}'],
+)
+def test_text_that_is_no_manifest(driver: Driver, text: str) -> None:
+    refuse_alike(driver, text)
+
+
+@pytest.mark.parametrize("version", [2, 99, 0, -1, "1", "it's", True, None, 1.5, "a\nb"])
+def test_schema_versions(driver: Driver, version: object) -> None:
+    refuse_alike(driver, json.dumps({**VALID, "schema_version": version}))
+
+
+VALUES = [None, True, 3, 0, -1, 4.5, "", "x", "25", [], [1], {}, {"a": 1}]
+
+
+def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the place of everything in a JSON value."""
+    items: Any = []
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    found = [prefix] if prefix else []
+    for key, inner in items:
+        found += paths(inner, (*prefix, key))
+    return found
+
+
+def test_every_field_of_a_wrong_type_is_refused_alike(driver: Driver) -> None:
+    refused = 0
+    for place in paths(VALID):
+        for value in VALUES:
+            raw = json.loads(json.dumps(VALID))
+            edit(raw, list(place), value)
+            text = json.dumps(raw)
+            try:
+                parse_manifest(text, WHERE)
+            except BundleError:
+                refuse_alike(driver, text)
+                refused += 1
+            else:
+                assert driver("manifest", text=text, where="x") == {"ok": True}, (place, value)
+    assert refused > 500
+
+
+def test_every_missing_and_every_extra_field_is_named(driver: Driver) -> None:
+    for place in paths(VALID):
+        raw = json.loads(json.dumps(VALID))
+        inner: Any = raw
+        for key in place[:-1]:
+            inner = inner[key]
+        if isinstance(inner, list):
+            continue
+        if isinstance(inner[place[-1]], dict):
+            inner[place[-1]]["surprise"] = 1
+            refuse_alike(driver, json.dumps(raw))
+        del inner[place[-1]]
+        text = json.dumps(raw)
+        try:
+            parse_manifest(text, WHERE)
+        except BundleError:
+            refuse_alike(driver, text)
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "solvers|ddim|file",
+                                   "tokenizers|input_ids|file"])  # fmt: skip
+def test_paths_that_leave_the_bundle(driver: Driver, field: str, path: str) -> None:
+    raw = changed(field, path)
+    raw["files"][path] = FILE
+    refuse_alike(driver, json.dumps(raw))
+    raw = json.loads(json.dumps(VALID))
+    raw["files"][path] = FILE
+    refuse_alike(driver, json.dumps(raw))
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(path=st.text(st.sampled_from("ab./\\'\"é\n\x00\u200b"), max_size=8))
+def test_any_path(driver: Driver, path: str) -> None:
+    raw = json.loads(json.dumps(VALID))
+    raw["files"][path] = FILE
+    try:
+        parse_manifest(json.dumps(raw), WHERE)
+    except BundleError:
+        refuse_alike(driver, json.dumps(raw))
+    else:
+        assert driver("manifest", text=json.dumps(raw), where="x") == {"ok": True}
+
+
+@pytest.mark.parametrize("file", sorted(VALID["files"]))
+def test_a_file_that_is_used_must_be_listed(driver: Driver, file: str) -> None:
+    raw = json.loads(json.dumps(VALID))
+    del raw["files"][file]
+    refuse_alike(driver, json.dumps(raw))
+
+
+def table_file(folder: Path) -> Path:
+    file = folder / "pndm.json"
+    write_solver_table(make_table(make_steps(1), make_steps(2, starts=make_starts(1, 1))), file)
+    return file
+
+
+def table_refused_alike(driver: Driver, file: Path) -> None:
+    with pytest.raises(ValueError, match="is not a solver table") as caught:
+        read_solver_table(file)
+    found = driver.error("table", file=str(file))
+    expected = f"{caught.value}: build the bundle again"
+    parsing = "Expecting" in expected or "codec" in expected or "not a number that" in expected
+    if parsing or "Extra data" in expected:
+        assert found.startswith(f"{file} is not a solver table: ")
+    else:
+        assert found == expected
+
+
+def test_every_table_is_read_alike(driver: Driver, tiny_bundle: Path) -> None:
+    files = sorted((tiny_bundle / "solvers").iterdir())
+    assert len(files) >= 4
+    for file in files:
+        table = read_solver_table(file)
+        assert driver("table", file=str(file)) == {"counts": len(table.steps)}
+        for count in {1, 2, 25, 100} & table.steps.keys():
+            found = driver("table", file=str(file), steps=count)
+            expected = table.for_steps(count)
+            assert found["timesteps"] == expected.timesteps.tolist()
+            assert found["weights"] == expected.weights.tolist()
+
+
+def test_every_field_of_a_table_of_a_wrong_type(driver: Driver) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = table_file(Path(folder))
+        good = json.loads(file.read_text())
+        refused = 0
+        for place in paths(good):
+            for value in [KeyError, *VALUES, 1e39, 2, [[0.0] * 9] * 2]:
+                if value is KeyError and isinstance(place[-1], int):
+                    continue
+                document = json.loads(json.dumps(good))
+                edit(document, list(place), value)
+                file.write_text(json.dumps(document))
+                try:
+                    read_solver_table(file)
+                except ValueError:
+                    table_refused_alike(driver, file)
+                    refused += 1
+                except (TypeError, OverflowError):
+                    assert "error" in driver("table", file=str(file))
+                else:
+                    assert "counts" in driver("table", file=str(file)), (place, value)
+        assert refused > 500
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"schema_version": Infinity}', "[1] 2"])
+def test_what_is_no_table(driver: Driver, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.json"
+    file.write_text(text, encoding="latin-1")
+    table_refused_alike(driver, file)

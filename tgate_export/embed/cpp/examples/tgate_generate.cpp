@@ -1,0 +1,134 @@
+// Draws with a bundle from the command line: `tgate-export generate` without Python.
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include <tgate/pipeline.hpp>
+
+#include "options.hpp"
+
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+bool on_step(const tgate::StepInfo& info) {
+  if (isatty(STDERR_FILENO)) {
+    std::fprintf(stderr, "\r%s %d/%d ", std::string(info.phase).c_str(), info.step + 1,
+                 info.evaluations);
+    if (info.step + 1 == info.evaluations) std::fputs("\r\x1b[K", stderr);
+  }
+  return interrupted == 0;
+}
+
+std::vector<std::filesystem::path> save(const std::vector<tgate::Image>& images,
+                                        const std::filesystem::path& out) {
+  std::vector<std::filesystem::path> files;
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    std::filesystem::path file = out;
+    if (images.size() > 1) {
+      file.replace_filename(out.stem().string() + "-" + std::to_string(i) +
+                            out.extension().string());
+    }
+    tgate::write_png(images[i], file);
+    files.push_back(file);
+  }
+  return files;
+}
+
+nlohmann::ordered_json timings_json(const tgate::Timings& timings) {
+  double solver = 0;
+  nlohmann::ordered_json phases, steps = nlohmann::ordered_json::array();
+  for (const char* phase : {"full", "full_reuse", "gated", "gated_reuse"}) {
+    int evaluations = 0;
+    double seconds = 0;
+    for (const tgate::StepTiming& step : timings.steps) {
+      if (step.phase != phase) continue;
+      ++evaluations;
+      seconds += step.denoiser;
+    }
+    phases[phase] = {{"evaluations", evaluations}, {"seconds", seconds}};
+  }
+  for (const tgate::StepTiming& step : timings.steps) {
+    solver += step.solver;
+    steps.push_back(
+        {{"phase", step.phase}, {"denoiser_s", step.denoiser}, {"solver_s", step.solver}});
+  }
+  return {{"total_s", timings.total},
+          {"text_encoder_s", timings.text_encoder},
+          {"vae_encoder_s", 0.0},
+          {"vae_decoder_s", timings.vae_decoder},
+          {"solver_s", solver},
+          {"outside_engines_s", timings.outside_engines()},
+          {"outside_engines_fraction", timings.outside_engines() / timings.total},
+          {"phases", phases},
+          {"steps", steps}};
+}
+
+void print_json(const tgate::Pipeline& pipeline, const tgate::Result& result,
+                const std::vector<std::filesystem::path>& files) {
+  const tgate::Settings& settings = result.settings;
+  nlohmann::ordered_json images = nlohmann::ordered_json::array();
+  for (const auto& file : files) images.push_back(file.string());
+  const nlohmann::ordered_json report{{"images", images},
+                                      {"backend", pipeline.backend()},
+                                      {"backend_reason", pipeline.backend_reason()},
+                                      {"device_memory", nullptr},
+                                      {"seed", settings.seed},
+                                      {"steps", settings.num_inference_steps},
+                                      {"gate_step", settings.gate_step},
+                                      {"sp_interval", settings.sp_interval},
+                                      {"fi_interval", settings.fi_interval},
+                                      {"warm_up", settings.warm_up},
+                                      {"guidance_scale", settings.guidance_scales.at(0)},
+                                      {"guidance_rescale", settings.guidance_rescale},
+                                      {"clip_skip", settings.clip_skip},
+                                      {"strength", nullptr},
+                                      {"scheduler", settings.scheduler},
+                                      {"width", settings.width},
+                                      {"height", settings.height},
+                                      {"timings", timings_json(result.timings)}};
+  std::printf("%s\n", report.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+}
+
+void generate(int argc, char** argv) {
+  Arguments arguments = parse_arguments(argc, argv);
+  tgate::Pipeline pipeline(arguments.bundle, arguments.options);
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  arguments.request.on_step_end = on_step;
+  const tgate::Result result = pipeline(arguments.request);
+  for (const std::string& warning : result.warnings) {
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  }
+  const auto files = save(result.images, arguments.out);
+  if (arguments.json) {
+    print_json(pipeline, result, files);
+    return;
+  }
+  std::string names;
+  for (const auto& file : files) names += (names.empty() ? "" : ", ") + file.string();
+  std::fprintf(stderr, "Wrote %s (seed %llu, %s): %.2f s\n", names.c_str(),
+               static_cast<unsigned long long>(result.settings.seed), pipeline.backend().c_str(),
+               result.timings.total);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    generate(argc, argv);
+    return 0;
+  } catch (const tgate::Error& error) {
+    const bool cancelled = error.kind() == tgate::ErrorKind::cancelled;
+    std::fprintf(stderr, "error: %s\n", cancelled ? "interrupted" : error.what());
+    return error.exit_code();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,48 @@
+// The one exception that the library throws.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace tgate {
+
+enum class ErrorKind {
+  bundle,     // missing, damaged, foreign, or of a newer version
+  request,    // an argument out of range; the message names it
+  backend,    // cannot be used here, or failed
+  job,        // a file cannot be written
+  cancelled,  // the step callback ended the run
+};
+
+// `what()` is one line that says what to do, with the words of the Python runtime.
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& message)
+      : std::runtime_error(printable(message)), kind_(kind) {}
+
+  ErrorKind kind() const noexcept { return kind_; }
+
+  // What a command line exits with: 2 for wrong usage, 130 when interrupted, 1 otherwise.
+  int exit_code() const noexcept {
+    if (kind_ == ErrorKind::request) return 2;
+    return kind_ == ErrorKind::cancelled ? 130 : 1;
+  }
+
+ private:
+  // A damaged file can bring line ends, and null bytes, where `what()` would end.
+  static std::string printable(const std::string& message) {
+    std::string line;
+    for (const char c : message) {
+      if (c == '\0') {
+        line += "\\x00";
+      } else {
+        line += c == '\n' || c == '\r' ? ' ' : c;
+      }
+    }
+    return line;
+  }
+
+  ErrorKind kind_;
+};
+
+}  // namespace tgate

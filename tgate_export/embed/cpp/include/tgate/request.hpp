@@ -1,0 +1,116 @@
+// What a call asks for, and what it gives.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace tgate {
+
+// A host array in row-major order.
+struct Tensor {
+  std::vector<std::int64_t> shape;
+  std::vector<float> data;
+};
+
+using Texts = std::vector<std::string>;  // UTF-8
+// Token ids by the input of `text_encoder` that takes them, one row a prompt, start and end
+// tokens included; shorter rows are padded.
+using TokenIds = std::map<std::string, std::vector<std::vector<std::int64_t>>>;
+// What the text encoder would give, by its outputs' names [prompts, ...].
+using Embeds = std::map<std::string, Tensor>;
+using Prompts = std::variant<Texts, TokenIds, Embeds>;
+
+// What a callback learns after a step.
+struct StepInfo {
+  int step;                // index of the denoiser evaluation that has ended
+  int evaluations;         // how many there are
+  std::string_view phase;  // the graph that ran: full, gated, full_reuse or gated_reuse
+  float timestep;
+  std::function<Tensor()> latents;  // copies the current sample [B,C,h,w]; waits for the device
+};
+
+// Return false to end the run: `Pipeline::operator()` then throws Error, kind `cancelled`.
+using StepCallback = std::function<bool(const StepInfo&)>;
+
+enum class Output { images, latents };
+
+// Members that are left empty have the bundle's defaults. As in Python and in diffusers:
+struct Request {
+  Prompts prompt;                          // one image for each
+  std::optional<Prompts> negative_prompt;  // one for all prompts, or one each
+  std::optional<int> num_inference_steps;
+  std::optional<int> gate_step;  // first step without cross-attention and guidance, 1 or more
+  std::optional<int> sp_interval;
+  std::optional<int> fi_interval;
+  std::optional<int> warm_up;
+  std::vector<double> guidance_scale;  // empty, one for all prompts, or one each
+  double guidance_rescale = 0.0;
+  int clip_skip = 0;
+  std::optional<std::string> scheduler;
+  std::optional<std::uint64_t> seed;  // random when not given
+  int num_images_per_prompt = 1;
+  std::optional<int> height;
+  std::optional<int> width;
+  std::optional<std::array<int, 2>> original_size;          // SDXL: height, width
+  std::optional<std::array<int, 2>> crops_coords_top_left;  // SDXL: top, left
+  std::optional<std::array<int, 2>> target_size;            // SDXL: height, width
+  std::optional<Tensor> latents;  // [B,C,h,w], unit variance, instead of a seed
+  Output output = Output::images;
+  StepCallback on_step_end;
+};
+
+// A call with the defaults filled in.
+struct Settings {
+  int num_inference_steps;
+  int gate_step;
+  int sp_interval;
+  int fi_interval;
+  int warm_up;
+  std::vector<double> guidance_scales;  // one an image
+  double guidance_rescale;
+  int clip_skip;
+  std::string scheduler;
+  std::uint64_t seed;
+  int height;
+  int width;
+};
+
+struct StepTiming {
+  std::string phase;
+  double denoiser;
+  double solver;
+};
+
+// Seconds by stage and step.
+struct Timings {
+  double text_encoder = 0;
+  std::vector<StepTiming> steps;
+  double vae_decoder = 0;
+  double total = 0;  // tokenizing to images on the host; without loading engines
+
+  // Seconds that neither the denoiser, the text encoder nor the VAE ran: solver included.
+  double outside_engines() const;
+};
+
+struct Image {
+  int width;
+  int height;
+  std::vector<std::uint8_t> rgb;  // [height, width, 3]
+};
+
+struct Result {
+  std::vector<Image> images;  // with Output::images
+  Tensor latents;             // with Output::latents, [B,C,h,w]
+  Timings timings;
+  Settings settings;
+  std::vector<std::string> warnings;  // such as a prompt that was too long
+};
+
+}  // namespace tgate

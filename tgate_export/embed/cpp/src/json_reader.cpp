@@ -1,0 +1,189 @@
+#include "json_reader.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "python_text.hpp"
+
+namespace tgate {
+
+namespace {
+
+template <class J>
+J parse(std::string_view text) {
+  if (text.substr(0, 3) == "\xef\xbb\xbf") throw std::invalid_argument("unexpected UTF-8 BOM");
+  try {
+    return J::parse(text.begin(), text.end());
+  } catch (const nlohmann::json::exception& error) {
+    // "[json.exception.parse_error.101] parse error at line ...": the reason alone
+    const std::string reason = one_line(error.what());
+    const auto bracket = reason.find("] ");
+    throw std::invalid_argument(bracket == std::string::npos ? reason : reason.substr(bracket + 2));
+  }
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text) { return parse<Json>(text); }
+
+nlohmann::json parse_large_json(std::string_view text) { return parse<nlohmann::json>(text); }
+
+std::string python_repr(const Json& value) {
+  if (value.is_null()) return "None";
+  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
+  if (value.is_string()) return repr(value.get_ref<const std::string&>());
+  if (value.is_number_float()) return repr(value.get<double>());
+  if (!value.is_structured()) return value.dump();
+  std::vector<std::string> parts;
+  for (const auto& [key, item] : value.items()) {
+    parts.push_back((value.is_object() ? repr(key) + ": " : "") + python_repr(item));
+  }
+  return value.is_object() ? "{" + join(parts) + "}" : "[" + join(parts) + "]";
+}
+
+const char* python_type(const Json& value) {
+  if (value.is_null()) return "NoneType";
+  if (value.is_boolean()) return "bool";
+  if (value.is_string()) return "str";
+  if (value.is_number_float()) return "float";
+  if (value.is_number()) return "int";
+  return value.is_array() ? "list" : "dict";
+}
+
+std::string inside_bundle(const std::string& path) {
+  std::vector<std::string> parts;
+  bool leaves = path.empty() || path[0] == '/' || path.find('\\') != std::string::npos ||
+                path.find('\0') != std::string::npos;
+  for (std::size_t begin = 0; begin <= path.size() && !leaves;) {
+    const std::size_t end = std::min(path.find('/', begin), path.size());
+    const std::string part = path.substr(begin, end - begin);
+    leaves = part == "..";
+    if (!part.empty() && part != ".") parts.push_back(part);
+    begin = end + 1;
+  }
+  if (leaves) return "path " + repr(path) + " leaves the bundle";
+  const std::string plain = parts.empty() ? "." : join(parts, "/");
+  if (plain != path || parts.empty()) {
+    return "path " + repr(path) + " is not in its plain form " + repr(plain);
+  }
+  return {};
+}
+
+std::int64_t Value::integer() const {
+  if (!json_->is_number_integer()) refuse("Input should be a valid integer");
+  if (json_->is_number_unsigned() &&
+      json_->get<std::uint64_t>() >
+          static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+    refuse("Input should be a valid integer");
+  }
+  return json_->get<std::int64_t>();
+}
+
+std::int64_t Value::integer_from(std::int64_t least) const {
+  const std::int64_t value = integer();
+  if (value < least) {
+    refuse(least == 1 ? "Input should be greater than 0"
+                      : "Input should be greater than or equal to " + std::to_string(least));
+  }
+  // Sizes and counts: products of two of them fit an int64.
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (value > kMost) refuse("Input should be less than or equal to " + std::to_string(kMost));
+  return value;
+}
+
+std::uint64_t Value::bytes() const {
+  const std::int64_t value = integer();
+  if (value < 0) refuse("Input should be greater than or equal to 0");
+  return static_cast<std::uint64_t>(value);
+}
+
+double Value::number() const {
+  if (!json_->is_number()) refuse("Input should be a valid number");
+  return json_->get<double>();
+}
+
+bool Value::boolean() const {
+  if (!json_->is_boolean()) refuse("Input should be a valid boolean");
+  return json_->get<bool>();
+}
+
+std::string Value::string() const {
+  if (!json_->is_string()) refuse("Input should be a valid string");
+  return json_->get<std::string>();
+}
+
+std::string Value::one_of(const std::vector<std::string>& values) const {
+  if (json_->is_string()) {
+    const auto& text = json_->get_ref<const std::string&>();
+    if (std::find(values.begin(), values.end(), text) != values.end()) return text;
+  }
+  std::vector<std::string> quoted;
+  for (const std::string& value : values) quoted.push_back("'" + value + "'");
+  const std::string last = quoted.back();
+  quoted.pop_back();
+  refuse("Input should be " + (quoted.empty() ? last : join(quoted) + " or " + last));
+}
+
+std::string Value::bundle_path() const {
+  std::string path = string();
+  if (const std::string fault = inside_bundle(path); !fault.empty()) {
+    refuse("Value error, " + fault);
+  }
+  return path;
+}
+
+std::string Value::sha256() const {
+  std::string text = string();
+  const bool hex = std::all_of(text.begin(), text.end(), [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+  });
+  if (text.size() != 64 || !hex) refuse("String should match pattern '^[0-9a-f]{64}$'");
+  return text;
+}
+
+std::vector<Value> Value::array() const {
+  if (!json_->is_array()) refuse("Input should be a valid array");
+  std::vector<Value> values;
+  values.reserve(json_->size());
+  for (const Json& item : *json_) {
+    values.emplace_back(item, path_ + "." + std::to_string(values.size()));
+  }
+  return values;
+}
+
+Named<Value> Value::object() const {
+  if (!json_->is_object()) refuse("Input should be an object");
+  Named<Value> values;
+  for (const auto& [key, item] : json_->items()) values.add(key, {item, path_ + "." + key});
+  return values;
+}
+
+Fields::Fields(const Value& value) : object_(&value.json()), path_(value.path()) {
+  if (!object_->is_object()) value.refuse("Input should be an object");
+}
+
+std::string Fields::path_of(const std::string& name) const {
+  return path_.empty() ? name : path_ + "." + name;
+}
+
+Value Fields::required(const char* name) {
+  if (std::optional<Value> value = optional(name)) return *value;
+  throw RecordError(path_of(name), "Field required");
+}
+
+std::optional<Value> Fields::optional(const char* name) {
+  read_.emplace_back(name);
+  const auto found = object_->find(name);
+  if (found == object_->end()) return std::nullopt;
+  return Value(*found, path_of(name));
+}
+
+void Fields::end() const {
+  for (const auto& [key, value] : object_->items()) {
+    if (std::find(read_.begin(), read_.end(), key) == read_.end()) {
+      throw RecordError(path_of(key), "Extra inputs are not permitted");
+    }
+  }
+}
+
+}  // namespace tgate

@@ -1,0 +1,79 @@
+// Typed, strict reading of JSON records: no unknown fields, first fault first, named by its path.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <tgate/manifest.hpp>
+
+namespace tgate {
+
+using Json = nlohmann::ordered_json;  // objects keep the order of the file
+
+// A fault in a record: `where` is the path of its field, such as "graphs.full.file".
+struct RecordError : std::runtime_error {
+  RecordError(std::string path, const std::string& message)
+      : std::runtime_error(message), where(std::move(path)) {}
+  std::string where;
+};
+
+// Parses UTF-8 text. Throws std::invalid_argument with the parser's reason.
+Json parse_json(std::string_view text);
+// The same for objects of many keys, whose order is of no interest.
+nlohmann::json parse_large_json(std::string_view text);
+
+std::string python_repr(const Json& value);       // as Python writes the parsed value
+const char* python_type(const Json& value);       // int, float, str, bool, NoneType, list, dict
+std::string inside_bundle(const std::string& path);  // "" or why it is no plain path in a bundle
+
+// A value at its path, read as one type or refused.
+class Value {
+ public:
+  Value(const Json& json, std::string path) : json_(&json), path_(std::move(path)) {}
+
+  const Json& json() const { return *json_; }
+  const std::string& path() const { return path_; }
+  [[noreturn]] void refuse(const std::string& message) const { throw RecordError(path_, message); }
+
+  std::int64_t integer() const;
+  std::int64_t integer_from(std::int64_t least) const;  // 1: "greater than 0"
+  std::uint64_t bytes() const;
+  double number() const;
+  bool boolean() const;
+  std::string string() const;
+  std::string one_of(const std::vector<std::string>& values) const;
+  std::string bundle_path() const;
+  std::string sha256() const;
+  std::vector<Value> array() const;
+  Named<Value> object() const;
+  bool null() const { return json_->is_null(); }
+
+ private:
+  const Json* json_;
+  std::string path_;
+};
+
+// The fields of an object. Read them in the order of the schema, then call `end`.
+class Fields {
+ public:
+  explicit Fields(const Value& value);
+
+  Value required(const char* name);
+  std::optional<Value> optional(const char* name);
+  void end() const;  // refuses what was not read
+
+ private:
+  std::string path_of(const std::string& name) const;
+
+  const Json* object_;
+  std::string path_;
+  std::vector<std::string> read_;
+};
+
+}  // namespace tgate

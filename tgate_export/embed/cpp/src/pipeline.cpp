@@ -1,0 +1,174 @@
+#include <tgate/pipeline.hpp>
+
+#include <cmath>
+#include <map>
+#include <optional>
+
+#include "backends/backend.hpp"
+#include "call.hpp"
+#include "files.hpp"
+#include "python_text.hpp"
+#include "rebuild.hpp"
+#include "run.hpp"
+#include "schedule.hpp"
+#include "solver_table.hpp"
+
+namespace tgate {
+namespace {
+
+// Images [B,H,W,3] in [0, 1] in 8 bits, rounded as diffusers does: halves to even.
+void append_images(const Tensor& tensor, std::vector<Image>& images) {
+  const auto pixels = static_cast<std::size_t>(tensor.shape[1] * tensor.shape[2] * 3);
+  for (std::size_t begin = 0; begin < tensor.data.size(); begin += pixels) {
+    Image image{static_cast<int>(tensor.shape[2]), static_cast<int>(tensor.shape[1]), {}};
+    image.rgb.reserve(pixels);
+    for (std::size_t i = begin; i < begin + pixels; ++i) {
+      const float value = std::nearbyint(tensor.data[i] * 255.0F);
+      // Not clamp(): NaN becomes 0, too.
+      image.rgb.push_back(value > 0 ? static_cast<std::uint8_t>(value < 255 ? value : 255.0F) : 0);
+    }
+    images.push_back(std::move(image));
+  }
+}
+
+void append(const Tensor& part, Tensor& all) {
+  if (all.shape.empty()) {
+    all = part;
+    return;
+  }
+  all.shape[0] += part.shape[0];
+  all.data.insert(all.data.end(), part.data.begin(), part.data.end());
+}
+
+}  // namespace
+
+struct Pipeline::Impl {
+  Impl(const std::filesystem::path& path, const Options& options)
+      : bundle(open_bundle(path, options.check_hashes)),
+        selected(select_backend(bundle, options)),
+        tokenizers(bundle) {}
+
+  const SolverSteps& solver_steps(const std::string& scheduler, int steps) {
+    auto found = tables.find(scheduler);
+    if (found == tables.end()) {
+      const auto file = bundle.file(bundle.manifest.solvers.find(scheduler)->file);
+      try {
+        found = tables.emplace(scheduler, parse_solver_table(read_file(file), file.string())).first;
+      } catch (const std::filesystem::filesystem_error& error) {
+        throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + reason_of(error));
+      }
+    }
+    return found->second.for_steps(steps);
+  }
+
+  // Allocates and binds for a run's shape, or returns what the last call of it used.
+  PreparedRun& prepare(RunShape shape) {
+    if (!prepared || !(prepared->shape() == shape)) {
+      prepared.reset();  // free the old buffers first
+      prepared.emplace(*selected.backend, bundle.manifest, std::move(shape));
+    }
+    return *prepared;
+  }
+
+  void run(const Call& call, int first, int batch, const StepCallback& callback, Result& result);
+
+  const Bundle bundle;
+  const Selected selected;
+  Tokenizers tokenizers;
+  std::map<std::string, SolverTable> tables;
+  std::optional<PreparedRun> prepared;
+};
+
+void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallback& callback,
+                         Result& result) {
+  const Settings& settings = call.settings;
+  const SolverSteps& solver = solver_steps(settings.scheduler, settings.num_inference_steps);
+  const std::vector<Phase> phases =
+      gate_schedule(settings.num_inference_steps, settings.gate_step, solver.extra_evaluations(),
+                    {settings.sp_interval, settings.fi_interval, settings.warm_up});
+  check_graphs(bundle, phases, settings);
+  PreparedRun& run =
+      prepare({batch, settings.height, settings.width, phases, solver.draws_noise()});
+  Backend& backend = *selected.backend;
+  const auto started = std::chrono::steady_clock::now();
+  for (std::string& warning : run.write_inputs(tokenizers, {call, first}, solver)) {
+    result.warnings.push_back(std::move(warning));
+  }
+  // Launches may only be queued: nothing waits for the device before the end.
+  const Mark encode_started = backend.mark();
+  run.encode(call);
+  const Mark encoded = backend.mark();
+  std::vector<Mark> marks;  // before, between and after the two launches of every step
+  marks.reserve(3 * phases.size());
+  for (std::size_t step = 0; step < phases.size(); ++step) {
+    marks.push_back(backend.mark());
+    run.denoise(step);
+    marks.push_back(backend.mark());
+    run.solve(step);
+    marks.push_back(backend.mark());
+    if (callback && !callback({static_cast<int>(step), static_cast<int>(phases.size()),
+                               name_of(phases[step]), solver.timesteps[step],
+                               [&run, step] { return run.latents_after(step); }})) {
+      backend.synchronize();
+      throw Error(ErrorKind::cancelled, "cancelled after step " + std::to_string(step + 1) +
+                                            " of " + std::to_string(phases.size()));
+    }
+  }
+  Mark decode_started, decoded;
+  if (call.output == Output::latents) {
+    append(run.latents_after(phases.size() - 1), result.latents);
+  } else {
+    decode_started = backend.mark();
+    run.decode();
+    decoded = backend.mark();
+    append_images(run.images(), result.images);
+  }
+  backend.synchronize();
+  Timings& timings = result.timings;
+  timings.total +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  timings.text_encoder += backend.seconds(encode_started, encoded);
+  for (std::size_t step = 0; step < phases.size(); ++step) {
+    timings.steps.push_back({name_of(phases[step]),
+                             backend.seconds(marks[3 * step], marks[3 * step + 1]),
+                             backend.seconds(marks[3 * step + 1], marks[3 * step + 2])});
+  }
+  if (call.output == Output::images) {
+    timings.vae_decoder += backend.seconds(decode_started, decoded);
+  }
+}
+
+Pipeline::Pipeline(const std::filesystem::path& bundle, const Options& options)
+    : impl_(std::make_unique<Impl>(bundle, options)) {}
+Pipeline::~Pipeline() = default;
+Pipeline::Pipeline(Pipeline&&) noexcept = default;
+Pipeline& Pipeline::operator=(Pipeline&&) noexcept = default;
+
+Result Pipeline::operator()(const Request& request) {
+  const Manifest& manifest = impl_->bundle.manifest;
+  const Call call = make_call(manifest, request);
+  Result result;
+  result.settings = call.settings;
+  for (int first = 0; first < call.images;) {
+    const int left = call.images - first;
+    const int batch = impl_->selected.backend->batch_size(
+        static_cast<int>(std::min<std::int64_t>(left, manifest.batch.max)));
+    impl_->run(call, first, batch, request.on_step_end, result);
+    first += batch;
+  }
+  return result;
+}
+
+const Manifest& Pipeline::manifest() const { return impl_->bundle.manifest; }
+const std::string& Pipeline::backend() const { return impl_->selected.backend->name(); }
+const std::string& Pipeline::backend_reason() const { return impl_->selected.reason; }
+
+double Timings::outside_engines() const {
+  double engines = text_encoder + vae_decoder;
+  for (const StepTiming& step : steps) engines += step.denoiser;
+  return total - engines;
+}
+
+const char* version() { return TGATE_VERSION; }
+
+}  // namespace tgate

@@ -1,0 +1,106 @@
+#include "python_text.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "unicode.hpp"
+
+namespace tgate {
+
+std::string repr(std::string_view text) {
+  const bool single = text.find('\'') == std::string_view::npos;
+  const bool with_double = !single && text.find('"') == std::string_view::npos;
+  const char quote = with_double ? '"' : '\'';
+  std::string out(1, quote);
+  for (const char32_t c : decode_utf8(text)) {
+    if (c == static_cast<char32_t>(quote) || c == U'\\') {
+      out += '\\';
+      out += static_cast<char>(c);
+    } else if (c == U'\n') {
+      out += "\\n";
+    } else if (c == U'\r') {
+      out += "\\r";
+    } else if (c == U'\t') {
+      out += "\\t";
+    } else if (is_printable(c)) {
+      append_utf8(out, c);
+    } else {
+      std::array<char, 12> code{};
+      const char* form = c <= 0xff ? "\\x%02x" : c <= 0xffff ? "\\u%04x" : "\\U%08x";
+      std::snprintf(code.data(), code.size(), form, static_cast<unsigned>(c));
+      out += code.data();
+    }
+  }
+  return out + quote;
+}
+
+std::string repr(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
+  std::array<char, 32> buffer{};
+  // Shortest digits; Python writes exponents below -4 and from 16 on, and always a point.
+  auto written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                               std::chars_format::scientific);
+  std::string text(buffer.data(), written.ptr);
+  const int exponent = std::stoi(text.substr(text.find('e') + 1));
+  if (exponent < -4 || exponent >= 16) return text;
+  written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                          std::chars_format::fixed);
+  text.assign(buffer.data(), written.ptr);
+  return text.find('.') == std::string::npos ? text + ".0" : text;
+}
+
+std::string repr(const std::vector<std::int64_t>& values) {
+  std::vector<std::string> parts;
+  for (const std::int64_t value : values) parts.push_back(std::to_string(value));
+  return "[" + join(parts) + "]";
+}
+
+std::string join(const std::vector<std::string>& parts, std::string_view separator) {
+  std::string out;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (i) out += separator;
+    out += parts[i];
+  }
+  return out;
+}
+
+std::string shell_join(const std::vector<std::string>& words) {
+  std::vector<std::string> quoted;
+  for (const std::string& word : words) {
+    const bool plain =
+        !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+          return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                 std::string_view("_@%+=:,./-").find(static_cast<char>(c)) !=
+                     std::string_view::npos;
+        });
+    if (plain) {
+      quoted.push_back(word);
+      continue;
+    }
+    std::string out = "'";
+    for (const char c : word) {
+      if (c == '\'') {
+        out += "'\"'\"'";
+      } else {
+        out += c;
+      }
+    }
+    quoted.push_back(out + "'");
+  }
+  return join(quoted, " ");
+}
+
+std::string one_line(std::string_view text) {
+  const auto begin = text.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return {};
+  text.remove_prefix(begin);
+  text = text.substr(0, text.find('\n'));
+  while (!text.empty() && (text.back() == '\r' || text.back() == ' ')) text.remove_suffix(1);
+  return std::string(text);
+}
+
+}  // namespace tgate

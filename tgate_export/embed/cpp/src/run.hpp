@@ -1,0 +1,77 @@
+// A run that is ready to launch: its buffers, and its bound launches.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/backend.hpp"
+#include "binding_plan.hpp"
+#include "call.hpp"
+#include "solver_table.hpp"
+#include "tokenizer.hpp"
+
+namespace tgate {
+
+// Reads tokenizers when a text first needs them.
+class Tokenizers {
+ public:
+  explicit Tokenizers(const Bundle& bundle) : bundle_(bundle) {}
+
+  const Tokenizer& get(const std::string& input);
+
+ private:
+  const Bundle& bundle_;
+  std::map<std::string, Tokenizer> loaded_;
+};
+
+// The images `first`, `first + 1`, ... of a call, as many as the run's batch.
+struct Part {
+  const Call& call;
+  int first;
+};
+
+// Buffers and launches for one run shape; every call of that shape uses them.
+class PreparedRun {
+ public:
+  PreparedRun(Backend& backend, const Manifest& manifest, RunShape shape);
+
+  const RunShape& shape() const { return shape_; }
+
+  // Fills every buffer that the host makes; after this the loop only launches. Returns warnings.
+  std::vector<std::string> write_inputs(Tokenizers& tokenizers, const Part& part,
+                                        const SolverSteps& solver);
+  // Runs the text encoder on the prompts, and on the negative ones where there are some.
+  void encode(const Call& call) const;
+  void denoise(std::size_t step) const { steps_[step].first(); }
+  void solve(std::size_t step) const { steps_[step].second(); }
+  void decode() const { decode_(); }
+
+  Tensor latents_after(std::size_t step) const;  // [B,C,h,w]
+  Tensor images() const;                         // [B,H,W,3] in [0, 1]
+
+ private:
+  void write_prompts(Tokenizers& tokenizers, const std::string& prefix, const Prompts& prompts,
+                     int first, std::vector<std::string>& warnings);
+  void write_ids(const std::string& prefix, const std::string& input, const TokenizerSpec& spec,
+                 const std::vector<std::vector<std::int64_t>>& rows);
+  void write_embeds(const std::string& slot, const Tensor& value, int first);
+  void write_conditions(const Call& call, int first);
+  void write_solver(const SolverSteps& solver);
+  void write_sample(const Part& part, const SolverSteps& solver);
+  std::vector<float> draw(const Call& call, int first, std::size_t number) const;
+  template <class T>
+  void write(const Slot& slot, const std::vector<T>& values);
+  Tensor read(const Slot& slot) const;
+
+  const Manifest& manifest_;
+  RunShape shape_;
+  BindingPlan plan_;
+  std::unique_ptr<Memory> memory_;
+  std::vector<Execute> encode_;
+  std::vector<std::pair<Execute, Execute>> steps_;
+  Execute decode_;
+};
+
+}  // namespace tgate
