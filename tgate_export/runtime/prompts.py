@@ -116,7 +116,8 @@ def _embeds(manifest: Manifest, argument: str, embeds: Embeds) -> dict[str, np.n
         embeds = {next(iter(outputs)): embeds}
     if embeds.keys() != outputs.keys():
         raise InvalidRequestError(
-            f"{argument} has {', '.join(embeds)}, but the encoder of this bundle's family "
+            f"{argument} has {', '.join(embeds)}, but the "
+            f"{manifest.prompt_encoder.replace('_', ' ')} of this bundle's family "
             f"{manifest.family} makes {', '.join(outputs)}: give a mapping from each name to "
             "its array"
         )

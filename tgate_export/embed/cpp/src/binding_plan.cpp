@@ -63,7 +63,8 @@ Buffers make_buffers(const Manifest& manifest, const RunShape& shape) {
     Shape stacked{batch};
     if (cache.passes) stacked.push_back(*cache.passes);
     stacked.push_back(cache.layers);
-    stacked.push_back(divide_up(h, cache.downsample) * divide_up(w, cache.downsample));
+    const auto downsample = cache.downsample;
+    stacked.push_back(downsample ? divide_up(h, *downsample) * divide_up(w, *downsample) : 1);
     stacked.push_back(cache.width);
     DType dtype = kFloat;
     for (const TensorSpec& tensor : manifest.graph("full").outputs) {

@@ -74,7 +74,8 @@ Cache read_cache(const Value& value) {
   fields.required("kind").one_of({"cross_cache", "self_passes", "self_cache"});
   const Value passes = fields.required("passes");
   if (!passes.null()) cache.passes = passes.integer_from(1);
-  cache.downsample = fields.required("downsample").integer_from(1);
+  const Value downsample = fields.required("downsample");
+  if (!downsample.null()) cache.downsample = downsample.integer_from(1);
   cache.width = fields.required("width").integer_from(1);
   const auto layers = fields.required("layers").array();
   for (const Value& layer : layers) layer.string();
@@ -204,6 +205,8 @@ Manifest read_manifest(const Json& json) {
     Fields latents(fields.required("latents"));
     manifest.latent_channels = latents.required("channels").integer_from(1);
     manifest.latent_downscale = latents.required("downscale").integer_from(1);
+    const auto frames = latents.optional("frames");
+    if (frames && !frames->null()) manifest.frames = frames->integer_from(1);
     latents.end();
   }
   manifest.tokenizers = named<TokenizerSpec>(fields.required("tokenizers"), read_tokenizer);
@@ -213,7 +216,7 @@ Manifest read_manifest(const Json& json) {
   manifest.absent_negative_prompt =
       fields.required("absent_negative_prompt").one_of({"empty", "zeros"});
   manifest.conditioning = named<std::string>(fields.required("conditioning"), [](const Value& v) {
-    return v.one_of({"time_ids", "resolution", "aspect_ratio"});
+    return v.one_of({"time_ids", "resolution", "aspect_ratio", "video_ids"});
   });
   manifest.graphs = named<Graph>(fields.required("graphs"), read_graph);
   manifest.cache = list_of<Cache>(fields.required("cache"), read_cache);

@@ -40,11 +40,20 @@ void append(const Tensor& part, Tensor& all) {
   all.data.insert(all.data.end(), part.data.begin(), part.data.end());
 }
 
+Bundle open_image_bundle(const std::filesystem::path& path, bool check_hashes) {
+  Bundle bundle = open_bundle(path, check_hashes);
+  if (bundle.manifest.frames) {
+    throw Error(ErrorKind::request,
+                path.string() + " draws videos, which this runtime does not: use the Python one");
+  }
+  return bundle;
+}
+
 }  // namespace
 
 struct Pipeline::Impl {
   Impl(const std::filesystem::path& path, const Options& options)
-      : bundle(open_bundle(path, options.check_hashes)),
+      : bundle(open_image_bundle(path, options.check_hashes)),
         selected(select_backend(bundle, options)),
         tokenizers(bundle) {}
 

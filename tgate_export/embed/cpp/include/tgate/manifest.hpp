@@ -63,7 +63,7 @@ struct Graph {
 struct Cache {
   std::string tensor;
   std::optional<std::int64_t> passes;
-  std::int64_t downsample;
+  std::optional<std::int64_t> downsample;  // none: a single token
   std::int64_t width;
   std::int64_t layers;
 };
@@ -120,6 +120,7 @@ struct Manifest {
   std::int64_t size_multiple;
   std::int64_t latent_channels;
   std::int64_t latent_downscale;
+  std::optional<std::int64_t> frames;  // of a video
   Named<TokenizerSpec> tokenizers;  // by the input of `text_encoder` that takes the ids
   std::int64_t clip_skips;
   std::string guidance;                // classifier-free, embedded or none
