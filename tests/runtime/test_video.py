@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.cli.command import run
 from tests.oracle.families import diffusers_video, official_video
 from tgate_export import TGatePipeline
 from tgate_export.bundle.manifest import Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
 from tgate_export.export.verify import require, verify_bundle
+from tgate_export.runtime.batching import Batcher
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 
 SEED, STEPS, WIDTH, HEIGHT = 3, 6, 24, 16
@@ -165,6 +167,39 @@ def test_bad_calls(built: Built, call: dict[str, Any], message: str) -> None:
     pictures = {} if message.startswith("image is missing") else {"image": list(images())}
     with pytest.raises(InvalidRequestError, match=message):
         built.pipeline(**(pictures | call))
+
+
+@pytest.mark.parametrize("kind", ["cpp", "triton"])
+def test_what_cannot_draw_videos_refuses_them(
+    built: Built, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, out = built.pipeline.bundle.path, tmp_path / "out"
+    result = run(capsys, "embed", kind, bundle, "--out", out)
+    assert result.code == 2
+    assert f"{bundle} draws videos" in result.error()
+    assert not out.exists()
+    with pytest.raises(InvalidRequestError, match="draws videos"):
+        Batcher.from_bundle(bundle)
+
+
+def test_the_command_writes_a_video(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, image in enumerate(images()):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    call = (
+        "generate", built.pipeline.bundle.path, "--image", tmp_path / "0.png", "--num-images", "2",
+        "--steps", "2", "--fps", "5", "--seed", "1",
+    )  # fmt: skip
+    report = run(capsys, *call, "--out", tmp_path / "clip.gif", "--json").json()
+    assert report["motion"]["fps"] == 5
+    assert [Path(file).name for file in report["images"]] == ["clip-0.gif", "clip-1.gif"]
+    with Image.open(tmp_path / "clip-1.gif") as video:
+        assert (video.n_frames, video.size, video.info["duration"]) == (
+            tiny.FRAMES, (WIDTH, HEIGHT), 200,
+        )  # fmt: skip
+    result = run(capsys, *call, "--out", tmp_path / "clip.jpg")
+    assert (result.code, "a video must end in .gif" in result.error()) == (2, True)
 
 
 def test_images_draw_no_videos(tiny_bundle: Path) -> None:

@@ -6,10 +6,11 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import link_file, plan_sets
 from tgate_export.bundle.store import check_replaceable, replace_folder
+from tgate_export.embed import open_image_bundle
 from tgate_export.errors import BundleError
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -29,8 +30,9 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
 
     Raises:
         BundleError: the bundle is missing or damaged, or `out` is not empty.
+        InvalidRequestError: the bundle draws videos.
     """
-    opened, out = open_bundle(bundle), Path(out)
+    opened, out = open_image_bundle(bundle), Path(out)
     if out.resolve().is_relative_to(opened.path.resolve()):
         raise BundleError(f"{out} is in the bundle {opened.path}: choose another --out")
     if out.is_dir() and any(out.iterdir()):

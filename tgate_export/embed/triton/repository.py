@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.store import replace_folder
+from tgate_export.embed import open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
 from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.backends import BACKENDS
@@ -87,7 +88,7 @@ def write_repository(
         TGateError: something else is in the way.
     """
     options = options or ServingOptions()
-    opened = open_bundle(bundle)
+    opened = open_image_bundle(bundle)
     _check(opened, options)
     model = out / (opened.manifest.name if name is None else name)
     if model.parent != out or model.name in ("", ".", ".."):
