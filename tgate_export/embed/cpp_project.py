@@ -10,7 +10,7 @@ from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import link_file, plan_sets
 from tgate_export.bundle.store import check_replaceable, replace_folder
-from tgate_export.embed import open_image_bundle
+from tgate_export.embed.bundles import open_image_bundle
 from tgate_export.errors import BundleError
 
 SOURCES = Path(__file__).parent / "cpp"

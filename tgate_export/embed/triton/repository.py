@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.store import replace_folder
-from tgate_export.embed import open_image_bundle
+from tgate_export.embed.bundles import open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
 from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.backends import BACKENDS
