@@ -1,0 +1,1 @@
+"""What turns a bundle into a program or a server."""
