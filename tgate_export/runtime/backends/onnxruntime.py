@@ -8,7 +8,7 @@ bundle. ONNX Runtime would copy them into layouts of its own: 3.3 GB for each of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,6 @@ class OnnxRuntimeBackend(Backend):
         )
         # Planned for by the first run, a second block as large as the first would be taken.
         options.enable_mem_pattern = False
-        _share_arena(self._ort)
-        options.add_session_config_entry("session.use_env_allocators", "1")
         graphs = self._bundle.manifest.graphs
         file = graphs[graph].weights
         if file and sum(other.weights == file for other in graphs.values()) > 1:
@@ -141,16 +139,6 @@ class OnnxRuntimeBackend(Backend):
         for name, slot in launch.outputs.items():
             binding.bind_ortvalue_output(name, memory.values[slot])
         return partial(session.run_with_iobinding, binding)
-
-
-@cache
-def _share_arena(ort: Any) -> None:
-    """Let all sessions of the process take intermediate results from one arena."""
-    info = ort.OrtMemoryInfo(
-        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
-    )
-    # Grow by what is asked for, not to the next power of two.
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 class OrtMemory(Memory):
