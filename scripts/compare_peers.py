@@ -32,7 +32,7 @@ WORKER = Path(__file__).with_name("peer_worker.py")
 OPTIMUM_SETUP = (
     "optimum-onnx needs an older transformers, so a virtual environment of its own: "
     "python3 -m venv .venv-peers && .venv-peers/bin/pip install torch==2.13.0 "
-    "'optimum-onnx[onnxruntime]==0.1.0' diffusers==0.42.1 accelerate==1.15.0"
+    "'optimum-onnx[onnxruntime]==0.1.0' transformers==4.57.6 diffusers==0.35.2 accelerate==1.10.1"
 )
 # Whose final latents a peer's have to equal.
 REFERENCE = {
