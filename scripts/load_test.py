@@ -234,10 +234,19 @@ def poisson(
     return time.perf_counter() - started, answers
 
 
-def summary(runs: Sequence[tuple[float, list[Answered]]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """One round of one policy: seconds by the clock and of all cores, and every answer."""
+
+    seconds: float
+    cpu_seconds: float
+    answers: list[Answered]
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Summarize the rounds of one policy under one load."""
-    answers = [answer for _, found in runs for answer in found]
-    rates = [len(found) / seconds for seconds, found in runs]
+    answers = [answer for run in runs for answer in run.answers]
+    rates = [len(run.answers) / run.seconds for run in runs]
     percentiles = (50, 95, 99)
     groups = {"all": answers} | {
         f"{steps} steps": [a for a in answers if a.request.steps == steps] for steps in STEPS
@@ -246,6 +255,9 @@ def summary(runs: Sequence[tuple[float, list[Answered]]]) -> dict[str, Any]:
         "requests": len(answers),
         "throughput_per_s": float(np.median(rates)),
         "throughput_of_rounds_per_s": rates,
+        # Of this process, so without the server of `triton`; less noisy than the clock when other
+        # programs use the machine.
+        "cpu_s_per_request": sum(run.cpu_seconds for run in runs) / len(answers),
         "latency_s": {
             name: {
                 f"p{q}": float(np.percentile([answer.latency for answer in found], q))
@@ -280,20 +292,23 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
 
     def measure(load: str, run: Callable[[Submit, int], tuple[float, list[Answered]]]) -> None:
-        runs: dict[str, list[tuple[float, list[Answered]]]] = {name: [] for name in policies}
+        runs: dict[str, list[Run]] = {name: [] for name in policies}
         for round_ in range(arguments.rounds):
             shuffler.shuffle(order)
             for name in order:
                 with policies[name]() as submit:
                     submit(requests(1, seed=99)[0]).result()  # engines load when first used
-                    runs[name].append(run(submit, round_))
+                    used = time.process_time()
+                    seconds, answers = run(submit, round_)
+                    runs[name].append(Run(seconds, time.process_time() - used, answers))
         results[load] = {name: summary(found) for name, found in runs.items()}
         for name, found in results[load].items():
             latency = found["latency_s"]
             print(
                 f"{load:<16} {name:<14} {found['throughput_per_s']:6.2f}/s  "
                 + "  ".join(f"{q} {latency['all'][q]:6.2f} s" for q in ("p50", "p95", "p99"))
-                + f"  5 steps p95 {latency['5 steps']['p95']:6.2f} s",
+                + f"  5 steps p95 {latency['5 steps']['p95']:6.2f} s"
+                + f"  CPU {found['cpu_s_per_request']:5.2f} s a request",
                 flush=True,
             )
 

@@ -140,7 +140,7 @@ def main() -> None:
         options = ServingOptions(backend=BACKEND)
         model = write_repository(arguments.bundle, Path(folder), options, name="model")
         with Server(model.parent) as server:
-            server.ready()
+            server.ready(600)
             soak = Soak(server, expected, time.monotonic() + arguments.seconds)
             threads = [threading.Thread(target=soak.client, args=(n,)) for n in range(CLIENTS)]
             for thread in threads:
