@@ -1,5 +1,7 @@
 #include <tgate/pipeline.hpp>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <optional>

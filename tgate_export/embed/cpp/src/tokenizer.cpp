@@ -5,6 +5,7 @@
 
 #include <tgate/error.hpp>
 
+#include "json_reader.hpp"
 #include "python_text.hpp"
 #include "unicode.hpp"
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "json_reader.hpp"
+#include <nlohmann/json_fwd.hpp>
 
 namespace tgate {
 
