@@ -130,10 +130,18 @@ def assemble(
         differences = check_graphs(bundle, references, progress)
         require(differences)
     else:
+        # It scales the image by kernels that depend on the size, and is small enough.
+        encoder = manifest.prompt_encoder
+        with progress.stage("running PyTorch for reference"):
+            references = graph_references(
+                source, parts, manifest, groups, batch=options.batch.opt, only=encoder
+            )
         del parts, declared
         release_memory()
-        with small_twin(source, bundle, options, staging, progress) as (_, differences):
-            pass
+        differences = check_graphs(bundle, references, progress)
+        require(differences)
+        with small_twin(source, bundle, options, staging, progress) as (_, others):
+            differences += tuple(other for other in others if other.graph != encoder)
     (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, differences
 

@@ -122,6 +122,7 @@ def graph_references(
     groups: tuple[CacheGroup, ...],
     *,
     batch: int,
+    only: str | None = None,
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
@@ -134,6 +135,7 @@ def graph_references(
         manifest: the bundle's manifest: dtypes and sizes.
         groups: how caches are stacked.
         batch: samples in each input.
+        only: run this graph alone.
     """
     known = _random_inputs(source, manifest, batch)
     references = {}
@@ -141,6 +143,8 @@ def graph_references(
     graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
     encoder = manifest.prompt_encoder
     for index, graph in enumerate(graphs):
+        if only not in (None, graph.name):
+            continue
         if graph.name in ("image_encoder", "vae_encoder", "vae_decoder"):
             # They read the types of their own weights, see `computing_in_fp32`.
             for name in graph.components:
