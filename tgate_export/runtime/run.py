@@ -121,7 +121,8 @@ class PreparedRun:
         write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
         if manifest.clip_skips:
             write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
-            write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
+            if manifest.takes_negative:
+                write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
         for step, (timestep, weights) in enumerate(
             zip(solver.timesteps, solver.weights, strict=True)
         ):
