@@ -60,7 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, family in enumerate(wanted):
             print(f"{family} ...", file=sys.stderr)
-            rows += compare(family, Path(folder) / str(number))
+            for row in compare(family, Path(folder) / str(number)):
+                print(f"  {row}", file=sys.stderr)
+                rows.append(row)
     packages = ("tgate", "diffusers", "torch", "onnxruntime")
     report = {
         "date": date.today().isoformat(),
