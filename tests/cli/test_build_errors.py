@@ -205,7 +205,7 @@ def test_disk_that_fails_in_the_middle(
         (staging / "graphs" / "full.onnx").write_bytes(b"half")
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(build_module, "_build", half)
+    monkeypatch.setattr(build_module, "assemble", half)
     result = run(capsys, "build", "--model", tiny_pipeline_dir, "--out", out)
     assert reason in result.err.splitlines()[-1]
     assert result.code == 1

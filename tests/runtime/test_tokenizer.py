@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.errors import BundleError
-from tgate_export.export.build import _save_tokenizer
+from tgate_export.export.assemble import _save_tokenizer
 from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import letter_tokenizer
 from tgate_export.runtime.tokenizer import PromptTokenizer
