@@ -55,8 +55,9 @@ class Batcher:
         options = options or BatchingOptions()
         self.bundle = bundle
         self.backend = backend
-        most = min(options.max_batch or bundle.manifest.batch.max, bundle.manifest.batch.max)
-        self.max_batch = backend.batch_size(most)
+        batch = bundle.manifest.batch
+        most = min(options.max_batch or batch.max, batch.max)
+        self.max_batch = backend.batch_size(max(most, batch.min))
         self.max_in_flight = options.max_in_flight or 4 * self.max_batch
         self.max_pending = options.max_pending
         self._target = options.call_target
