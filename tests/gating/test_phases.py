@@ -56,7 +56,7 @@ def all_groups(unet: Any) -> Any:
 
 def groups_of_kinds(unet: Any, kinds: list[Any]) -> Any:
     return cache_groups(
-        unet, TEXT, in_channels=4, latent_height=8, latent_width=8, kinds=kinds,
+        unet, TEXT, channels=4, latent_height=8, latent_width=8, kinds=kinds,
     )  # fmt: skip
 
 

@@ -294,7 +294,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "guidance_rescale": request.guidance_rescale,
                 "clip_skip": request.clip_skip,
                 "strength": request.strength,
-                "motion": None if request.motion is None else asdict(request.motion),
+                **({} if request.motion is None else {"motion": asdict(request.motion)}),
                 "scheduler": request.scheduler,
                 "width": request.width,
                 "height": request.height,
