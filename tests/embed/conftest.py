@@ -10,7 +10,7 @@ from tests.embed.driver import CppBuild, Driver, compile_library
 from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _plain_sessions() -> Iterator[None]:
     """Let Python run graphs as they are, as C++ does: other kernels round in other ways."""
     with pytest.MonkeyPatch.context() as patch:
