@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,18 @@ CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" /
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what tests keep for one another apart from the user's."""
     os.environ["TGATE_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def plain_sessions() -> Iterator[None]:
+    """Let ONNX Runtime run graphs as they are written: other kernels round in other ways."""
+    from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            OnnxRuntimeBackend, "_for_cpu", lambda _self, _graph, path, _options: str(path)
+        )
+        yield
 
 
 def save_tiny_pipeline(folder: Path) -> None:

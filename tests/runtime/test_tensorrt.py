@@ -29,6 +29,9 @@ from tgate_export.runtime.batching import Batcher
 from tgate_export.runtime.plan import Slot
 from tgate_export.runtime.run import StepInfo
 
+# The emulation runs them so, too.
+pytestmark = pytest.mark.usefixtures("plain_sessions")
+
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 
 
