@@ -51,6 +51,7 @@ VALID: dict[str, Any] = {
             "eos_token_id": 1, "mask": None,
         },
     },
+    "clip_skips": 0,
     "guidance": "classifier-free",
     "absent_negative_prompt": "empty",
     "conditioning": {},
