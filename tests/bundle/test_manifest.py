@@ -51,7 +51,6 @@ VALID: dict[str, Any] = {
             "eos_token_id": 1, "mask": None,
         },
     },
-    "clip_skips": 0,
     "guidance": "classifier-free",
     "absent_negative_prompt": "empty",
     "conditioning": {},
@@ -101,7 +100,7 @@ def refused(raw: Any) -> str:
 def test_valid_manifest_survives_a_round_trip() -> None:
     manifest = parse_manifest(json.dumps(VALID), WHERE)
     assert parse_manifest(manifest.to_json(), WHERE) == manifest
-    assert json.loads(manifest.to_json()) == VALID
+    assert json.loads(manifest.to_json()) == VALID | {"clip_skips": 0}  # its default
 
 
 ESCAPES = [
