@@ -187,4 +187,4 @@ def shapes_pipeline(shapes_bundle: Path) -> TGatePipeline:
     """The demo pipeline, loaded."""
     from tgate_export import TGatePipeline
 
-    return TGatePipeline.from_bundle(shapes_bundle)
+    return TGatePipeline.from_bundle(shapes_bundle, "onnxruntime:cpu")

@@ -9,11 +9,6 @@ import pytest
 from tests.embed.driver import CppBuild, Driver, compile_library
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _plain(plain_sessions: None) -> None:
-    """Let Python run graphs as they are, as C++ does."""
-
-
 @pytest.fixture(scope="session")
 def cpp_build() -> CppBuild:
     return compile_library()

@@ -18,6 +18,8 @@ from tests.cli.command import run
 from tests.embed.driver import CppBuild
 from tgate_export.bundle.integrity import read_manifest
 
+pytestmark = pytest.mark.usefixtures("plain_sessions")
+
 Done = subprocess.CompletedProcess[str]
 Generate = Callable[..., Done]
 
@@ -43,7 +45,7 @@ def test_picture_and_report_are_those_of_the_python_command(
     options = [
         *OPTIONS, "--negative-prompt", "a cross", "--gate-step", 2, "--scheduler", "euler",
         "--guidance-scale", 4.5, "--guidance-rescale", 0.5, "--clip-skip", 1, "--num-images", 2,
-        "--json",
+        "--backend", "onnxruntime:cpu", "--json",
     ]  # fmt: skip
     theirs = run(capsys, "generate", tiny_bundle, *options, "--out", tmp_path / "python.png").json()
     done = generate(*options)

@@ -21,6 +21,8 @@ from tgate_export.export.build import build_bundle
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.schedule import check_schedule, gate_schedule
 
+pytestmark = pytest.mark.usefixtures("plain_sessions")
+
 RANDOM = np.random.default_rng(5)
 
 
@@ -28,9 +30,14 @@ def tensor(value: np.ndarray) -> dict[str, Any]:
     return {"shape": list(value.shape), "data": value.astype(np.float32).ravel().tolist()}
 
 
+def opened(bundle: Path) -> TGatePipeline:
+    """Open a bundle with the backend of the C++ library."""
+    return TGatePipeline.from_bundle(bundle, "onnxruntime:cpu")
+
+
 @pytest.fixture(scope="module")
-def tiny_pipeline(tiny_bundle: Path) -> TGatePipeline:
-    return TGatePipeline.from_bundle(tiny_bundle)
+def tiny_pipeline(plain_sessions: None, tiny_bundle: Path) -> TGatePipeline:
+    return opened(tiny_bundle)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_warned_of(
 
 def test_reused_self_attention(driver: Driver, reuse_bundle: Path) -> None:
     options = {"num_inference_steps": 14, "gate_step": 9, "seed": 4, "scheduler": "pndm"}
-    expected = python_run(TGatePipeline.from_bundle(reuse_bundle), "a circle", **options)
+    expected = python_run(opened(reuse_bundle), "a circle", **options)
     assert {"full_reuse", "gated_reuse"} < set(expected["phases"])
     request = {"prompt": texts("a circle"), **options}
     assert_same(driver("run", bundle=str(reuse_bundle), request=request), expected)
@@ -111,7 +118,7 @@ def test_reused_self_attention(driver: Driver, reuse_bundle: Path) -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 24), (24, 48), None])
 def test_sizes(driver: Driver, tiny_dynamic_bundle: Path, size: tuple[int, int] | None) -> None:
-    pipeline = TGatePipeline.from_bundle(tiny_dynamic_bundle)
+    pipeline = opened(tiny_dynamic_bundle)
     options: dict[str, Any] = {"num_inference_steps": 3, "gate_step": 2, "seed": 4}
     if size:
         options |= {"width": size[0], "height": size[1]}
@@ -314,7 +321,7 @@ def test_families(
 
 def check_family(driver: Driver, bundle: Path, gate_step: int) -> None:
     """Compare the runtimes; T5 families take token ids in C++."""
-    pipeline = TGatePipeline.from_bundle(bundle)
+    pipeline = opened(bundle)
     prompts, negatives = ["a red circle", "an umbrella"], ["a square", "x"]
     tokenizers = pipeline._tokenizers
     clip = pipeline.manifest.family != "pixart"

@@ -29,6 +29,11 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def shapes_pipeline(plain_sessions: None, shapes_bundle: Path) -> TGatePipeline:
+    return TGatePipeline.from_bundle(shapes_bundle, "onnxruntime:cpu")
+
+
 def texts(*prompts: str) -> dict[str, Any]:
     return {"texts": list(prompts)}
 

@@ -130,8 +130,8 @@ def test_fp32_from_fp16_weights(sources: dict[str, ModelSource], name: str) -> N
         inputs.append(torch.tensor([0, 1]))
     for part in whole.modules.values():
         part.float()
-    expected = source.family.text_encoder(whole)(*inputs)[0]
-    encoder = source.family.text_encoder(half)
+    expected = source.family.prompt_encoder(source, whole, tiny.SIZE)(*inputs)[0]
+    encoder = source.family.prompt_encoder(source, half, tiny.SIZE)
     with computing_in_fp32(encoder):
         found = encoder(*inputs)[0]
     assert found.dtype == torch.float32

@@ -130,7 +130,6 @@ def test_damaged_index(pipeline: Path, content: str) -> None:
         ("StableDiffusion3Pipeline", "jointly"),
         ("StableDiffusionXLInpaintPipeline", "supported are StableDiffusionPipeline"),
         ("StableDiffusionInpaintPipeline", "supported are StableDiffusionPipeline"),
-        ("StableVideoDiffusionPipeline", "supported are StableDiffusionPipeline"),
     ],
 )
 def test_other_pipelines_are_refused_with_the_reason(

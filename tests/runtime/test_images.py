@@ -79,5 +79,5 @@ def test_one_image_for_all_prompts_or_one_each() -> None:
         load_images([PIXELS, other], 3)
     with pytest.raises(InvalidRequestError, match="one size, these are 6x4 and 3x4"):
         load_images([PIXELS, other[:, :3]], 2)
-    with pytest.raises(InvalidRequestError, match="0 images for 2 prompts"):
+    with pytest.raises(InvalidRequestError, match="image is an empty list"):
         load_images([], 2)

@@ -322,7 +322,7 @@ def _verify(
     differences: tuple[Difference, ...] = ()
     if graphs:
         with progress.stage("running PyTorch for reference"):
-            batch = min(2, manifest.batch.max)
+            batch = max(manifest.batch.min, min(2, manifest.batch.max))
             references = graph_references(source, parts, manifest, groups, batch=batch)
     del parts
     release_memory()
@@ -341,21 +341,24 @@ def check_trajectories(
     backend = backend or select("onnxruntime:cpu", bundle)
     pipeline = TGatePipeline(bundle, backend)
     bound = TRAJECTORY_BOUNDS[_computed(backend, bundle.manifest.precision)]
+    copies = bundle.manifest.batch.min  # as few as a call can draw
     differences = []
     for run in runs:
         output = pipeline(
+            num_images_per_prompt=copies,
             num_inference_steps=run.case.steps,
             gate_step=run.case.gate_step,
             sp_interval=run.case.sp_interval,
             fi_interval=run.case.fi_interval,
             warm_up=run.case.warm_up,
             scheduler=run.case.scheduler,
-            latents=run.latents,
+            latents=np.concatenate([run.latents] * copies),
             output_type="latent",
             **run.call,
         )
         latents = np.asarray(output.images)
-        differences.append(compare(str(run.case), "latents", latents, run.expected, bound))
+        expected = np.concatenate([run.expected] * copies)
+        differences.append(compare(str(run.case), "latents", latents, expected, bound))
     return tuple(differences)
 
 

@@ -69,7 +69,7 @@ def load_images(value: Any, prompts: int | None = None) -> np.ndarray:
         several = True
     images = [load_image(image) for image in value] if several else [load_image(value)]
     if not images:
-        raise InvalidRequestError("image is an empty list: give one, or one for each video")
+        raise InvalidRequestError("image is an empty list: give one, or one each")
     prompts = len(images) if prompts is None else prompts
     if len(images) not in (1, prompts):
         raise InvalidRequestError(

@@ -68,7 +68,7 @@ def test_bundle_replaced_on_disk(
 ) -> None:
     """A running server goes on with what it loaded; a new one takes the new bundle."""
     expected = np.asarray(
-        TGatePipeline.from_bundle(tiny_bundle)(
+        TGatePipeline.from_bundle(tiny_bundle, OPTIONS.backend)(
             "x", num_inference_steps=5, scheduler="unipc", seed=1, output_type="latent", gate_step=2
         ).images
     )

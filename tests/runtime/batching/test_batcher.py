@@ -99,7 +99,8 @@ def test_64_mixed_requests_equal_their_solo_runs(pipeline: TGatePipeline, batche
     after = batcher.stats()
     assert after.outcomes["done"] - before.outcomes.get("done", 0) == 64 + 1
     assert (after.waiting, after.in_flight) == (0, 0)
-    assert max(after.stages["full"].batches) == max(after.stages["gated"].batches) == 8
+    assert max(after.stages["full"].batches) == 8
+    assert 1 < max(after.stages["gated"].batches) <= 8
     assert 0 < after.gated_fraction < 1
 
 
