@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.once import common_folder, made_once
+
 # The models here are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" /
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what tests keep for one another apart from the user's."""
-    os.environ["TGATE_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TGATE_EXPORT_CACHE"] = str(common_folder(tmp_path_factory) / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +126,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder; shared, so not to be changed."""
-    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
-    save_tiny_pipeline(folder)
-    return folder
+    return made_once(tmp_path_factory, "pipeline", save_tiny_pipeline)
 
 
 @pytest.fixture(scope="session")
@@ -134,8 +134,9 @@ def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
     """The bundle built from `tiny_pipeline_dir`; shared, so not to be changed."""
     from tgate_export.export.build import build_bundle
 
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    return build_bundle(str(tiny_pipeline_dir), out=out).path
+    return made_once(
+        tmp_path_factory, "tiny", lambda out: build_bundle(str(tiny_pipeline_dir), out=out)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -143,10 +144,11 @@ def reuse_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
     """Built from `tiny_pipeline_dir` with the graphs that reuse self-attention; shared."""
     from tgate_export.export.build import build_bundle
 
-    out = tmp_path_factory.mktemp("bundles") / "reuse"
-    return build_bundle(
-        str(tiny_pipeline_dir), out=out, gate_step=10, sp_interval=5, fi_interval=2, warm_up=2
-    ).path
+    schedule = {"gate_step": 10, "sp_interval": 5, "fi_interval": 2, "warm_up": 2}
+    return made_once(
+        tmp_path_factory, "reuse",
+        lambda out: build_bundle(str(tiny_pipeline_dir), out=out, **schedule),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -162,8 +164,10 @@ def tiny_dynamic_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPa
     from tgate_export.export.build import build_bundle
 
     sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)
-    out = tmp_path_factory.mktemp("bundles") / "dynamic"
-    return build_bundle(str(tiny_pipeline_dir), size=sides, out=out).path
+    return made_once(
+        tmp_path_factory, "dynamic",
+        lambda out: build_bundle(str(tiny_pipeline_dir), size=sides, out=out),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +183,7 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the trained demo pipeline; shared, so not to be changed."""
     from tgate_export.export.build import build_bundle
 
-    return build_bundle("shapes", out=tmp_path_factory.mktemp("bundles") / "shapes").path
+    return made_once(tmp_path_factory, "shapes", lambda out: build_bundle("shapes", out=out))
 
 
 @pytest.fixture(scope="session")

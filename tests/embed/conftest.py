@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.embed.driver import CppBuild, Driver, compile_library
+from tests.once import alone
 
 
 @pytest.fixture(scope="session")
-def cpp_build() -> CppBuild:
-    return compile_library()
+def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> CppBuild:
+    with alone(tmp_path_factory, "cpp"):
+        return compile_library()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import alone
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
@@ -15,10 +16,11 @@ from triton_server import Server, server_venv
 
 
 @pytest.fixture(scope="session")
-def venv() -> Path:
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The environment of the nvidia-pytriton wheel."""
     try:
-        return server_venv()
+        with alone(tmp_path_factory, "server"):
+            return server_venv()
     except RuntimeError as error:
         pytest.skip(str(error))
 

@@ -129,7 +129,8 @@ def test_64_mixed_requests_at_once(
         np.testing.assert_allclose(together, latents, atol=TOLERANCE, err_msg=str(calls[index]))
         differences = [np.abs(latents - other).max() for other in expected]
         assert sorted(differences)[1] > 100 * TOLERANCE  # so none can be taken for another
-    wait_until(lambda: metric(server, "tgate_requests_total", outcome="done") == before + 64)
+    # At least: what was done before may have been counted later.
+    wait_until(lambda: metric(server, "tgate_requests_total", outcome="done") >= before + 64)
     assert metric(server, "tgate_calls_total", stage="full", batch="8") > 0
 
 

@@ -76,11 +76,13 @@ Selected fastest(const Bundle& bundle, const Options& options) {
 
 Selected select_backend(const Bundle& bundle, const Options& options) {
   if (options.backend == "auto") return fastest(bundle, options);
+  // The one device that ONNX Runtime uses here has a name of its own, as in Python.
+  const std::string wanted = options.backend == "onnxruntime:cpu" ? "onnxruntime" : options.backend;
   std::vector<std::string> names{"auto"};
   for (const Candidate& candidate : kCandidates) {
-    if (options.backend == candidate.name) {
+    if (wanted == candidate.name) {
       if (candidate.make == nullptr) {
-        throw Error(ErrorKind::backend, "this program was compiled without " + options.backend +
+        throw Error(ErrorKind::backend, "this program was compiled without " + wanted +
                                             ": see docs/embed-cpp.md for what it needs");
       }
       return {candidate.make(bundle, options), "asked for by name"};
