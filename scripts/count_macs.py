@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir
 
 from tgate_export.bench.macs import Macs, count_macs
-from tgate_export.bundle.manifest import Range, Size
+from tgate_export.bundle.manifest import Range
 from tgate_export.export.onnx_export import export_graph
 from tgate_export.export.options import check_options
 from tgate_export.export.weights import WeightFiles
@@ -48,33 +49,39 @@ PAPER = {
 }
 
 
-def phase_macs(model: str) -> dict[str, Macs]:
-    """Export the phases of a packaged architecture, and count one run of each."""
+def exported_phases(model: str, batch: Range, folder: Path) -> Iterator[tuple[GraphExport, Path]]:
+    """Export the phases of a packaged architecture in fp16, without their weights."""
     source = resolve_source(model, "random")
-    options = check_options(source, "fp16", None, ONE, None)
+    options = check_options(source, "fp16", None, batch, None)
     name = source.family.denoiser
     parts = Components({name: load_component(source, name, "fp16")}, {}, {})
     groups = denoiser_cache(source, parts, options.size, options.caches)
-    declared = graph_exports(source, parts, options.size, groups)
-    downscale = vae_downscale(source)
+    for graph in graph_exports(source, parts, options.size, groups):
+        if graph.name not in PHASES:
+            continue
+        exported = export_graph(graph, batch, options.size, vae_downscale(source))
+        path = folder / f"{graph.name}.onnx"
+        with tempfile.TemporaryDirectory() as weights, WeightFiles(Path(weights)) as files:
+            files["denoiser"].externalize(exported)
+            onnx_ir.save(exported, path)
+        yield graph, path
+
+
+def shapes(graph: GraphExport, batch: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a graph's inputs."""
     return {
-        graph.name: _count(graph, options.size, downscale)
-        for graph in declared
-        if graph.name in PHASES
+        entry.name: tuple(batch if dim == "batch" else int(dim) for dim in entry.shape)
+        for entry in graph.inputs
     }
 
 
-def _count(graph: GraphExport, size: Size, downscale: int) -> Macs:
-    model = export_graph(graph, ONE, size, downscale)
-    with tempfile.TemporaryDirectory() as folder, WeightFiles(Path(folder)) as files:
-        files["denoiser"].externalize(model)
-        path = Path(folder) / f"{graph.name}.onnx"
-        onnx_ir.save(model, path)
-        shapes = {
-            entry.name: tuple(1 if dim == "batch" else int(dim) for dim in entry.shape)
-            for entry in graph.inputs
+def phase_macs(model: str) -> dict[str, Macs]:
+    """Count one run of each phase of a packaged architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            graph.name: count_macs(path, shapes(graph, 1))
+            for graph, path in exported_phases(model, ONE, Path(folder))
         }
-        return count_macs(path, shapes)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,30 @@ def run_macs(bundle: Bundle, schedule: Schedule, *, batch: int = 1) -> Macs:
 
 def count_macs(path: Path, inputs: dict[str, Shape]) -> Macs:
     """Count one run of an ONNX file, its inputs having these shapes."""
+    return sum((node.macs for node in counted_nodes(path, inputs)), Macs(0, 0))
+
+
+@dataclass(frozen=True)
+class CountedNode:
+    """A node that multiplies.
+
+    Attributes:
+        macs: of one run.
+        operands: shapes of what is multiplied; a bias is left out.
+        result: shape of its first output.
+    """
+
+    macs: Macs
+    operands: tuple[Shape, ...]
+    result: Shape
+
+
+def counted_nodes(path: Path, inputs: dict[str, Shape]) -> Iterator[CountedNode]:
+    """Yield the nodes of an ONNX file that multiply, its inputs having these shapes.
+
+    Raises:
+        ModelError: a shape that counting needs cannot be inferred.
+    """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -99,19 +123,19 @@ def count_macs(path: Path, inputs: dict[str, Shape]) -> Macs:
         entry.name: _dims(entry) for entry in (*graph.input, *graph.value_info, *graph.output)
     }
     dims |= {tensor.name: tuple(map(str, tensor.dims)) for tensor in graph.initializer}
-    counted = Macs(0, 0)
     for node in graph.node:
         if count := _COUNTERS.get(node.op_type):
             shapes = []
-            for name in (*node.input[:3], node.output[0]):
+            operands = node.input[: 3 if node.op_type == "Attention" else 2]
+            for name in (*operands, node.output[0]):
                 try:
                     shapes.append(tuple(evaluate_dim(dim, symbols) for dim in dims[name]))
                 except (KeyError, ValueError) as error:
                     raise ModelError(
                         f"{path}: the shape of {name!r} at {node.name!r} is unknown ({error})"
                     ) from None
-            counted += count(node, shapes[:-1], shapes[-1])
-    return counted
+            *known, result = shapes
+            yield CountedNode(count(node, known, result), tuple(known), result)
 
 
 def _dims(entry: Any) -> tuple[str, ...]:
