@@ -15,6 +15,7 @@ from tests.cli.command import run
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.export import verify
 from tgate_export.export.reference import TrajectoryCase
+from tgate_export.runtime.backends.base import Backend
 
 Capture = pytest.CaptureFixture[str]
 
@@ -118,8 +119,23 @@ def test_verify_sees_a_changed_byte(capsys: Capture, tiny_bundle_copy: Path) -> 
 
 
 @pytest.mark.usefixtures("short_verification")
-def test_verify_holds(capsys: Capture, tiny_bundle: Path) -> None:
-    report = run(capsys, "verify", tiny_bundle, "--json").json()
+@pytest.mark.parametrize("backend", [None, "openvino", "onnxruntime:cpu"])
+def test_verify_holds(
+    capsys: Capture, tiny_bundle: Path, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run_on = verify.run_on
+
+    def watched(chosen: Backend, *arguments: Any) -> Any:
+        ran.append(chosen.name)
+        return run_on(chosen, *arguments)
+
+    monkeypatch.setattr(verify, "run_on", watched)
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    options = ["--backend", backend] if backend else []
+    report = run(capsys, "verify", tiny_bundle, *options, "--json").json()
+    assert set(ran) == ({backend} if backend else set())  # else as the graphs are written
     assert report["holds"] is True
     assert {row["graph"] for row in report["differences"]} == {
         "text_encoder", "full", "gated", "vae_decoder", "pndm, gate 1 of 3",
