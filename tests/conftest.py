@@ -126,7 +126,7 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder; shared, so not to be changed."""
-    return made_once(tmp_path_factory, "pipeline", save_tiny_pipeline)
+    return made_once(tmp_path_factory, "pipelines/tiny", save_tiny_pipeline)
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +135,7 @@ def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
     from tgate_export.export.build import build_bundle
 
     return made_once(
-        tmp_path_factory, "tiny", lambda out: build_bundle(str(tiny_pipeline_dir), out=out)
+        tmp_path_factory, "bundles/tiny", lambda out: build_bundle(str(tiny_pipeline_dir), out=out)
     )
 
 
@@ -146,7 +146,7 @@ def reuse_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
     schedule = {"gate_step": 10, "sp_interval": 5, "fi_interval": 2, "warm_up": 2}
     return made_once(
-        tmp_path_factory, "reuse",
+        tmp_path_factory, "bundles/reuse",
         lambda out: build_bundle(str(tiny_pipeline_dir), out=out, **schedule),
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def tiny_dynamic_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPa
 
     sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)
     return made_once(
-        tmp_path_factory, "dynamic",
+        tmp_path_factory, "bundles/dynamic",
         lambda out: build_bundle(str(tiny_pipeline_dir), size=sides, out=out),
     )  # fmt: skip
 
@@ -183,7 +183,9 @@ def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the trained demo pipeline; shared, so not to be changed."""
     from tgate_export.export.build import build_bundle
 
-    return made_once(tmp_path_factory, "shapes", lambda out: build_bundle("shapes", out=out))
+    return made_once(
+        tmp_path_factory, "bundles/shapes", lambda out: build_bundle("shapes", out=out)
+    )
 
 
 @pytest.fixture(scope="session")

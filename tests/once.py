@@ -27,8 +27,8 @@ def alone(factory: pytest.TempPathFactory, name: str) -> Iterator[None]:
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return the shared folder of that name, made by whichever process needs it first."""
     folder = common_folder(factory) / "shared" / name
-    with alone(factory, name):
+    with alone(factory, name.replace("/", "-")):
         if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             make(folder)
     return folder
