@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import logging
 import warnings
@@ -37,7 +38,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
-    with _quiet():
+    with _quiet(), _without_garbage_collection():
         program = torch.onnx.export(
             module,
             arguments,
@@ -173,3 +174,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Let nothing look for cycles among the exporter's millions of objects: a quarter faster."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
