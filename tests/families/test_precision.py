@@ -27,6 +27,7 @@ from tgate_export.families.loading import (
     load,
 )
 from tgate_export.families.source import ModelSource, resolve_source
+from tgate_export.gating.phases import make_phase
 from tgate_export.gating.upcast import AttentionInFloat32
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -148,3 +149,32 @@ def test_values_that_are_not_finite_are_named(value: float) -> None:
     found[1, 2] = value
     with pytest.raises(VerificationError, match=r"full: noise_pred .* not finite.*fp32"):
         require([compare("full", "noise_pred", found, expected, 1.0)])
+
+
+@torch.no_grad()
+def test_embedded_guidance_in_fp32_from_fp16_weights(tmp_path: Path) -> None:
+    """The embedding has the type that is computed in, whatever the weights are stored in."""
+    tiny.save_lcm(tmp_path / "lcm")
+    source = resolve_source(str(tmp_path / "lcm"))
+    half, whole = load(source, "fp16"), load(source, "fp16")
+    whole["unet"].float()
+    size = check_options(source, "fp16", tiny.SIZE, tiny.FIXED, None).size
+    groups = denoiser_cache(source, half, size, ("cross_cache",))
+    random = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 8, 8, generator=random)
+    (prompt,) = source.conditioning().prompt
+    inputs = (
+        sample,
+        torch.tensor([900.0, 100.0]),
+        torch.randn(2, *(int(dim) for dim in prompt.shape), generator=random),
+        torch.tensor([2.0, 8.5]),
+    )
+    stored, converted = (
+        make_phase(parts["unet"], groups, source.conditioning(), "full") for parts in (half, whole)
+    )
+    expected = converted(*inputs)[0]
+    with computing_in_fp32(stored):
+        found = stored(*inputs)[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    another = converted(*inputs[:3], torch.tensor([2.0, 3.0]))[0]
+    assert not torch.allclose(another[1], expected[1])  # the scale has an effect

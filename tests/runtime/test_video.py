@@ -202,6 +202,18 @@ def test_the_command_writes_a_video(
     assert (result.code, "a video must end in .gif" in result.error()) == (2, True)
 
 
+def test_build_says_that_a_video_is_drawn_from_an_image(
+    built: Built, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(
+        capsys, "build", "--model", built.folder, "--size", f"{WIDTH}x{HEIGHT}", "--batch", "2",
+        "--sp-interval", "2", "--fi-interval", "2", "--warm-up", "1",
+        "--out", built.pipeline.bundle.path,
+    )  # fmt: skip
+    assert "is up to date" in result.err
+    assert "--image FILE | " in result.err
+
+
 def test_images_draw_no_videos(tiny_bundle: Path) -> None:
     with pytest.raises(InvalidRequestError, match="fps 7 has no effect"):
         TGatePipeline.from_bundle(tiny_bundle)("a", fps=7)

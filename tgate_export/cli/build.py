@@ -206,8 +206,8 @@ def _report(result: BuildResult, as_json: bool) -> None:
     for plans in result.plans:
         done = f"compiled {', '.join(plans.compiled)}" if plans.compiled else "plans are up to date"
         console.print(f"{plans.path} ({megabytes(plans.bytes)}): {done}.", soft_wrap=True)
+    what = '--prompt "..."' if result.manifest.latents.frames is None else "--image FILE"
     console.print(
-        f'Next: tgate-export generate {result.path} --prompt "..." '
-        f"| tgate-export inspect {result.path}",
+        f"Next: tgate-export generate {result.path} {what} | tgate-export inspect {result.path}",
         soft_wrap=True,
     )

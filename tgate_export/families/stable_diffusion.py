@@ -49,15 +49,16 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     return unet(
         sample,
         timestep,
-        timestep_cond=guidance_embedding(unet, conditions),
+        timestep_cond=guidance_embedding(unet, conditions, sample.dtype),
         encoder_hidden_states=conditions.get("prompt_embeds"),
         return_dict=False,
     )[0]
 
 
-def guidance_embedding(unet: Any, conditions: Mapping[str, Any]) -> Any:
+def guidance_embedding(unet: Any, conditions: Mapping[str, Any], dtype: Any) -> Any:
     """Return sines and cosines of the guidance scale [B, time_cond_proj_dim], None if unused.
 
+    Of the sample's dtype and not the weights', which may be computed with in another.
     arXiv 2310.04378, and `get_guidance_scale_embedding(guidance_scale - 1)` of diffusers.
     """
     width = unet.config.time_cond_proj_dim
@@ -69,7 +70,7 @@ def guidance_embedding(unet: Any, conditions: Mapping[str, Any]) -> Any:
     frequencies = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
     angles = 1000.0 * (conditions[GUIDANCE_SCALE] - 1.0)[:, None] * frequencies
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.nn.functional.pad(embedding, (0, width % 2)).to(unet.dtype)
+    return torch.nn.functional.pad(embedding, (0, width % 2)).to(dtype)
 
 
 def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:

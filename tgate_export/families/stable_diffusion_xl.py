@@ -65,7 +65,7 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     return unet(
         sample,
         timestep,
-        timestep_cond=guidance_embedding(unet, conditions),
+        timestep_cond=guidance_embedding(unet, conditions, sample.dtype),
         encoder_hidden_states=conditions.get("prompt_embeds"),
         # The UNet concatenates the two and rounds afterwards: in f32 no type has to be promoted.
         added_cond_kwargs={
