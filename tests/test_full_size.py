@@ -99,7 +99,7 @@ def test_sd15(tmp_path: Path, precision: str, bytes_each: int, limit: int) -> No
     ("name", "parameters", "layers", "constants"),
     [
         # Frequencies and scales of resizes.
-        ("sd21", 865_910_724, [5, 5, 5, 1], 1000),
+        ("sd21", 865_910_724, [1, 5, 5, 5], 1000),
         ("sdxl", 2_567_463_684, [10, 60], 1000),
         ("lcm-sdxl", 2_567_545_604, [10, 60], 1000),
         # And the position embedding of 64 x 64 patches.
@@ -120,7 +120,7 @@ def test_large_models_in_fp16(
     report(f"{name}: built at a peak of {peak / GIB:.2f} GiB")
     assert peak < 14 * GIB
     manifest = read_manifest(bundle)
-    assert sorted(len(cache.layers) for cache in manifest.cache) == sorted(layers)
+    assert sorted(len(cache.layers) for cache in manifest.cache) == layers
     more = manifest.graphs["full"].parameters - parameters
     assert 0 < more < constants
     weights = manifest.files["graphs/denoiser.weights"].bytes
