@@ -33,14 +33,14 @@ from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.batching.trajectory import Stage, Trajectory
 from tgate_export.runtime.itinerary import Itineraries
 from tgate_export.runtime.request import Request, make_request
-from tgate_export.schedule import Schedule
+from tgate_export.schedule import Phase
 
 
 class Batcher:
     """Draws what many callers ask for at once, each step of all of them in shared engine calls.
 
     Requests may differ in everything but the bundle: steps, gate, sampler, guidance, seed, size.
-    Before every call the images in flight are sorted by when they are due (`policy`), and one
+    Before every call the images in flight are sorted by how long they can wait (`policy`), and one
     phase of them runs as a batch. Each image's latents are those of a run of its own, to the
     rounding of batched kernels.
 
@@ -65,6 +65,7 @@ class Batcher:
         self._texts = TextEncoder(bundle)
         self._runner = Runner(backend, bundle.manifest, self._texts, self.max_batch)
         self._costs = CallCosts()
+        self._pace: dict[Stage, float] = {}  # seconds of a call of the largest batch
         self._recorder = Recorder()
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
@@ -164,7 +165,7 @@ class Batcher:
             for prefix, text in image.texts.items():
                 self._texts.text(text, 0 if prefix else request.clip_skip)
         limit = None if deadline is None else now + deadline
-        moment = due(now, self._alone(route.schedule), limit)
+        moment = due(now, self._needed(images[0].left), limit)
         for image in images:
             image.due = moment
         job = Job(request, Future(), images, now, limit, on_step)
@@ -263,8 +264,8 @@ class Batcher:
                 self._settle(job, error)
 
     def _begin_waiting(self) -> None:
-        """Let requests begin while there is room, those that are due first before the others."""
-        self._waiting.sort(key=lambda job: job.trajectories[0].due)
+        """Let requests begin while there is room, those that can wait least before the others."""
+        self._waiting.sort(key=lambda job: self._start_by(job.trajectories[0]))
         while self._waiting:
             room = self.max_in_flight - len(self._flight)
             job = self._waiting[0]
@@ -277,7 +278,9 @@ class Batcher:
 
     def _call(self) -> None:
         stage, members = choose(
-            self._flight, lambda stage: self._costs.largest(stage, self.max_batch, self._target)
+            self._flight,
+            lambda stage: self._costs.largest(stage, self.max_batch, self._target),
+            self._start_by,
         )
         started = monotonic()
         jobs = list(dict.fromkeys(self._owners[member] for member in members))
@@ -291,6 +294,7 @@ class Batcher:
             return
         seconds = monotonic() - started
         self._costs.record(stage, len(members), seconds)
+        self._pace[stage] = self._costs.expected(stage, self.max_batch)
         self._recorder.call(stage, len(members), engine_seconds, seconds)
         for member in members:
             self._tell(stage, member, len(members), seconds)
@@ -324,10 +328,13 @@ class Batcher:
                 "more: try again later"
             )
 
-    def _alone(self, schedule: Schedule) -> float:
-        """Return the seconds that an image's evaluations should take without company."""
-        phases = Counter(schedule.phases)
-        return sum(number * self._costs.expected(phase, 1) for phase, number in phases.items())
+    def _start_by(self, image: Trajectory) -> float:
+        """Return when an image has to go on, at the latest, to be done when it is due."""
+        return image.due - self._needed(image.left)
+
+    def _needed(self, evaluations: Counter[Phase]) -> float:
+        """Return the seconds that evaluations should take in the largest batches."""
+        return sum(number * self._pace.get(phase, 0.0) for phase, number in evaluations.items())
 
     def _warm_up(self) -> None:
         """Run every stage, and read all that is in the bundle, so that no request waits for it."""

@@ -7,15 +7,14 @@ from typing import Protocol, TypeVar
 
 from tgate_export.runtime.batching.trajectory import Stage
 
-# An image is due this many times later than it would be alone. Images that are due earlier go
-# first, so a run of 5 steps overtakes one of 50, but only for so long: no image waits for ever.
-SLOWDOWN = 4.0
+# When an image is due: after this share of the time that all its evaluations take in the largest
+# batches. 1 would be just possible. Less hurries long runs, which decide the slowest answers; more
+# hurries short ones. `scripts/load_test.py` measures what it does to both.
+TIGHTNESS = 0.25
 
 
 class Candidate(Protocol):
     """What the choice depends on."""
-
-    due: float
 
     @property
     def stage(self) -> Stage:
@@ -29,19 +28,23 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def choose(flight: Sequence[C], largest: Callable[[Stage], int]) -> tuple[Stage, list[C]]:
+def choose(
+    flight: Sequence[C], largest: Callable[[Stage], int], start_by: Callable[[C], float]
+) -> tuple[Stage, list[C]]:
     """Choose the next call: a stage, and the images of that stage and one size that share it.
 
     Prompts are encoded first, so that new images can join those that are being denoised; then what
-    is done is decoded, so that it leaves. Otherwise the image that is due first chooses the phase,
-    and all others in that phase go along, those due first before the others. So the image that is
-    due first is in every denoising call until it is done: nothing starves.
+    is done is decoded, so that it leaves. Otherwise the image that can wait least chooses the
+    phase, and all others in that phase go along, those that can wait least before the others:
+    scheduling by least laxity. Who waits keeps its place in the order and those who are served
+    fall back, so nothing starves.
 
     Args:
         flight: what is in flight, at least one.
         largest: the largest batch of a stage.
+        start_by: when an image has to go on to be done in time; see `due`.
     """
-    ordered = sorted(flight, key=lambda candidate: candidate.due)
+    ordered = sorted(flight, key=start_by)
     head = next(
         (image for stage in ("encode", "decode") for image in ordered if image.stage == stage),
         ordered[0],
@@ -50,16 +53,16 @@ def choose(flight: Sequence[C], largest: Callable[[Stage], int]) -> tuple[Stage,
     return head.stage, members[: largest(head.stage)]
 
 
-def due(arrived: float, alone: float, deadline: float | None) -> float:
+def due(arrived: float, needed: float, deadline: float | None) -> float:
     """Return the moment by which an image should be done.
 
     Args:
         arrived: when it was submitted, in seconds.
-        alone: how long it would take alone, in seconds.
+        needed: how long its evaluations take in the largest batches, in seconds.
         deadline: when it has to be done, if its caller said so.
     """
-    fair = arrived + SLOWDOWN * alone
-    return fair if deadline is None else min(fair, deadline - alone)
+    fair = arrived + TIGHTNESS * needed
+    return fair if deadline is None else min(fair, deadline)
 
 
 class CallCosts:

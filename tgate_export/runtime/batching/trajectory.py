@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,8 +34,9 @@ class Trajectory:
         state: rows by buffer, as the next evaluation reads them.
         texts: what is to be encoded before the first evaluation, by the prefix of its tensors.
         image: what the VAE is to encode before the first evaluation [H, W, 3] f32, if anything.
-        due: the moment by which it should be done; see `Batcher`.
+        due: the moment by which it should be done; see `policy.due`.
         step: the next evaluation.
+        left: evaluations to come, by phase.
         row: its place in the last call.
         result: the image [H, W, 3], or the latents [C, h, w] if those were asked for.
     """
@@ -49,10 +51,12 @@ class Trajectory:
     step: int = 0
     row: int | None = None
     result: np.ndarray | None = None
+    left: Counter[Phase] = field(init=False)
     _zeros: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self._zeros = np.zeros_like(self.state["history.0"][0])
+        self.left = Counter(self.itinerary.schedule.phases)
         if self.image is None:
             self._begin(None)
 
@@ -107,6 +111,7 @@ class Trajectory:
     def advance(self, rows: dict[str, np.ndarray]) -> None:
         """Note what an evaluation made."""
         self.state |= rows
+        self.left[self.evaluation.phase] -= 1
         self.step += 1
 
     def end(self, result: np.ndarray) -> None:
