@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tgate_export.embed.cpp_project import onnxruntime_library
+from tgate_export.embed.cpp_project import onnxruntime_library, openvino_cmake
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "embed-cpp"
@@ -79,7 +79,8 @@ def configure(source: Path, build: Path, *options: str) -> subprocess.CompletedP
     folder = header_folder()
     include = [f"-DONNXRUNTIME_INCLUDE_DIR={folder}"] if folder else []
     library = f"-DTGATE_ONNXRUNTIME_LIBRARY={onnxruntime_library()}"
-    command = ["cmake", "-S", source, "-B", build, library, *include, *options]
+    openvino = f"-DOpenVINO_DIR={openvino_cmake()}"
+    command = ["cmake", "-S", source, "-B", build, library, openvino, *include, *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -100,7 +101,8 @@ def compile_library(build: Path = BUILD, *options: str) -> CppBuild:
     if "Missing libraries" in configured.stderr:
         pytest.skip(f"apt-get install {' '.join(PACKAGES)}")
     assert configured.returncode == 0, configured.stderr
-    assert "Backend onnxruntime: yes" in configured.stdout
+    for backend in ("onnxruntime", "openvino"):
+        assert f"Backend {backend}: yes" in configured.stdout
     jobs = str(len(os.sched_getaffinity(0)))
     built = subprocess.run(
         ["cmake", "--build", build, "--parallel", jobs], capture_output=True, text=True, check=False

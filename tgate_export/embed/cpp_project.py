@@ -64,6 +64,11 @@ def _write_machine_file(path: Path) -> None:
             f"set(TGATE_ONNXRUNTIME_LIBRARY [==[{library}]==] CACHE FILEPATH "
             '"libonnxruntime.so that programs load unless they are told another")'
         )
+    if (folder := openvino_cmake()) is not None:
+        lines.append(
+            f"set(OpenVINO_DIR [==[{folder}]==] CACHE PATH "
+            '"Folder of OpenVINOConfig.cmake, whose libraries programs are linked with")'
+        )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -74,3 +79,12 @@ def onnxruntime_library() -> Path | None:
         return None
     libraries = sorted((Path(spec.origin).parent / "capi").glob("libonnxruntime.so.*"))
     return libraries[-1] if libraries else None
+
+
+def openvino_cmake() -> Path | None:
+    """Return the CMake package in the installed `openvino` package, if there is one."""
+    spec = find_spec("openvino")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "cmake"
+    return folder if (folder / "OpenVINOConfig.cmake").is_file() else None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Tokenizer as TokenizerSpec
 from tgate_export.errors import BundleError
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 class PromptTokenizer:
@@ -26,10 +30,14 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self.spec = spec
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, prompts: Sequence[str], warn: Callable[[str], None] = _warn
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids [B, T] int64 and their mask [B, T] int64, 0 where a row is padded.
 
-        Warns of text that does not fit.
+        Args:
+            prompts: any text; equal to what diffusers gives its tokenizer.
+            warn: is told of text that does not fit.
         """
         length = self.spec.max_length
         rows = np.full((len(prompts), length), self.spec.pad_token_id, dtype=np.int64)
@@ -38,10 +46,9 @@ class PromptTokenizer:
             ids = self._tokenizer.encode(prompt).ids
             if len(ids) > length:
                 removed = self._tokenizer.decode(ids[length - 1 : -1]).replace("</w>", " ").strip()
-                warnings.warn(
+                warn(
                     f"the prompt is longer than the {length} tokens that the text encoder takes; "
-                    f"this part was left out: {removed!r}",
-                    stacklevel=3,
+                    f"this part was left out: {removed!r}"
                 )
                 ids = [*ids[: length - 1], self.spec.eos_token_id]
             rows[index, : len(ids)] = ids

@@ -70,13 +70,16 @@ tgate::Request request_of(const Json& json) {
   return request;
 }
 
-// Pipelines that were opened, by bundle.
+// Pipelines that were opened, by backend and bundle.
 std::map<std::string, std::unique_ptr<tgate::Pipeline>> pipelines;
 
 Json run(const Json& json) {
-  auto& pipeline = pipelines[json.at("bundle").get<std::string>()];
+  const std::string backend = json.value("backend", "onnxruntime");
+  auto& pipeline = pipelines[backend + " " + json.at("bundle").get<std::string>()];
   if (!pipeline) {
     tgate::Options options;
+    options.backend = backend;
+    options.check_hashes = json.value("check_hashes", true);
     options.threads = 1;  // a second would only wait for the other processes of the tests
     pipeline = std::make_unique<tgate::Pipeline>(json["bundle"].get<std::string>(), options);
   }

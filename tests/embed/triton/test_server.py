@@ -248,11 +248,13 @@ def test_deadlines_are_kept(client: TGateClient) -> None:
 
 
 def test_log_has_requests_and_no_prompts(server: Server, client: TGateClient) -> None:
-    client.generate("a secret prompt", steps=2, request_id="request-77")
+    drawing = client.generate("a secret prompt" + " z" * 300, steps=2, request_id="request-77")
+    assert "z z z" in drawing.warnings[0]
     wait_until(lambda: any(event.get("id") == "request-77" for event in server.events()))
     (event,) = [event for event in server.events() if event.get("id") == "request-77"]
     assert (event["event"], event["steps"], event["images"]) == ("request", 2, 1)
     assert "secret" not in server.log.read_text()
+    assert "z z z" not in server.log.read_text()
     assert any(event["event"] == "ready" for event in server.events())
 
 

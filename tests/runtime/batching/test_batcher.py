@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_pictures(pipeline: TGatePipeline, batcher: Batcher, output_type: str) -
     assert set(output.timings()["stages"]) == {"encode", "full", "gated", "decode"}
     assert output.timings()["stages"]["full"]["calls"] == 2 * 2
     assert 0 <= output.waited <= output.total
+
+
+def test_a_long_prompt_is_told_to_its_caller_alone(batcher: Batcher) -> None:
+    """Python's own warnings would keep every such text for ever, and print it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        request = batcher.request("a" + " b" * 300, num_inference_steps=1, seed=1)
+        output = batcher.submit(request).result(60)
+        other = batcher.submit(batcher.request("a", num_inference_steps=1, seed=1)).result(60)
+    (text,) = output.warnings
+    assert "this part was left out: 'b b" in text
+    assert other.warnings == ()
 
 
 def test_progress_step_by_step(pipeline: TGatePipeline, batcher: Batcher) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,13 @@ class Drawing:
             ("base64"), or latents [B, C, h, w] f32 ("latents").
         seed: that it was drawn with.
         timings: the server's, in seconds; see `BatchedOutput.timings`.
+        warnings: what of the prompts was left out, because it did not fit the text encoder.
     """
 
     images: Any
     seed: int
     timings: Mapping[str, Any]
+    warnings: Sequence[str]
 
 
 class Call:
@@ -278,4 +280,5 @@ def _read(result: Any, format_: Format) -> Progress | Drawing:
     if format_ in ("png", "base64"):
         images = images.tolist()
     timings = json.loads(result.as_numpy("timings")[0])
-    return Drawing(images, int(result.as_numpy("seed")[0]), timings)
+    warnings = timings.pop("warnings")
+    return Drawing(images, int(result.as_numpy("seed")[0]), timings, warnings)

@@ -199,7 +199,7 @@ def _result(call: Call, output: BatchedOutput) -> list[Any]:
     return [
         drawn,
         pb_utils.Tensor("seed", np.array([output.request.seed], np.uint64)),
-        _text_tensor("timings", json.dumps(output.timings())),
+        _text_tensor("timings", json.dumps(output.timings() | {"warnings": output.warnings})),
     ]
 
 

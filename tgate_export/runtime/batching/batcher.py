@@ -161,14 +161,16 @@ class Batcher:
         images = [
             Trajectory.of(self.manifest, request, index, route) for index in range(request.images)
         ]
+        warnings: dict[str, None] = {}  # each once
         for image in images:
             for prefix, text in image.texts.items():
-                self._texts.text(text, 0 if prefix else request.clip_skip)
+                prepared = self._texts.text(text, 0 if prefix else request.clip_skip)
+                warnings |= dict.fromkeys(prepared.warnings)
         limit = None if deadline is None else now + deadline
         moment = due(now, self._needed(images[0].left), limit)
         for image in images:
             image.due = moment
-        job = Job(request, Future(), images, now, limit, on_step)
+        job = Job(request, Future(), images, now, limit, on_step, tuple(warnings))
         with self._changed:
             self._check_room(request.images)
             self._pending += request.images

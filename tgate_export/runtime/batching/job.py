@@ -116,6 +116,7 @@ class BatchedOutput:
         waited: seconds before the first engine call.
         total: seconds from submission to result.
         stages: time by stage; calls are shared with other requests.
+        warnings: what of the prompts was left out, because it did not fit the text encoder.
     """
 
     images: list[Image.Image] | np.ndarray
@@ -123,6 +124,7 @@ class BatchedOutput:
     waited: float
     total: float
     stages: dict[Stage, StageTime]
+    warnings: tuple[str, ...]
 
     def timings(self) -> dict[str, Any]:
         """Return the times in a form for JSON."""
@@ -148,6 +150,7 @@ class Job:
         arrived: when it was submitted, as the two below by `time.monotonic`.
         deadline: when its result is of no more use.
         began: when its first engine call began.
+        warnings: for its caller.
         released: whether its images have stopped counting as pending.
     """
 
@@ -157,6 +160,7 @@ class Job:
     arrived: float
     deadline: float | None
     on_step: StepCallback | None
+    warnings: tuple[str, ...]
     began: float | None = None
     stages: dict[Stage, StageTime] = field(default_factory=dict)
     released: bool = False
@@ -196,7 +200,9 @@ class Job:
         stacked = np.stack(results)
         images = to_pil(stacked) if self.request.output_type == "pil" else stacked
         waited = (self.began or now) - self.arrived
-        return BatchedOutput(images, self.request, waited, now - self.arrived, self.stages)
+        return BatchedOutput(
+            images, self.request, waited, now - self.arrived, self.stages, self.warnings
+        )
 
 
 def partition(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:

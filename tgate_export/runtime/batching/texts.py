@@ -18,11 +18,17 @@ REMEMBERED = 64  # texts; among them the empty negative prompt that most request
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and how it is to be encoded; `inputs` are the encoder's, one row of each."""
+    """A prompt and how it is to be encoded.
+
+    Attributes:
+        inputs: the encoder's, one row of each.
+        warnings: what of it was left out.
+    """
 
     text: str
     clip_skip: int
     inputs: Mapping[str, np.ndarray] = field(compare=False, repr=False)
+    warnings: tuple[str, ...] = field(compare=False)
 
 
 class TextEncoder:
@@ -40,14 +46,16 @@ class TextEncoder:
     def _tokenize(self, text: str, clip_skip: int) -> Text:
         """Prepare a prompt for the encoder."""
         inputs: dict[str, np.ndarray] = {}
+        # Not Python's own warnings: those remember every text for ever, and show it in a log.
+        warnings: list[str] = []
         for name, tokenizer in self._tokenizers.items():
-            ids, mask = tokenizer([text])
+            ids, mask = tokenizer([text], warnings.append)
             inputs[name] = ids[0]
             if tokenizer.spec.mask is not None:
                 inputs[tokenizer.spec.mask] = mask[0]
         if self._clip_skips:
             inputs["clip_skip"] = np.array(clip_skip, np.int64)
-        return Text(text, clip_skip, inputs)
+        return Text(text, clip_skip, inputs, tuple(dict.fromkeys(warnings)))
 
     def encode(self, arena: Arena, texts: Iterable[Text]) -> dict[Text, dict[str, np.ndarray]]:
         """Return what the text encoder makes of each text, by its outputs' names."""

@@ -1,1 +1,18 @@
-message(STATUS "Backend openvino: no")
+# The OpenVINO backend: 2025.0 or newer, from its packages or the Python wheel.
+find_package(OpenVINO QUIET COMPONENTS Runtime)
+if(NOT OpenVINO_FOUND)
+  message(STATUS "Backend openvino: no, set OpenVINO_DIR to the folder of OpenVINOConfig.cmake")
+  return()
+endif()
+if(OpenVINO_VERSION_MAJOR LESS 2025)  # its packages say that they serve their own year alone
+  message(STATUS "Backend openvino: no, ${OpenVINO_DIR} is older than 2025.0")
+  return()
+endif()
+message(STATUS "Backend openvino: yes (${OpenVINO_DIR})")
+target_sources(tgate PRIVATE src/backends/openvino.cpp)
+# Not the target's own flags: its headers do not pass our warnings.
+get_target_property(openvino_headers openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
+target_include_directories(tgate SYSTEM PRIVATE ${openvino_headers})
+target_link_libraries(tgate PRIVATE openvino::runtime)
+target_compile_definitions(tgate PRIVATE TGATE_WITH_OPENVINO)
+set(TGATE_WITH_OPENVINO ON)

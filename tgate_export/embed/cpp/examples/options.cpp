@@ -28,7 +28,7 @@ Draw with a bundle: full graph before the gate step, gated graph from it on.
   --seed N                 Same seed, same picture. Default: random.
   --num-images N
   --size WxH               For a bundle with a dynamic size.
-  --backend NAME           auto, onnxruntime[:cpu], openvino, tensorrt or tensorrt-rtx.
+  --backend NAME           auto, onnxruntime[:cpu], openvino[:bf16], tensorrt or tensorrt-rtx.
   --no-cuda-graphs         Enqueue plans anew at every step. For debugging.
   --out FILE.png           Picture to write; several get -0, -1, ... before the suffix.
   --json                   Machine-readable result on stdout.

@@ -12,7 +12,7 @@
 namespace tgate {
 
 struct Options {
-  // auto, onnxruntime, openvino, tensorrt or tensorrt-rtx, as far as they were compiled in.
+  // auto, onnxruntime, openvino, openvino:bf16, tensorrt or tensorrt-rtx, as far as compiled in.
   std::string backend = "auto";
   // Compare every file of the bundle with its sha256 first.
   bool check_hashes = true;

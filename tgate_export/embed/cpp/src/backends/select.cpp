@@ -76,8 +76,10 @@ Selected fastest(const Bundle& bundle, const Options& options) {
 
 Selected select_backend(const Bundle& bundle, const Options& options) {
   if (options.backend == "auto") return fastest(bundle, options);
-  // The one device that ONNX Runtime uses here has a name of its own, as in Python.
-  const std::string wanted = options.backend == "onnxruntime:cpu" ? "onnxruntime" : options.backend;
+  // A device and a precision have names of their own, as in Python.
+  const std::string wanted = options.backend == "onnxruntime:cpu" ? "onnxruntime"
+                             : options.backend == "openvino:bf16" ? "openvino"
+                                                                  : options.backend;
   std::vector<std::string> names{"auto"};
   for (const Candidate& candidate : kCandidates) {
     if (wanted == candidate.name) {
