@@ -6,7 +6,7 @@
 namespace tgate {
 namespace {
 
-constexpr const char* kElsewhere = ", or use --backend onnxruntime";
+constexpr const char* kElsewhere = ", or use --backend onnxruntime:cpu";
 
 Error backend_error(const std::string& message) { return {ErrorKind::backend, message}; }
 
