@@ -41,6 +41,11 @@ Computed = Literal["fp32", "fp16", "bf16"]
 # PyTorch, graphs were up to 2.1e-2 and trajectories up to 6.0e-2 away (128 pictures: PSNR 36 dB or
 # more, adherence unchanged at 100 %). A bf16 unit also rounds what lies between layers.
 GRAPH_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+# A quarter of a grey level of 255. A decoder's error in fp32 grows with the picture, because ONNX
+# Runtime normalizes groups of up to 4 M values whose sums are of fp32: of SDXL's with random weights
+# 2.4e-5 at 512x512, where PyTorch is 4.7e-6 from fp64 and so is not what is wrong, and 2.3e-4 at
+# 1024x1024.
+IMAGE_BOUND = 1e-3
 TRAJECTORY_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-3, "fp16": 1e-1, "bf16": 2e-1}
 SEED = 0
 
@@ -230,15 +235,21 @@ def check_graphs(
     differences = []
     for name, reference in references.items():
         graph = bundle.manifest.graph(name)
-        bound = GRAPH_BOUNDS[_computed(backend, graph.precision)]
         with progress.stage(f"verifying {name}"):
             if backend:
                 found = run_on(backend, bundle.manifest, name, reference.inputs)
             else:
                 found = run_file(bundle.file(graph.file), reference.inputs)
         for tensor, expected in reference.outputs.items():
+            bound = graph_bound(tensor, _computed(backend, graph.precision))
             differences.append(compare(name, tensor, found[tensor], expected, bound))
     return tuple(differences)
+
+
+def graph_bound(tensor: str, computed: Computed) -> float:
+    """Return the largest relative difference allowed of a graph's output."""
+    bound = GRAPH_BOUNDS[computed]
+    return max(bound, IMAGE_BOUND) if tensor == "images" else bound
 
 
 @dataclass(frozen=True)
