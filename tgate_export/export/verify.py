@@ -42,8 +42,9 @@ Computed = Literal["fp32", "fp16", "bf16"]
 # more, adherence unchanged at 100 %). A bf16 unit also rounds what lies between layers.
 GRAPH_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 # A quarter of a grey level of 255. A decoder's error in fp32 grows with the picture, because ONNX
-# Runtime normalizes groups of up to 4 M values whose sums are of fp32. SDXL's with random weights is
-# 2.4e-5 from fp64 at 512x512, where PyTorch is 4.7e-6 from it, and 2.3e-4 from PyTorch at 1024x1024.
+# Runtime normalizes groups of up to 4 M values, whose sums are of fp32. With random weights SDXL's
+# is 2.4e-5 from fp64 at 512x512, where PyTorch's is 4.7e-6 from it, and at 1024x1024 2.3e-4 from
+# PyTorch's.
 IMAGE_BOUND = 1e-3
 TRAJECTORY_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-3, "fp16": 1e-1, "bf16": 2e-1}
 SEED = 0
