@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Host times of the C++ and the Python runtime, side by side, interleaved.
 
-usage: scripts/cpp_times.py TGATE_GENERATE BUNDLE [--rounds 7]
+usage: scripts/cpp_times.py TGATE_GENERATE BUNDLE [--rounds 7] [--backend onnxruntime:cpu]
 
 Each round draws once with each, as a new process. "Start" is everything of the process but the call
 that draws: starting, checking and loading the bundle, making sessions, writing the picture.
@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 
-def draw(command: list[str], bundle: str, out: Path) -> dict[str, float]:
+def draw(command: list[str], bundle: str, backend: str, out: Path) -> dict[str, float]:
     """Return the seconds of one process."""
-    options = ["--prompt", "a red circle on a blue background", "--seed", "1"]
+    options = ["--prompt", "a red circle on a blue background", "--seed", "1", "--backend", backend]
     started = time.perf_counter()
     done = subprocess.run(
         [*command, bundle, *options, "--out", str(out), "--json"],
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("tgate_generate")
     parser.add_argument("bundle")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--backend", default="onnxruntime:cpu", help="of both")
     arguments = parser.parse_args()
     commands = {
         "C++": [arguments.tgate_generate],
@@ -46,9 +47,10 @@ def main() -> None:
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "x.png"
         for _ in range(arguments.rounds):
             for name, command in commands.items():
-                found[name].append(draw(command, arguments.bundle, Path(folder) / "x.png"))
+                found[name].append(draw(command, arguments.bundle, arguments.backend, out))
     print(f"median of {arguments.rounds} processes, ms")
     print(f"{'':>16} {'C++':>9} {'Python':>9} {'ratio':>6}")
     for what in found["C++"][0]:
