@@ -36,7 +36,7 @@ def generate(cpp_build: CppBuild, tiny_bundle: Path, tmp_path: Path) -> Generate
     return call
 
 
-OPTIONS = ("--prompt", "a circle", "--steps", 3, "--seed", 3)
+OPTIONS = ("--prompt", "a circle", "--steps", 3, "--seed", 3, "--backend", "onnxruntime:cpu")
 
 
 def test_picture_and_report_are_those_of_the_python_command(

@@ -38,7 +38,8 @@ class Built:
     noise: np.ndarray
 
 
-@pytest.fixture(scope="session", params=["sd15", "sdxl"])
+# The other takes minutes to build; `scripts/compare_families.py` has it, too.
+@pytest.fixture(scope="session", params=["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def folder_and_bundle(
     request: pytest.FixtureRequest,
     tiny_pipeline_dir: Path,

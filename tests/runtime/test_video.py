@@ -139,6 +139,7 @@ def test_frames_are_pictures(built: Built) -> None:
     assert output.images[1][2].size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.slow
 def test_verify_holds(built: Built) -> None:
     """Its source is compared at a smaller size, on a twin of the bundle."""
     verification = verify_bundle(built.pipeline.bundle.path)
