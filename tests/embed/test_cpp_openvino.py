@@ -60,8 +60,9 @@ def test_a_graph_that_openvino_cannot_read(driver: Driver, tiny_bundle_copy: Pat
     """With hashes compared it would be named sooner."""
     graph = tiny_bundle_copy / "graphs" / "full.onnx"
     graph.write_bytes(bytes(graph.stat().st_size))
-    text = driver.error(
-        "run", bundle=str(tiny_bundle_copy), backend="openvino", check_hashes=False,
-        request={"prompt": texts("x"), "num_inference_steps": 2},
-    )  # fmt: skip
-    assert text.startswith("openvino cannot load graph 'full': ")
+    for _ in range(2):  # and again: what failed to load is not taken for loaded
+        text = driver.error(
+            "run", bundle=str(tiny_bundle_copy), backend="openvino", check_hashes=False,
+            request={"prompt": texts("x"), "num_inference_steps": 2},
+        )  # fmt: skip
+        assert text.startswith("openvino cannot load graph 'full': ")

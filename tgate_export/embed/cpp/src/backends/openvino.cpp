@@ -45,7 +45,8 @@ class OpenVino : public Backend {
  public:
   OpenVino(const Bundle& bundle, const Options& options)
       : Backend(options.backend == "openvino:bf16" ? "openvino:bf16" : "openvino"),
-        bundle_(bundle) {
+        bundle_(bundle),
+        core_(guarded("openvino failed", [] { return ov::Core(); })) {
     const bool bf16 = name() == "openvino:bf16";
     guarded("openvino failed", [&] {
       const auto capabilities = core_.get_property(kDevice, ov::device::capabilities);
@@ -71,30 +72,20 @@ class OpenVino : public Backend {
       }
     }
     // A good part of compiling is single-threaded.
-    std::map<std::string, std::future<ov::CompiledModel>> loading;
+    std::map<std::string, std::future<Compiled>> loading;
     for (const auto& [graph, shapes] : wanted) {
-      const auto found = compiled_.find(graph);
-      const bool another = found != compiled_.end();
-      if (another) {
-        if (!found->second.shapes || found->second.shapes == shapes) continue;
-        found->second.model = {};  // free it first
-      }
       // Compiled for the shapes of the first run, which is the fastest, and then for all shapes.
-      std::optional<Shapes> only;
-      if (!another) only = shapes;
-      loading[graph] = std::async(std::launch::async, [this, graph = graph, only] {
-        return compile(graph, only);
-      });
-      compiled_[graph].shapes = only;
-    }
-    for (auto& [graph, model] : loading) {
-      try {
-        compiled_[graph].model = model.get();
-      } catch (...) {
-        compiled_.erase(graph);
-        throw;
+      std::optional<Shapes> only = shapes;
+      if (const auto found = compiled_.find(graph); found != compiled_.end()) {
+        if (!found->second.shapes || found->second.shapes == shapes) continue;
+        compiled_.erase(found);  // free it first
+        only.reset();
       }
+      loading[graph] = std::async(std::launch::async, [this, graph = graph, only] {
+        return Compiled{compile(graph, only), only};
+      });
     }
+    for (auto& [graph, model] : loading) compiled_[graph] = model.get();
     return std::make_unique<HostMemory>(plan.buffers);
   }
 
