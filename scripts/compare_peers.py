@@ -170,11 +170,30 @@ def prepare_model(options: argparse.Namespace, console: Console) -> tuple[Bundle
             scheduler=DDIMScheduler.from_config(parts.scheduler_config),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         ).save_pretrained(folder)  # fmt: skip
+        write_for_transformers_4(folder)
         del parts
     if options.bundle is None:
         options.bundle = options.work / "bundle"
         build_bundle(options.model, weights=options.weights, out=options.bundle)
     return open_bundle(options.bundle), folder
+
+
+def write_for_transformers_4(folder: Path) -> None:
+    """Write the tokenizer's files and the text encoder's names as transformers 4 reads them.
+
+    Version 5 writes one file, and names without a prefix; it reads both forms.
+    """
+    from safetensors.torch import load_file, save_file
+
+    tokenizer = folder / "tokenizer"
+    model = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (tokenizer / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
+    (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": value
+             for name, value in load_file(weights).items()}  # fmt: skip
+    save_file(named, weights, metadata={"format": "pt"})
 
 
 def write_latents(bundle: Bundle, work_folder: Path) -> Path:

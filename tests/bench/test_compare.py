@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.fake import SECONDS, Clock, FakeBackend, fake_pipeline
+from tests.bench.fake import SECONDS, Clock, FakeBackend, FakeMemory, fake_pipeline
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs
 from tgate_export.bench.measure import Contestant, Plan
 from tgate_export.bench.result import Row
-from tgate_export.bench.rows import equal_time_steps, parse_gate_steps
+from tgate_export.bench.rows import asked_for, equal_time_steps, parse_gate_steps
+from tgate_export.bench.tables import tables
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.plan import Launch
 from tgate_export.runtime.timings import StepTiming, Timings
 
 PLAN = Plan(steps=8, gate_steps=(2, 5), scheduler="ddim", batch=1, repeats=4, warmup=1, seed=11)
@@ -97,8 +99,51 @@ def test_promise_is_counted_from_the_graphs(contestant: Contestant, tiny_bundle:
     part = comparison.result.targets[0].attribution
     assert part is not None
     assert (part.full, part.gated) == (macs["full"].total, macs["gated"].total)
-    saved = macs["full"].total - macs["gated"].total
-    assert part.guidance_share == pytest.approx(macs["full"].total / 2 / saved, rel=1e-4)
+    assert part.guidance == 2
+    assert part.cache == macs["full"].total / (2 * macs["gated"].total)
+
+
+def test_cache_and_guidance_are_told_apart(contestant: Contestant, backend: FakeBackend) -> None:
+    def ran(launch: Launch, memory: FakeMemory) -> None:
+        images = len(memory.values[launch.outputs["noise_pred"]]) if launch.graph == "gated" else 0
+        if images == 2:
+            backend.clock.now += 0.875  # twice the images take 1.625 instead of 0.75
+
+    backend.ran = ran
+    found = run([contestant]).result
+    part = found.targets[0].measured_attribution
+    assert part is not None
+    assert part.model_dump() == pytest.approx({
+        "full": 2, "without_guidance": 2 / (1.625 / 0.75), "gated": 0.75,
+        "guidance": 1.625 / 0.75, "cache": 2 / 1.625,
+    })  # fmt: skip
+    table = next(table for table in tables(found) if table.title == "What a gated step saves")
+    assert [row[1:] for row in table.rows][1] == (
+        "measured, ms", "2000", "923", "750", "2.17x", "1.23x", "2.67x",
+    )  # fmt: skip
+
+
+def test_nothing_is_attributed_where_two_batches_do_not_fit(
+    contestant: Contestant, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "batch_size", lambda images: 1)
+    assert run([contestant]).result.targets[0].measured_attribution is None
+
+
+def test_version_2_has_rows_where_it_is_the_default(
+    contestant: Contestant, tiny_bundle: Path
+) -> None:
+    defaults = open_bundle(tiny_bundle).manifest.defaults
+    reused = defaults.model_copy(update={"sp_interval": 3, "fi_interval": 2, "warm_up": 4})
+    assert [row.label for row in asked_for(8, (2, 5), defaults)] == [
+        "8 steps, no gate", "gate 2 of 8", "gate 5 of 8",
+    ]  # fmt: skip
+    # A gate before the end of warm-up makes no schedule.
+    rows = asked_for(8, (2, 5), reused)
+    assert [row.label for row in rows[3:]] == ["gate 5 of 8, self-attention 3,2,4"]
+    assert rows[-1].call() == {
+        "num_inference_steps": 8, "gate_step": 5, "sp_interval": 3, "fi_interval": 2, "warm_up": 4,
+    }  # fmt: skip
 
 
 def test_every_round_holds_every_row_in_random_order(
@@ -114,7 +159,7 @@ def test_every_round_holds_every_row_in_random_order(
     monkeypatch.setattr(type(contestant.pipeline), "__call__", spy)
     comparison = run([contestant])
     count = len(comparison.result.rows)
-    measured = calls[count * PLAN.warmup :]
+    measured = [call for call in calls if call["output_type"] == "np"][count * PLAN.warmup :]
     rounds = [measured[at : at + count] for at in range(0, len(measured), count)]
     assert len(rounds) == PLAN.repeats
     orders = []

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.measure import Advance, Contestant, Measurement, Plan
 from tgate_export.bench.peak_memory import measure_peak
 from tgate_export.bench.prompts import default_prompts, is_shapes
 from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
-from tgate_export.bench.rows import baseline, binding_plan, gated
+from tgate_export.bench.rows import asked_for, baseline, binding_plan, gated
 from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
-from tgate_export.bench.work import WorkCounter, cache_bytes, weights_bytes
+from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
 from tgate_export.errors import InvalidRequestError, ModelError, TGateError
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
@@ -96,7 +97,7 @@ def check(contestant: Contestant, plan: Plan) -> None:
         raise InvalidRequestError(
             f"--batch {plan.batch} does not fit: {contestant.name} was built for {manifest.batch}"
         )
-    for row in (baseline(plan.steps), *(gated(plan.steps, gate) for gate in plan.gate_steps)):
+    for row in asked_for(plan.steps, plan.gate_steps, manifest.defaults):
         binding_plan(contestant.pipeline, row, plan.batch, scheduler)
 
 
@@ -174,7 +175,7 @@ def _work(
 
 
 def _target(
-    contestant: Contestant, plan: Plan, attribution: Attribution | None, complete: bool
+    contestant: Contestant, plan: Plan, computed: Attribution | None, complete: bool
 ) -> Target:
     pipeline = contestant.pipeline
     manifest, bundle = pipeline.manifest, pipeline.bundle
@@ -200,5 +201,14 @@ def _target(
         peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
         device_memory=memory.as_dict() if memory else None,
         prompts=list(contestant.prompts),
-        attribution=attribution,
+        attribution=computed,
+        measured_attribution=_measured(contestant),
     )
+
+
+def _measured(contestant: Contestant) -> Attribution | None:
+    """Return the attribution of the median steps."""
+    if not contestant.twice:
+        return None
+    full, gated_once = (median(seconds) for seconds in zip(*contestant.single, strict=True))
+    return attribution(full, median(contestant.twice), gated_once)

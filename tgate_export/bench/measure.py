@@ -8,13 +8,17 @@ from time import perf_counter
 
 import numpy as np
 
-from tgate_export.bench.rows import RowSpec, baseline, equal_time_steps, fewer_steps, gated
+from tgate_export.bench.rows import RowSpec, asked_for, equal_time_steps, fewer_steps, gated
 from tgate_export.bench.similarity import as_bytes
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.timings import Timings
 
 Advance = Callable[[str, int, int], None]
 """Called before each call with what is drawn, calls done, and calls in all (as far as known)."""
+
+
+ATTRIBUTED_STEPS = 4
+"""Of the short runs that guidance and cache are told apart by; half of them `full`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Contestant:
         prompts: drawn in turn.
         judging: prompts for adherence; none where it cannot be judged.
         load_s: seconds that its first calls took beside drawing: engines load when needed.
+        single: of every round, one `full` and one `gated` step of a batch.
+        twice: of every round, one `gated` step of two batches.
     """
 
     name: str
@@ -59,6 +65,8 @@ class Contestant:
     prompts: Sequence[str]
     judging: Sequence[str] = ()
     load_s: float = 0.0
+    single: list[tuple[float, float]] = field(default_factory=list)
+    twice: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Measurement:
                     self._advance(f"round {number + 1}", self._done, self._total())
                     subject.readings[number] = self._draw(subject, number)
                     self._done += 1
+            self._attribute()
             self._judge()
             self.complete = True
         except KeyboardInterrupt:
@@ -106,9 +115,13 @@ class Measurement:
 
     def _warm_up(self) -> None:
         """Load and warm every row; then add plain runs that take about as long as the gated."""
-        rows = [baseline(self.plan.steps)]
-        rows += [gated(self.plan.steps, gate) for gate in self.plan.gate_steps]
-        self.subjects = [Subject(name, row) for name in self.contestants for row in rows]
+        self.subjects = [
+            Subject(name, row)
+            for name, contestant in self.contestants.items()
+            for row in asked_for(
+                self.plan.steps, self.plan.gate_steps, contestant.pipeline.manifest.defaults
+            )
+        ]
         warm = self._warm(self.subjects)
         for name in self.contestants:
             plain, *runs = [warm[i] for i, s in enumerate(self.subjects) if s.target == name]
@@ -135,6 +148,34 @@ class Measurement:
                 timings[id(subject)].append(reading.timings)
                 self._done += 1
         return [runs[1:] or runs for runs in timings.values()]
+
+    def _attribute(self) -> None:
+        """Time single steps of one and of two batches, apart from the rows: shapes change."""
+        for contestant in filter(self._attributable, self.contestants.values()):
+            for number in range(-1, self.plan.repeats):  # the first to warm up
+                self._advance("guidance and cache", self._done, self._total())
+                one = self._last_steps(contestant, self.plan.batch)
+                two = self._last_steps(contestant, 2 * self.plan.batch)
+                self._done += 1
+                if number >= 0:
+                    contestant.single.append((one["full"], one["gated"]))
+                    contestant.twice.append(two["gated"])
+
+    def _attributable(self, contestant: Contestant) -> bool:
+        """Tell whether there is guidance to drop, and whether two batches fit in one."""
+        manifest, twice = contestant.pipeline.manifest, 2 * self.plan.batch
+        fits = twice in manifest.batch and contestant.pipeline.backend.batch_size(twice) == twice
+        return fits and manifest.guidance == "classifier-free"
+
+    def _last_steps(self, contestant: Contestant, images: int) -> dict[str, float]:
+        """Seconds of the last `full` and the last `gated` step of a short run."""
+        prompts = contestant.prompts
+        output = contestant.pipeline(
+            [prompts[i % len(prompts)] for i in range(images)], seed=self.plan.seed,
+            scheduler=self.plan.scheduler, output_type="latent",
+            **gated(ATTRIBUTED_STEPS, ATTRIBUTED_STEPS // 2).call(),
+        )  # fmt: skip
+        return {step.phase: step.denoiser for step in output.timings.steps}
 
     def _judge(self) -> None:
         for subject in self.subjects:
@@ -165,6 +206,7 @@ class Measurement:
 
     def _total(self) -> int:
         calls = len(self.subjects) * (self.plan.repeats + self.plan.warmup)
+        calls += sum(map(self._attributable, self.contestants.values())) * (self.plan.repeats + 1)
         for subject in self.subjects:
             contestant = self.contestants[subject.target]
             calls += -(-len(contestant.judging) // contestant.pipeline.manifest.batch.max)

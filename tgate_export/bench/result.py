@@ -80,15 +80,17 @@ class Machine(ResultModel):
 
 
 class Attribution(ResultModel):
-    """Where one gated step saves, computed from MACs and not measured.
+    """What makes a gated step cheaper than a full one: two factors, whose product is the speed-up.
 
-    Without guidance a step is half a `full` pass; the rest of the saving is what the cache saves.
+    `gated` of twice the images evaluates as many samples as `full`, so they differ by what the
+    cache saves alone; what `gated` of twice the images takes more is guidance.
     """
 
-    full: int
-    without_guidance: int
-    gated: int
-    guidance_share: float = Field(description="of the saving; the cache's share is the rest")
+    full: float = Field(description="of a step: MACs of one image, or seconds of a batch")
+    without_guidance: float = Field(description="guidance dropped, no cache: full / guidance")
+    gated: float
+    guidance: float = Field(description="how many times cheaper a step is without guidance")
+    cache: float = Field(description="how many times cheaper it is with the cache")
 
 
 class Target(ResultModel):
@@ -109,10 +111,13 @@ class Target(ResultModel):
     )
     device_memory: dict[str, object] | None = Field(description="the backend's own report")
     prompts: list[str] = Field(description="drawn in turn; round r has seed settings.seed + r")
-    attribution: Attribution | None
+    attribution: Attribution | None = Field(description="from MACs")
+    measured_attribution: Attribution | None = Field(
+        description="from seconds; none where twice the images do not fit, or interrupted"
+    )
 
 
-Kind = Literal["baseline", "gated", "fewer_steps"]
+Kind = Literal["baseline", "gated", "version_2", "fewer_steps"]
 
 
 class Row(ResultModel):
@@ -127,6 +132,9 @@ class Row(ResultModel):
     label: str
     num_inference_steps: int
     gate_step: int | None = Field(description="none: nothing is gated")
+    sp_interval: int
+    fi_interval: int
+    warm_up: int
     evaluations: dict[str, int] = Field(description="of the denoiser, by phase")
     latencies_s: list[float] = Field(description="of each round, in order")
     latency: Quantiles

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from tgate_export.bench.result import Kind
+from tgate_export.bundle.manifest import Defaults
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
 from tgate_export.runtime.timings import Timings
-from tgate_export.schedule import VERSION_1, gate_schedule
+from tgate_export.schedule import VERSION_1, Intervals, gate_schedule
 
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
@@ -22,26 +23,29 @@ _DEFAULT_GATES = (0.2, 0.4, 0.6)
 class RowSpec:
     """One way to draw.
 
-    A row "guidance dropped, no cache" would tell the two effects of gating apart by measurement:
-    it needs a third denoiser graph, without guidance but with cross-attention. Where bundles hold
-    one, it is one more kind here; until then `work.attribution` computes it.
-
     Attributes:
-        kind: baseline; gated; or ungated with fewer steps, in about a gated row's time.
+        kind: baseline; gated; gated with self-attention reused, too (version 2 of the method); or
+            ungated with fewer steps, in about a gated row's time.
         num_inference_steps: denoising steps.
         gate_step: None when nothing is gated.
         label: for people.
+        intervals: when self-attention is computed.
     """
 
     kind: Kind
     num_inference_steps: int
     gate_step: int | None
     label: str
+    intervals: Intervals = field(default_factory=VERSION_1.copy)
 
     def call(self) -> dict[str, Any]:
         """Arguments of `TGatePipeline.__call__`."""
         gate = self.num_inference_steps if self.gate_step is None else self.gate_step
-        return {"num_inference_steps": self.num_inference_steps, "gate_step": gate, **VERSION_1}
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "gate_step": gate,
+            **self.intervals,
+        }
 
 
 def baseline(steps: int) -> RowSpec:
@@ -52,6 +56,27 @@ def baseline(steps: int) -> RowSpec:
 def gated(steps: int, gate_step: int) -> RowSpec:
     """T-GATE at one gate step."""
     return RowSpec("gated", steps, gate_step, f"gate {gate_step} of {steps}")
+
+
+def version_2(steps: int, gate_step: int, intervals: Intervals) -> RowSpec:
+    """T-GATE at one gate step, with self-attention reused between the steps that compute it."""
+    numbers = ",".join(str(number) for number in intervals.values())
+    label = f"gate {gate_step} of {steps}, self-attention {numbers}"
+    return RowSpec("version_2", steps, gate_step, label, intervals)
+
+
+def asked_for(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
+    """Return the ungated row and each gate's; of version 2 where that is a bundle's default."""
+    intervals: Intervals = {
+        "sp_interval": defaults.sp_interval, "fi_interval": defaults.fi_interval,
+        "warm_up": defaults.warm_up,
+    }  # fmt: skip
+    rows = [baseline(steps), *(gated(steps, gate) for gate in gate_steps)]
+    if max(defaults.sp_interval, defaults.fi_interval) > 1:
+        rows += [
+            version_2(steps, gate, intervals) for gate in gate_steps if gate >= defaults.warm_up
+        ]
+    return rows
 
 
 def fewer_steps(steps: int) -> RowSpec:

@@ -44,6 +44,7 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
                 label=subject.spec.label,
                 num_inference_steps=subject.spec.num_inference_steps,
                 gate_step=subject.spec.gate_step,
+                **subject.spec.intervals,
                 evaluations=dict(Counter(step.phase for step in timings[0].steps)),
                 latencies_s=[timing.total for timing in timings],
                 latency=latency,

@@ -43,20 +43,16 @@ class WorkCounter:
         )
 
     def attribution(self) -> Attribution | None:
-        """Tell what one `gated` step saves by dropping guidance from what the cache saves.
+        """Tell what a `gated` step gains by the cache from what it gains without guidance.
 
-        A pass without guidance is half of `full` where that holds both guidance halves, and all
-        of it in families without guidance. None for a bundle that lacks one of the graphs.
+        None for a bundle that lacks one of the graphs.
         """
-        graphs = self._pipeline.manifest.graphs
-        if not {"full", "gated"} <= graphs.keys():
+        manifest = self._pipeline.manifest
+        if not {"full", "gated"} <= manifest.graphs.keys():
             return None
-        guided = any(tensor.name == "negative_prompt_embeds" for tensor in graphs["full"].inputs)
-        full, gated = (self._graph(graph).total // self._batch for graph in ("full", "gated"))
-        alone = full // 2 if guided else full
-        saved = full - gated
-        share = (full - alone) / saved if saved else 0.0
-        return Attribution(full=full, without_guidance=alone, gated=gated, guidance_share=share)
+        full, gated = (self._graph(graph).total / self._batch for graph in ("full", "gated"))
+        passes = 2 if manifest.guidance == "classifier-free" else 1
+        return attribution(full, passes * gated, gated)
 
     def _sum(self, graphs: list[str]) -> GraphMacs:
         total = GraphMacs(0, 0)
@@ -66,6 +62,15 @@ class WorkCounter:
 
     def _count(self, graph: str) -> GraphMacs:
         return graph_macs(self._pipeline.bundle, graph, batch=self._batch)
+
+
+def attribution(full: float, gated_twice: float, gated: float) -> Attribution:
+    """Tell guidance from the cache; `gated_twice` evaluates as many samples as `full`."""
+    guidance = gated_twice / gated
+    return Attribution(
+        full=full, without_guidance=full / guidance, gated=gated, guidance=guidance,
+        cache=full / gated_twice,
+    )  # fmt: skip
 
 
 def promise(baseline: Macs, row: Macs) -> Promise:

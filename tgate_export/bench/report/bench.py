@@ -42,7 +42,7 @@ def _slider(comparison: Comparison, target: str) -> dict[str, Any] | None:
     """Pictures of rounds that every gate of a target has; None where there are none."""
     subjects = [s for s in comparison.measurement.subjects if s.target == target]
     plain = next(s for s in subjects if s.spec.kind == "baseline")
-    gated = {s.spec.gate_step: s for s in subjects if s.spec.gate_step is not None}
+    gated = {s.spec.gate_step: s for s in subjects if s.spec.kind == "gated" and s.spec.gate_step}
     rounds = set(plain.readings)
     for subject in gated.values():
         rounds &= subject.readings.keys()
@@ -55,7 +55,11 @@ def _slider(comparison: Comparison, target: str) -> dict[str, Any] | None:
     def pictures(subject: Subject) -> list[Any]:
         return [subject.readings[number].images[0] for number in shown]
 
-    rows = {row.gate_step: row for row in comparison.result.rows if row.target == target}
+    rows = {
+        row.gate_step: row
+        for row in comparison.result.rows
+        if row.target == target and row.kind == "gated"
+    }
     lines = {}
     for gate in gated:
         row = rows[gate]

@@ -13,8 +13,11 @@ from tgate_export.bench.result import ProbeResult, Row
 
 # Okabe and Ito's palette: told apart also by people who see fewer colours.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7a7a7a")
-_MARKERS = {"baseline": "*", "gated": "o", "fewer_steps": "s"}
-_KINDS = {"baseline": "no gate", "gated": "gated", "fewer_steps": "fewer plain steps"}
+_MARKERS = {"baseline": "*", "gated": "o", "version_2": "D", "fewer_steps": "s"}
+_KINDS = {
+    "baseline": "no gate", "gated": "gated", "version_2": "gated, self-attention reused",
+    "fewer_steps": "fewer plain steps",
+}  # fmt: skip
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
