@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.runtime.emulation.install import Emulation, install
@@ -13,6 +14,7 @@ from tests.runtime.emulation.plans import write_emulated
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.plans import Flavour
 from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
@@ -200,3 +202,21 @@ def test_a_graph_that_cannot_be_loaded(tiny_bundle_copy: Path, name: str) -> Non
     with pytest.raises(BackendError, match=r"cannot load graph 'gated': .") as caught:
         pipeline("a", num_inference_steps=2, gate_step=1)
     assert "\n" not in str(caught.value)
+
+
+def test_large_denoisers_compute_from_one_map(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"num_inference_steps": 4, "gate_step": 2, "seed": 3, "output_type": "latent"}
+    found = {}
+    for limit in (onnxruntime_module.SMALL_GRAPH_BYTES, 0):
+        monkeypatch.setattr(onnxruntime_module, "SMALL_GRAPH_BYTES", limit)
+        pipeline = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+        found[limit] = pipeline("a fox", **call).images
+        backend = pipeline.backend
+        assert isinstance(backend, onnxruntime_module.OnnxRuntimeBackend)
+        mapped = [file.name for file in backend._weights]
+        assert mapped == ([] if limit else ["denoiser.weights"])
+    packed, shared = found.values()
+    # Other kernels: fp32 rounding, which four steps carry on.
+    assert np.abs(packed - shared).max() <= 1e-5 * np.abs(packed).max()

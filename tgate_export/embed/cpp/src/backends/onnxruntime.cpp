@@ -124,6 +124,8 @@ class OnnxRuntime : public Backend {
     });
     check(api_.SetSessionLogSeverityLevel(settings.get(), ORT_LOGGING_LEVEL_ERROR));
     check(api_.SetIntraOpNumThreads(settings.get(), threads_));
+    // Every session has workers of its own: they would go on spinning in the next one's way.
+    check(api_.AddSessionConfigEntry(settings.get(), "session.force_spinning_stop", "1"));
     const fs::path file = bundle_.file(bundle_.manifest.graph(graph).file);
     sessions_.emplace(graph, own(
         api_.ReleaseSession,
