@@ -15,7 +15,7 @@ from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs
 from tgate_export.bench.measure import Contestant, Plan
 from tgate_export.bench.result import Row
-from tgate_export.bench.rows import asked_for, equal_time_steps, parse_gate_steps
+from tgate_export.bench.rows import equal_time_steps, parse_gate_steps, requested_rows
 from tgate_export.bench.tables import tables
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.errors import InvalidRequestError
@@ -135,11 +135,11 @@ def test_version_2_has_rows_where_it_is_the_default(
 ) -> None:
     defaults = open_bundle(tiny_bundle).manifest.defaults
     reused = defaults.model_copy(update={"sp_interval": 3, "fi_interval": 2, "warm_up": 4})
-    assert [row.label for row in asked_for(8, (2, 5), defaults)] == [
+    assert [row.label for row in requested_rows(8, (2, 5), defaults)] == [
         "8 steps, no gate", "gate 2 of 8", "gate 5 of 8",
     ]  # fmt: skip
     # A gate before the end of warm-up makes no schedule.
-    rows = asked_for(8, (2, 5), reused)
+    rows = requested_rows(8, (2, 5), reused)
     assert [row.label for row in rows[3:]] == ["gate 5 of 8, self-attention 3,2,4"]
     assert rows[-1].call() == {
         "num_inference_steps": 8, "gate_step": 5, "sp_interval": 3, "fi_interval": 2, "warm_up": 4,

@@ -13,7 +13,7 @@ from tgate_export.bench.measure import Advance, Contestant, Measurement, Plan
 from tgate_export.bench.peak_memory import measure_peak
 from tgate_export.bench.prompts import default_prompts, is_shapes
 from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
-from tgate_export.bench.rows import asked_for, baseline, binding_plan, gated
+from tgate_export.bench.rows import baseline, binding_plan, gated, requested_rows
 from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
@@ -97,7 +97,7 @@ def check(contestant: Contestant, plan: Plan) -> None:
         raise InvalidRequestError(
             f"--batch {plan.batch} does not fit: {contestant.name} was built for {manifest.batch}"
         )
-    for row in asked_for(plan.steps, plan.gate_steps, manifest.defaults):
+    for row in requested_rows(plan.steps, plan.gate_steps, manifest.defaults):
         binding_plan(contestant.pipeline, row, plan.batch, scheduler)
 
 
@@ -180,7 +180,6 @@ def _target(
     pipeline = contestant.pipeline
     manifest, bundle = pipeline.manifest, pipeline.bundle
     row = gated(plan.steps, plan.gate_steps[0]) if plan.gate_steps else baseline(plan.steps)
-    memory = pipeline.backend.memory_report()
     call = {
         "prompt": list(contestant.prompts[: plan.batch]), "seed": plan.seed,
         "scheduler": plan.scheduler, **row.call(),
@@ -199,7 +198,7 @@ def _target(
         cache_bytes=cache_bytes(bundle, binding_plan(pipeline, row, plan.batch, plan.scheduler)),
         # Not after an interruption: whoever pressed Ctrl-C wants the report now.
         peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
-        device_memory=memory.as_dict() if memory else None,
+        device_memory=contestant.memory.as_dict() if contestant.memory else None,
         prompts=list(contestant.prompts),
         attribution=computed,
         measured_attribution=_measured(contestant),

@@ -8,8 +8,9 @@ from time import perf_counter
 
 import numpy as np
 
-from tgate_export.bench.rows import RowSpec, asked_for, equal_time_steps, fewer_steps, gated
+from tgate_export.bench.rows import RowSpec, equal_time_steps, fewer_steps, gated, requested_rows
 from tgate_export.bench.similarity import as_bytes
+from tgate_export.runtime.backends.base import MemoryReport
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.timings import Timings
 
@@ -56,6 +57,7 @@ class Contestant:
         prompts: drawn in turn.
         judging: prompts for adherence; none where it cannot be judged.
         load_s: seconds that its first calls took beside drawing: engines load when needed.
+        memory: what the backend reports once every row has been drawn.
         single: of every round, one `full` and one `gated` step of a batch.
         twice: of every round, one `gated` step of two batches.
     """
@@ -65,6 +67,7 @@ class Contestant:
     prompts: Sequence[str]
     judging: Sequence[str] = ()
     load_s: float = 0.0
+    memory: MemoryReport | None = None
     single: list[tuple[float, float]] = field(default_factory=list)
     twice: list[float] = field(default_factory=list)
 
@@ -82,6 +85,13 @@ class Plan:
     seed: int
 
 
+def attributable(contestant: Contestant, batch: int) -> bool:
+    """Tell whether there is guidance to drop, and whether two batches fit in one."""
+    manifest, twice = contestant.pipeline.manifest, 2 * batch
+    fits = twice in manifest.batch and contestant.pipeline.backend.batch_size(twice) == twice
+    return fits and manifest.guidance == "classifier-free"
+
+
 class Measurement:
     """A comparison that can be interrupted: what was read stays."""
 
@@ -93,6 +103,7 @@ class Measurement:
         self._advance = advance
         self._done = 0
         self._rng = np.random.default_rng(plan.seed)
+        self._attributed = [c for c in contestants if attributable(c, plan.batch)]
 
     def run(self) -> None:
         """Warm up, measure, and draw what adherence is judged by. Ctrl-C ends it, `complete` unset.
@@ -118,7 +129,7 @@ class Measurement:
         self.subjects = [
             Subject(name, row)
             for name, contestant in self.contestants.items()
-            for row in asked_for(
+            for row in requested_rows(
                 self.plan.steps, self.plan.gate_steps, contestant.pipeline.manifest.defaults
             )
         ]
@@ -133,6 +144,8 @@ class Measurement:
                 if count < self.plan.steps
             ]
         self._warm([subject for subject in self.subjects if subject.spec.kind == "fewer_steps"])
+        for contestant in self.contestants.values():  # before larger batches take more
+            contestant.memory = contestant.pipeline.backend.memory_report()
 
     def _warm(self, subjects: list[Subject]) -> list[list[Timings]]:
         """Draw without keeping pictures; the first of several calls, which is slow, is left out."""
@@ -151,7 +164,7 @@ class Measurement:
 
     def _attribute(self) -> None:
         """Time single steps of one and of two batches, apart from the rows: shapes change."""
-        for contestant in filter(self._attributable, self.contestants.values()):
+        for contestant in self._attributed:
             for number in range(-1, self.plan.repeats):  # the first to warm up
                 self._advance("guidance and cache", self._done, self._total())
                 one = self._last_steps(contestant, self.plan.batch)
@@ -161,19 +174,14 @@ class Measurement:
                     contestant.single.append((one["full"], one["gated"]))
                     contestant.twice.append(two["gated"])
 
-    def _attributable(self, contestant: Contestant) -> bool:
-        """Tell whether there is guidance to drop, and whether two batches fit in one."""
-        manifest, twice = contestant.pipeline.manifest, 2 * self.plan.batch
-        fits = twice in manifest.batch and contestant.pipeline.backend.batch_size(twice) == twice
-        return fits and manifest.guidance == "classifier-free"
-
     def _last_steps(self, contestant: Contestant, images: int) -> dict[str, float]:
         """Seconds of the last `full` and the last `gated` step of a short run."""
         prompts = contestant.prompts
+        steps = min(ATTRIBUTED_STEPS, self.plan.steps)
         output = contestant.pipeline(
             [prompts[i % len(prompts)] for i in range(images)], seed=self.plan.seed,
             scheduler=self.plan.scheduler, output_type="latent",
-            **gated(ATTRIBUTED_STEPS, ATTRIBUTED_STEPS // 2).call(),
+            **gated(steps, steps // 2).call(),
         )  # fmt: skip
         return {step.phase: step.denoiser for step in output.timings.steps}
 
@@ -206,7 +214,7 @@ class Measurement:
 
     def _total(self) -> int:
         calls = len(self.subjects) * (self.plan.repeats + self.plan.warmup)
-        calls += sum(map(self._attributable, self.contestants.values())) * (self.plan.repeats + 1)
+        calls += len(self._attributed) * (self.plan.repeats + 1)
         for subject in self.subjects:
             contestant = self.contestants[subject.target]
             calls += -(-len(contestant.judging) // contestant.pipeline.manifest.batch.max)

@@ -65,7 +65,7 @@ def version_2(steps: int, gate_step: int, intervals: Intervals) -> RowSpec:
     return RowSpec("version_2", steps, gate_step, label, intervals)
 
 
-def asked_for(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
+def requested_rows(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
     """Return the ungated row and each gate's; of version 2 where that is a bundle's default."""
     intervals: Intervals = {
         "sp_interval": defaults.sp_interval, "fi_interval": defaults.fi_interval,
