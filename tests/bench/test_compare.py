@@ -123,10 +123,17 @@ def test_cache_and_guidance_are_told_apart(contestant: Contestant, backend: Fake
     )  # fmt: skip
 
 
-def test_nothing_is_attributed_where_two_batches_do_not_fit(
-    contestant: Contestant, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", lambda images: 1), ("slow_after_another_shape", True)]
+)
+def test_nothing_is_measured_where_two_batches_do_not_fit_or_are_slow(
+    contestant: Contestant,
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
 ) -> None:
-    monkeypatch.setattr(backend, "batch_size", lambda images: 1)
+    monkeypatch.setattr(backend, name, value)
     assert run([contestant]).result.targets[0].measured_attribution is None
 
 

@@ -209,5 +209,5 @@ def _measured(contestant: Contestant) -> Attribution | None:
     """Return the attribution of the median steps."""
     if not contestant.twice:
         return None
-    full, gated_once = (median(seconds) for seconds in zip(*contestant.single, strict=True))
-    return attribution(full, median(contestant.twice), gated_once)
+    full, gated_once = (median(s[phase] for s in contestant.single) for phase in ("full", "gated"))
+    return attribution(full, median(s["gated"] for s in contestant.twice), gated_once)

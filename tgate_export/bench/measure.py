@@ -58,8 +58,8 @@ class Contestant:
         judging: prompts for adherence; none where it cannot be judged.
         load_s: seconds that its first calls took beside drawing: engines load when needed.
         memory: what the backend reports once every row has been drawn.
-        single: of every round, one `full` and one `gated` step of a batch.
-        twice: of every round, one `gated` step of two batches.
+        single: seconds of a step of one batch by phase, of every round.
+        twice: the same of two batches.
     """
 
     name: str
@@ -68,8 +68,8 @@ class Contestant:
     judging: Sequence[str] = ()
     load_s: float = 0.0
     memory: MemoryReport | None = None
-    single: list[tuple[float, float]] = field(default_factory=list)
-    twice: list[float] = field(default_factory=list)
+    single: list[dict[str, float]] = field(default_factory=list)
+    twice: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ class Plan:
 
 
 def attributable(contestant: Contestant, batch: int) -> bool:
-    """Tell whether there is guidance to drop, and whether two batches fit in one."""
-    manifest, twice = contestant.pipeline.manifest, 2 * batch
-    fits = twice in manifest.batch and contestant.pipeline.backend.batch_size(twice) == twice
-    return fits and manifest.guidance == "classifier-free"
+    """Tell whether there is guidance to drop, and two batches run in one as fast as they can."""
+    manifest, backend = contestant.pipeline.manifest, contestant.pipeline.backend
+    twice = 2 * batch
+    fits = twice in manifest.batch and backend.batch_size(twice) == twice
+    guided = manifest.guidance == "classifier-free"
+    return fits and guided and not backend.slow_after_another_shape
 
 
 class Measurement:
@@ -163,16 +165,15 @@ class Measurement:
         return [runs[1:] or runs for runs in timings.values()]
 
     def _attribute(self) -> None:
-        """Time single steps of one and of two batches, apart from the rows: shapes change."""
+        """Time steps of one batch, then of two, not in turn: a change of shape costs time."""
         for contestant in self._attributed:
-            for number in range(-1, self.plan.repeats):  # the first to warm up
-                self._advance("guidance and cache", self._done, self._total())
-                one = self._last_steps(contestant, self.plan.batch)
-                two = self._last_steps(contestant, 2 * self.plan.batch)
-                self._done += 1
-                if number >= 0:
-                    contestant.single.append((one["full"], one["gated"]))
-                    contestant.twice.append(two["gated"])
+            for batches, kept in ((1, contestant.single), (2, contestant.twice)):
+                for number in range(-1, self.plan.repeats):  # the first to warm up
+                    self._advance("guidance and cache", self._done, self._total())
+                    steps = self._last_steps(contestant, batches * self.plan.batch)
+                    self._done += 1
+                    if number >= 0:
+                        kept.append(steps)
 
     def _last_steps(self, contestant: Contestant, images: int) -> dict[str, float]:
         """Seconds of the last `full` and the last `gated` step of a short run."""
@@ -214,7 +215,7 @@ class Measurement:
 
     def _total(self) -> int:
         calls = len(self.subjects) * (self.plan.repeats + self.plan.warmup)
-        calls += len(self._attributed) * (self.plan.repeats + 1)
+        calls += len(self._attributed) * 2 * (self.plan.repeats + 1)
         for subject in self.subjects:
             contestant = self.contestants[subject.target]
             calls += -(-len(contestant.judging) // contestant.pipeline.manifest.batch.max)

@@ -113,7 +113,8 @@ class Target(ResultModel):
     prompts: list[str] = Field(description="drawn in turn; round r has seed settings.seed + r")
     attribution: Attribution | None = Field(description="from MACs")
     measured_attribution: Attribution | None = Field(
-        description="from seconds; none where twice the images do not fit, or interrupted"
+        description="from seconds; none where twice the images do not fit or run at less than "
+        "full speed (OpenVINO), without guidance, or interrupted"
     )
 
 

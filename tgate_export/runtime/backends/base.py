@@ -117,11 +117,14 @@ class Backend(ABC):
         name: what `--backend` calls it.
         reason: why it was chosen.
         precision: what it computes in, where that is less than what the graphs ask for.
+        slow_after_another_shape: the first run's shapes are compiled for, all others are slower,
+            and so are the first from then on.
     """
 
     name: str
     reason: str = "asked for by name"
     precision: Literal["bf16"] | None = None
+    slow_after_another_shape: bool = False
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

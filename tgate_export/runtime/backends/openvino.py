@@ -32,6 +32,8 @@ class OpenVinoBackend(Backend):
     for all shapes when another batch or size comes.
     """
 
+    slow_after_another_shape = True
+
     def __init__(self, bundle: Bundle, precision: RunPrecision = "fp32") -> None:
         try:
             import openvino
