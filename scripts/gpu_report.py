@@ -24,8 +24,9 @@ from tgate_export import TGatePipeline
 from tgate_export.errors import TGateError
 from tgate_export.runtime.timings import Timings
 
+REFERENCE = "onnxruntime:cpu"
 BACKENDS = (
-    "onnxruntime:cpu",
+    REFERENCE,
     "onnxruntime:cuda",
     "onnxruntime:tensorrt",
     "onnxruntime:tensorrt-rtx",
@@ -54,10 +55,15 @@ class Row:
     reason: str
 
 
-def measure(bundle: Path, backend: str, warmup: int, repeats: int) -> Row:
+def measure(bundle: Path, backend: str, warmup: int, repeats: int, schedule: dict[str, int]) -> Row:
+    if backend == REFERENCE:
+        warmup, repeats = 0, 1  # it can take minutes, and is here for its image
     try:
         pipeline = TGatePipeline.from_bundle(bundle, backend)
-        runs = [pipeline(PROMPT, seed=SEED, output_type="np") for _ in range(warmup + repeats)]
+        runs = [
+            pipeline(PROMPT, seed=SEED, output_type="np", **schedule)
+            for _ in range(warmup + repeats)
+        ]
     except TGateError as error:
         return Row(backend, None, (), str(error))
     image = np.asarray(runs[-1].images)[0]
@@ -70,7 +76,7 @@ def step_ms(timings: tuple[Timings, ...], phase: str) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    reference = next((row.image for row in rows if row.backend == "onnxruntime:cpu"), None)
+    reference = next((row.image for row in rows if row.backend == REFERENCE), None)
     lines = [
         "| backend | full step, ms | gated step, ms | image, ms | difference from the CPU |",
         "| --- | --- | --- | --- | --- |",
@@ -111,10 +117,15 @@ def machine() -> list[str]:
     ]
 
 
-def report(bundle: Path, warmup: int, repeats: int) -> str:
-    rows = [measure(bundle, backend, warmup, repeats) for backend in BACKENDS]
+def report(bundle: Path, warmup: int, repeats: int, schedule: dict[str, int]) -> str:
+    rows = [measure(bundle, backend, warmup, repeats, schedule) for backend in BACKENDS]
     title = f"# {bundle.name}, {date.today().isoformat()}"
-    about = f"Medians of {repeats} images after {warmup} for warming up, the bundle's own schedule."
+    asked = ", ".join(f"{name} {value}" for name, value in schedule.items())
+    asked = asked or "the bundle's own schedule"
+    about = (
+        f"Medians of {repeats} images after {warmup} for warming up, but one image on the CPU; "
+        f"{asked}."
+    )
     return "\n".join([title, "", *machine(), "", about, "", *table(rows), ""])
 
 
@@ -124,8 +135,15 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, help="Markdown file; stdout when not given")
+    parser.add_argument("--steps", type=int, dest="num_inference_steps")
+    parser.add_argument("--gate-step", type=int, dest="gate_step")
     arguments = parser.parse_args()
-    text = report(arguments.bundle, arguments.warmup, arguments.repeats)
+    schedule = {
+        name: value
+        for name in ("num_inference_steps", "gate_step")
+        if (value := getattr(arguments, name)) is not None
+    }
+    text = report(arguments.bundle, arguments.warmup, arguments.repeats, schedule)
     if arguments.out is None:
         print(text)
     else:

@@ -1,62 +1,108 @@
-"""The emulation's comparisons on a real GPU, with plans that are compiled for it."""
+"""The emulation's comparisons on a real GPU, and ONNX Runtime's CUDA beside its CPU.
+
+Plans are real where TensorRT or TensorRT-RTX is installed. The stand-in runs on every GPU: CUDA is
+real there, the engine is not (`emulation/stand_in.py`).
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.runtime.emulation.plans import write_emulated
 from tests.runtime.emulation.real import installed_flavour, write_real
+from tests.runtime.emulation.stand_in import install_stand_in
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Flavour
+from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.backends.cuda import Cuda
+from tgate_export.runtime.batching import Batcher
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = 2e-2  # of latents of about unit variance: TensorRT computes fp32 in TF32 on Ampere
+TOLERANCE = 2e-2  # of latents of about unit variance: fp32 is computed in TF32 on Ampere and later
+RUNS: tuple[dict[str, Any], ...] = (
+    {},
+    {"scheduler": "pndm", "gate_step": 3},
+    {"gate_step": 99},
+    {"scheduler": "dpm++2m", "num_inference_steps": 7, "num_images_per_prompt": 3},
+    {"prompt": ["b c", "d"], "negative_prompt": ["x", ""]},
+    {},
+)
 
 
-@pytest.fixture(scope="module")
-def flavour() -> Flavour:
-    found = installed_flavour()
-    if found is None:
-        pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
-    return found
-
-
-@pytest.fixture(scope="module")
-def planned(tiny_bundle: Path, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with plans for this GPU."""
+@pytest.fixture(scope="module", params=["installed", "stand-in"])
+def planned(
+    request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Flavour]]:
+    """The tiny bundle with plans for this GPU, and what runs them."""
     try:
-        Cuda(flavour)
+        capability = Cuda("tensorrt-rtx").compute_capability()
     except BackendError as error:
         pytest.skip(error.reason)
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
-    write_real(bundle, flavour)
-    return bundle
+    if request.param == "installed":
+        flavour = installed_flavour()
+        if flavour is None:
+            pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
+        write_real(bundle, flavour)
+        yield bundle, flavour
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        install_stand_in(patch)
+        write_emulated(bundle, "tensorrt-rtx", compute_capabilities=(capability,))
+        yield bundle, "tensorrt-rtx"
 
 
-def latents_of(pipeline: TGatePipeline, **kwargs: Any) -> np.ndarray:
+@pytest.fixture(scope="module")
+def cpu(tiny_bundle: Path) -> TGatePipeline:
+    return TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+
+
+@pytest.fixture(scope="module")
+def ort_cuda(tiny_bundle: Path) -> TGatePipeline:
+    try:
+        return TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
+    except BackendError as error:
+        pytest.skip(error.reason)
+
+
+def latents_of(pipeline: TGatePipeline, prompt: Any = "a", **kwargs: Any) -> np.ndarray:
     defaults = {"num_inference_steps": 6, "gate_step": 2, "seed": 5, "output_type": "latent"}
-    return np.asarray(pipeline("a", **(defaults | kwargs)).images)
+    return np.asarray(pipeline(prompt, **(defaults | kwargs)).images)
+
+
+def assert_same_latents(pipeline: TGatePipeline, cpu: TGatePipeline) -> None:
+    """One pipeline through changing samplers, gates and batches, and back; twice each."""
+    found = []
+    for run in RUNS:
+        expected = latents_of(cpu, **run)
+        found.append(latents_of(pipeline, **run))
+        np.testing.assert_allclose(found[-1], expected, atol=TOLERANCE, err_msg=str(run))
+        np.testing.assert_array_equal(latents_of(pipeline, **run), found[-1], err_msg=str(run))
+    np.testing.assert_array_equal(found[0], found[-1])
+    # What the tolerance still tells apart: a gate one step later draws something else.
+    other = latents_of(cpu, gate_step=3) - latents_of(cpu)
+    assert np.abs(other).max() > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_same_latents_as_on_the_cpu(planned: Path, flavour: Flavour, cuda_graphs: bool) -> None:
-    cpu = TGatePipeline.from_bundle(planned, "onnxruntime:cpu")
+def test_plans_draw_what_the_cpu_draws(
+    planned: tuple[Path, Flavour], cpu: TGatePipeline, cuda_graphs: bool
+) -> None:
+    bundle, flavour = planned
     options = BackendOptions(cuda_graphs=cuda_graphs)
-    gpu = TGatePipeline.from_bundle(planned, flavour, options=options)
-    for run in ({}, {"scheduler": "pndm", "gate_step": 3}, {"gate_step": 99}, {}):
-        expected = latents_of(cpu, **run)
-        np.testing.assert_allclose(latents_of(gpu, **run), expected, atol=TOLERANCE)
-        np.testing.assert_array_equal(latents_of(gpu, **run), latents_of(gpu, **run))
+    pipeline = TGatePipeline.from_bundle(bundle, flavour, check_hashes=False, options=options)
+    assert_same_latents(pipeline, cpu)
 
 
-def test_timings_and_memory_are_the_devices(planned: Path, flavour: Flavour) -> None:
-    pipeline = TGatePipeline.from_bundle(planned, flavour)
+def test_timings_and_memory_are_the_devices(planned: tuple[Path, Flavour]) -> None:
+    pipeline = TGatePipeline.from_bundle(*planned, check_hashes=False)
     timings = pipeline("a", num_inference_steps=6, gate_step=2, output_type="np").timings
     assert all(step.denoiser > 0 and step.solver > 0 for step in timings.steps)
     assert 0 < sum(step.denoiser for step in timings.steps) < timings.total
@@ -64,3 +110,31 @@ def test_timings_and_memory_are_the_devices(planned: Path, flavour: Flavour) -> 
     assert report is not None
     assert report.activations > 0
     assert sum(report.weights.values()) > 0
+
+
+def test_onnxruntime_draws_what_the_cpu_draws(ort_cuda: TGatePipeline, cpu: TGatePipeline) -> None:
+    assert_same_latents(ort_cuda, cpu)
+
+
+def assert_batches_requests(bundle: Path, backend: str, cpu: TGatePipeline) -> None:
+    """Different requests in one batch: rows of device buffers are written and read."""
+    calls: list[dict[str, Any]] = [
+        {"prompt": "a", "seed": seed, "num_inference_steps": 4 + seed, "gate_step": 2,
+         "output_type": "latent"}
+        for seed in range(5)
+    ]  # fmt: skip
+    opened = cpu.bundle.__class__(bundle, cpu.manifest)
+    with Batcher(opened, select(backend, opened)) as batcher:
+        futures = [batcher.submit(batcher.request(**call)) for call in calls]
+        for call, future in zip(calls, futures, strict=True):
+            expected = np.asarray(cpu(**call).images)
+            found = np.asarray(future.result(timeout=300).images)
+            np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=str(call))
+
+
+def test_plans_batch_requests(planned: tuple[Path, Flavour], cpu: TGatePipeline) -> None:
+    assert_batches_requests(*planned, cpu)
+
+
+def test_onnxruntime_batches_requests(ort_cuda: TGatePipeline, cpu: TGatePipeline) -> None:
+    assert_batches_requests(ort_cuda.bundle.path, "onnxruntime:cuda", cpu)

@@ -143,6 +143,9 @@ class Engine:
             assert config.dynamic_shapes_kernel_specialization_strategy == eager
             config = config.strategy
         assert config == ExecutionContextAllocationStrategy.USER_MANAGED
+        return self.context()
+
+    def context(self) -> Context:
         return Context(self)
 
 
@@ -246,6 +249,9 @@ class TensorRTEmulation:
         self.__version__ = VERSIONS[flavour]
         self.refuse: str | None = None  # what `deserialize_cuda_engine` logs
 
+    def engine(self, plan: dict[str, Any]) -> Engine:
+        return Engine(self, plan)
+
     def module(self) -> Any:
         emulation = self
 
@@ -262,7 +268,7 @@ class TensorRTEmulation:
                 if emulation.refuse:
                     self.logger.log(ILogger.Severity.ERROR, emulation.refuse)
                     return None
-                return Engine(emulation, plan)
+                return emulation.engine(plan)
 
         class Refitter:
             def __init__(self, engine: Engine, logger: ILogger) -> None:
