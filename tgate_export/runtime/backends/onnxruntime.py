@@ -7,6 +7,8 @@ Diffusion 1.5's two, and nearly all of the time that loading takes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
 import os
@@ -71,6 +73,7 @@ class OnnxRuntimeBackend(Backend):
             )
         self.name = f"onnxruntime:{device}"
         self.device = device
+        self._missing = "" if device == "cpu" else _preload_cuda(onnxruntime)
         self._ort = onnxruntime
         self._bundle = bundle
         self._sessions: dict[tuple[str, bool], Any] = {}
@@ -101,8 +104,10 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
         if PROVIDERS[self.device] not in session.get_providers():
             raise BackendError(
-                f"onnxruntime could not start {PROVIDERS[self.device]} for graph {graph!r}: "
-                "check the CUDA installation, or use --backend onnxruntime:cpu"
+                f"onnxruntime could not start {PROVIDERS[self.device]} for graph {graph!r}"
+                + (f" ({self._missing})" if self._missing else ""),
+                "check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]' for what it needs of "
+                "CUDA, or use --backend onnxruntime:cpu",
             )
         self._sessions[graph, single_thread] = session
 
@@ -215,6 +220,18 @@ class OnnxRuntimeBackend(Backend):
             wait(others)  # none may write to a buffer that its caller has given up
         for other in others:
             other.result()
+
+
+def _preload_cuda(ort: Any) -> str:
+    """Load CUDA and cuDNN from where pip installs them; return what onnxruntime says of it.
+
+    Its provider finds only what is loaded already or lies on the system's search path.
+    """
+    said = io.StringIO()
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(said):
+            ort.preload_dlls()
+    return said.getvalue().partition("\n")[0]
 
 
 class OrtMemory(Memory):
