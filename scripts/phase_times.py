@@ -30,7 +30,7 @@ from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source
 
 STEPS, GATES = 25, (5, 10)
-REPEATS = 20
+REPEATS, RUN_REPEATS = 20, 5
 DEVICE = "cuda"
 TOLERANCE = 2e-2  # of the largest value: fp16 kernels that sum in another order
 Tensors = tuple[torch.Tensor, ...]
@@ -86,11 +86,11 @@ def random_inputs(graph: GraphExport, images: int) -> Tensors:
     return tuple(value.to(entry.dtype) for value, entry in zip(made, graph.inputs, strict=True))
 
 
-def milliseconds(run: Run) -> float:
+def milliseconds(run: Run, repeats: int = REPEATS) -> float:
     """Return the device's time of what `run` queues: the median of several, after a warm-up."""
     run()
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
@@ -156,8 +156,8 @@ def measure(model: str, images: int, modes: Sequence[str]) -> list[Row]:
             Row(
                 model, images, mode,
                 milliseconds(calls["full"]), milliseconds(calls["gated"]),
-                milliseconds(lambda: run(STEPS)),
-                {gate: milliseconds(lambda gate=gate: run(gate)) for gate in GATES},
+                milliseconds(lambda: run(STEPS), RUN_REPEATS),
+                {gate: milliseconds(lambda gate=gate: run(gate), RUN_REPEATS) for gate in GATES},
                 error, prepared,
             )
         )  # fmt: skip

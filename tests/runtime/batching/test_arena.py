@@ -14,7 +14,7 @@ from tests.runtime.batching.solo import TOLERANCE
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Memory
-from tgate_export.runtime.backends.onnxruntime import OrtMemory
+from tgate_export.runtime.backends.onnxruntime_memory import OrtMemory
 from tgate_export.runtime.batching.arena import Arena, arrange
 from tgate_export.runtime.batching.trajectory import Trajectory
 from tgate_export.runtime.itinerary import Itineraries

@@ -117,10 +117,11 @@ class HostLaunch:
                 )
                 self.check(self.runtime.cudaMemcpyAsync(*copy, stream))
             if is_input:
-                function = self.runtime.cudaHostFn_t(
-                    ctypes.cast(self.function, ctypes.c_void_p).value
+                # Not by cuda-bindings, which frees its data after the first of a graph's replays.
+                status = ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(
+                    ctypes.c_void_p(stream), self.function, None
                 )
-                self.check(self.runtime.cudaLaunchHostFunc(stream, function, 0))
+                assert status == 0, status
 
     def _run(self, _data: Any) -> None:
         found = session(self.context.engine.graph)

@@ -3,6 +3,9 @@
 On the CPU the sessions of a large denoiser compute from one memory map of their weights, as they
 lie in the bundle. ONNX Runtime would copy them into layouts of its own: 3.3 GB for each of Stable
 Diffusion 1.5's two, and nearly all of the time that loading takes.
+
+On CUDA every launch is a CUDA graph: the host takes longer to queue a denoiser's thousands of
+kernels than a fast GPU to run them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -29,8 +32,10 @@ from tgate_export.runtime.backends.base import (
     Memory,
 )
 from tgate_export.runtime.backends.cpu_attention import fuse_attention
+from tgate_export.runtime.backends.cuda_kernels import fuse_group_norm
 from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
-from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
+from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
+from tgate_export.runtime.plan import BindingPlan, Launch
 
 # On a CPU, one thread a core on its share of a batch does more than all threads on the whole: 8
 # images of `shapes` on two busy cores took 17 ms each instead of 31 in `full`, 10 instead of 15 in
@@ -38,6 +43,7 @@ from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 # They also have weights packed for every session, not a map: a seventh less time for `shapes`.
 SMALL_GRAPH_BYTES = 64 * 2**20
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -81,6 +87,9 @@ class OnnxRuntimeBackend(Backend):
         self._initializers: list[dict[str, Any]] = []
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self._pool: ThreadPoolExecutor | None = None
+        self._memory: OrtDeviceMemory | None = None
+        self._captured: set[str] = set()  # graphs whose launches become CUDA graphs
+        self._graph_ids = itertools.count(1)
 
     def load(self, graph: str, *, single_thread: bool = False) -> None:
         """Create the graph's session, unless there is one."""
@@ -91,14 +100,16 @@ class OnnxRuntimeBackend(Backend):
             options.intra_op_num_threads = 1
         options.log_severity_level = 3
         path = self._bundle.file(self._bundle.manifest.graph(graph).file)
-        # What a provider does not know falls to the next.
-        fallbacks = {"cpu": (), "cuda": ("cpu",)}.get(self.device, ("cuda", "cpu"))
-        available = self._ort.get_available_providers()
-        providers = [PROVIDERS[name] for name in (self.device, *fallbacks)]
-        providers = [provider for provider in providers if provider in available]
+        make = partial(self._ort.InferenceSession, sess_options=options)
         try:
-            model = self._for_cpu(graph, path, options) if self.device == "cpu" else str(path)
-            session = self._ort.InferenceSession(model, options, providers=providers)
+            if self.device == "cpu":
+                session = make(self._for_cpu(graph, path, options), providers=[PROVIDERS["cpu"]])
+            elif self.device == "cuda":
+                session = self._on_cuda(graph, path, options, make)
+            else:  # what a provider does not know falls to the next
+                available = self._ort.get_available_providers()
+                names = [PROVIDERS[name] for name in (self.device, "cuda", "cpu")]
+                session = make(str(path), providers=[name for name in names if name in available])
         except Exception as error:  # onnxruntime raises many types of its own
             reason = first_line(error)
             raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
@@ -115,9 +126,7 @@ class OnnxRuntimeBackend(Backend):
         """Return the graph as the CPU runs it, and set the options for it."""
         model = read_model(path)
         fuse_attention(model)
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(path.parent)
-        )
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
         # Every session has workers of its own. They would go on spinning for a while after its
         # run, in the next session's way: `shapes`, gated, took 300 ms, not 230, on two cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -146,21 +155,48 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
-    def allocate(self, plan: BindingPlan) -> OrtMemory:
-        """Allocate one OrtValue for each slot; see `Backend.allocate`."""
+    def _on_cuda(self, graph: str, path: Path, options: Any, make: Callable[..., Any]) -> Any:
+        """Return a session whose launches become CUDA graphs, if they can."""
+        model = read_model(path)
+        fuse_group_norm(model)
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+        serialized = model.SerializeToString()
+        for capture in ("1", "0"):
+            cuda = {"prefer_nhwc": "1", "enable_cuda_graph": capture}
+            try:
+                session = make(serialized, providers=[(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]])
+            except Exception as error:
+                # A node that runs on the CPU, or copies to it, stands in the way.
+                if capture == "0" or "graph capture" not in str(error):
+                    raise
+                continue
+            if capture == "1":
+                self._captured.add(graph)
+            break
+        return session
+
+    def allocate(self, plan: BindingPlan) -> OrtMemory | OrtDeviceMemory:
+        """Allocate OrtValues; see `Backend.allocate`."""
         for launch in plan.launches:
             self.load(launch.graph)
-        return OrtMemory(self._ort, "cpu" if self.device == "cpu" else "cuda", plan.buffers)
+        if self.device == "cpu":
+            return OrtMemory(self._ort, plan.buffers)
+        if self._memory is not None and not self._memory.serves(plan.buffers):
+            self._memory = None  # free it first
+        self._memory = OrtDeviceMemory(self._ort, plan.buffers, self._memory)
+        return self._memory
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch once; see `Backend.prepare`."""
+        if isinstance(memory, OrtDeviceMemory):
+            return self._prepare_on_device(launch, memory, None)
         assert isinstance(memory, OrtMemory)
         session = self._sessions[launch.graph, False]
         binding = session.io_binding()
         for name, slot in launch.inputs.items():
-            binding.bind_ortvalue_input(name, memory.values[slot])
+            binding.bind_ortvalue_input(name, memory.value(slot))
         for name, slot in launch.outputs.items():
-            binding.bind_ortvalue_output(name, memory.values[slot])
+            binding.bind_ortvalue_output(name, memory.value(slot))
         return partial(session.run_with_iobinding, binding)
 
     def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
@@ -168,15 +204,37 @@ class OnnxRuntimeBackend(Backend):
 
         Small graphs on the CPU run a share of the batch on every core, see `SMALL_GRAPH_BYTES`.
         """
+        if isinstance(memory, OrtDeviceMemory):
+            return self._prepare_on_device(launch, memory, batch)
         assert isinstance(memory, OrtMemory)
         parts = self._parts(launch.graph, batch)
         self.load(launch.graph, single_thread=parts > 1)
         edges = [batch * part // parts for part in range(parts + 1)]
+        session = self._sessions[launch.graph, parts > 1]
         runs = [
-            self._bind_rows(launch, memory, first, last - first, single_thread=parts > 1)
+            partial(session.run_with_iobinding, _bind_rows(session, launch, memory, first, last))
             for first, last in itertools.pairwise(edges)
         ]
         return partial(self._run_together, runs)
+
+    def _prepare_on_device(
+        self, launch: Launch, memory: OrtDeviceMemory, batch: int | None
+    ) -> Execute:
+        """Bind a launch, or its beginnings, unless one of the same addresses was bound."""
+        slots = {**launch.inputs, **launch.outputs}
+        buffers = frozenset((name, slot.buffer) for name, slot in slots.items())
+        key = (launch.graph, buffers, batch)
+        if key not in memory.runs:
+            session = self._sessions[launch.graph, False]
+            binding = _bind_rows(session, launch, memory, 0, batch)
+            options = self._ort.RunOptions()
+            captured = launch.graph in self._captured
+            number = next(self._graph_ids) if captured else -1
+            options.add_run_config_entry("gpu_graph_id", str(number))
+            memory.runs[key] = partial(session.run_with_iobinding, binding, options)
+            if captured:
+                memory.runs[key]()  # runs once, and once more to capture
+        return partial(_execute, memory.copies(launch.inputs.values()), memory.runs[key])
 
     def _parts(self, graph: str, batch: int) -> int:
         """Return how many calls share a batch."""
@@ -191,24 +249,6 @@ class OnnxRuntimeBackend(Backend):
     def _is_small(self, weights: str) -> bool:
         return self._bundle.manifest.files[weights].bytes <= SMALL_GRAPH_BYTES
 
-    def _bind_rows(
-        self, launch: Launch, memory: OrtMemory, first: int, count: int, *, single_thread: bool
-    ) -> Execute:
-        """Bind rows `first` to `first + count` of every buffer."""
-        session = self._sessions[launch.graph, single_thread]
-        binding = session.io_binding()
-        for bind, slots in (
-            (binding.bind_input, launch.inputs),
-            (binding.bind_output, launch.outputs),
-        ):
-            for name, slot in slots.items():
-                spec = memory.specs[slot.buffer]
-                shape = [count, *spec.shape[1:]]
-                row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
-                address = memory.values[slot].data_ptr() + first * row_bytes
-                bind(name, memory.device, 0, np.dtype(spec.dtype).type, shape, address)
-        return partial(session.run_with_iobinding, binding)
-
     def _run_together(self, runs: Sequence[Execute]) -> None:
         """Run calls at the same time, one of them on this thread; return when all are done."""
         if len(runs) > 1 and self._pool is None:
@@ -222,6 +262,34 @@ class OnnxRuntimeBackend(Backend):
             other.result()
 
 
+def _bind_rows(
+    session: Any,
+    launch: Launch,
+    memory: OrtMemory | OrtDeviceMemory,
+    first: int,
+    last: int | None,
+) -> Any:
+    """Bind rows `first` to `last`, or to the end, of every buffer's first axis."""
+    binding = session.io_binding()
+    for bind, slots in (
+        (binding.bind_input, launch.inputs),
+        (binding.bind_output, launch.outputs),
+    ):
+        for name, slot in slots.items():
+            spec = memory.specs[slot.buffer]
+            shape = [(spec.shape[0] if last is None else last) - first, *spec.shape[1:]]
+            row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+            address = memory.value(slot).data_ptr() + first * row_bytes
+            bind(name, memory.device, 0, np.dtype(spec.dtype).type, shape, address)
+    return binding
+
+
+def _execute(copies: Sequence[Execute], run: Execute) -> None:
+    for copy in copies:
+        copy()
+    run()
+
+
 def _preload_cuda(ort: Any) -> str:
     """Load CUDA and cuDNN from where pip installs them; return what onnxruntime says of it.
 
@@ -232,50 +300,3 @@ def _preload_cuda(ort: Any) -> str:
         with contextlib.redirect_stdout(said):
             ort.preload_dlls()
     return said.getvalue().partition("\n")[0]
-
-
-class OrtMemory(Memory):
-    """OrtValues by slot; on the CPU they share memory with numpy arrays."""
-
-    def __init__(self, ort: Any, device: str, buffers: Mapping[str, BufferSpec]) -> None:
-        self.device = device
-        self.specs = dict(buffers)
-        self.values: dict[Slot, Any] = {}
-        self._arrays: dict[Slot, np.ndarray] = {}
-        for name, spec in buffers.items():
-            rows = [None] if spec.rows is None else range(spec.rows)
-            for row in rows:
-                slot = Slot(name, row)
-                array = np.zeros(spec.shape, dtype=spec.dtype)
-                self.values[slot] = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-                if device == "cpu":
-                    self._arrays[slot] = array
-
-    def write(self, slot: Slot, value: np.ndarray) -> None:
-        """See `Memory.write`."""
-        if slot in self._arrays:
-            np.copyto(self._arrays[slot], value, casting="no")
-        else:
-            self.values[slot].update_inplace(np.ascontiguousarray(value))
-
-    def read(self, slot: Slot) -> np.ndarray:
-        """See `Memory.read`."""
-        if slot in self._arrays:
-            return self._arrays[slot].copy()
-        array: np.ndarray = self.values[slot].numpy()
-        return array
-
-    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
-        """See `Memory.write_rows`."""
-        if slot not in self._arrays:
-            super().write_rows(slot, rows)
-            return
-        array = self._arrays[slot]
-        for row, value in rows.items():
-            np.copyto(array[row, ...], value, casting="no")
-
-    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
-        """See `Memory.read_rows`."""
-        if slot not in self._arrays:
-            return super().read_rows(slot, rows)
-        return [self._arrays[slot][row].copy() for row in rows]

@@ -1,0 +1,105 @@
+"""ONNX Runtime's device path, with its CPU for a device: what it binds, copies and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.batching.solo import assert_equals_solo
+from tgate_export import TGatePipeline
+from tgate_export.runtime.backends import onnxruntime as module
+from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory
+from tgate_export.runtime.batching import Batcher
+
+pytestmark = pytest.mark.usefixtures("plain_sessions")
+
+RUNS: tuple[dict[str, Any], ...] = (
+    {},
+    {"scheduler": "pndm", "gate_step": 3},
+    {"gate_step": 99, "num_inference_steps": 4},
+    {"scheduler": "euler-a", "num_images_per_prompt": 3},
+    {"prompt": ["b c", "d"], "negative_prompt": ["x", ""]},
+    {},
+)
+
+
+@pytest.fixture(autouse=True)
+def cpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Sessions of "cuda" run on the CPU; the first of every graph refuses to be captured."""
+    import onnxruntime
+
+    asked: list[str] = []
+
+    def on_cuda(self: OnnxRuntimeBackend, graph: str, path: Path, options: Any, make: Any) -> Any:
+        def on_cpu(_model: bytes, providers: list[Any]) -> Any:
+            asked.append(f"{graph}, capture {providers[0][1]['enable_cuda_graph']}")
+            if graph == "text_encoder" and providers[0][1]["enable_cuda_graph"] == "1":
+                raise RuntimeError("This session cannot use the graph capture feature")
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+
+        return original(self, graph, path, options, on_cpu)
+
+    original = OnnxRuntimeBackend._on_cuda
+    monkeypatch.setattr(OnnxRuntimeBackend, "_on_cuda", on_cuda)
+    monkeypatch.setitem(module.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setattr(OrtDeviceMemory, "device", "cpu")
+    yield asked
+
+
+def latents_of(pipeline: TGatePipeline, prompt: Any = "a", **kwargs: Any) -> np.ndarray:
+    defaults = {"num_inference_steps": 6, "gate_step": 2, "seed": 5, "output_type": "latent"}
+    return np.asarray(pipeline(prompt, **(defaults | kwargs)).images)
+
+
+def test_same_latents(tiny_bundle: Path) -> None:
+    """One pipeline through changing samplers, gates, steps and batches, and back; twice each."""
+    cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    device = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
+    for run in RUNS:
+        expected = latents_of(cpu, **run)
+        np.testing.assert_array_equal(latents_of(device, **run), expected, err_msg=str(run))
+        np.testing.assert_array_equal(latents_of(device, **run), expected, err_msg=f"2nd {run}")
+
+
+def test_steps_share_what_was_captured(tiny_bundle: Path) -> None:
+    device = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
+    latents_of(device, num_inference_steps=4)
+    backend: Any = device.backend
+    memory, runs = backend._memory, dict(backend._memory.runs)
+    assert len([key for key in runs if key[0] == "full"]) == 1
+    latents_of(device, num_inference_steps=10, gate_step=5)
+    assert backend._memory is not memory
+    assert backend._memory.runs == runs
+    latents_of(device, num_images_per_prompt=2)  # at other addresses
+    assert backend._memory.runs.keys() == runs.keys()
+    assert not set(map(id, backend._memory.runs.values())) & set(map(id, runs.values()))
+
+
+def test_a_graph_that_cannot_be_captured_runs_all_the_same(
+    tiny_bundle: Path, cpu_for_cuda: list[str]
+) -> None:
+    device = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
+    latents_of(device)
+    assert "text_encoder, capture 0" in cpu_for_cuda
+    assert "full, capture 0" not in cpu_for_cuda
+    backend: Any = device.backend
+    assert "text_encoder" not in backend._captured
+    assert {"full", "gated"} <= backend._captured
+
+
+def test_batches(tiny_bundle: Path) -> None:
+    cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    calls: list[dict[str, Any]] = [
+        {"prompt": "a", "seed": seed, "num_inference_steps": 3 + seed, "gate_step": 2}
+        for seed in range(5)
+    ]
+    backend = OnnxRuntimeBackend(cpu.bundle, "cuda")
+    with Batcher(cpu.bundle, backend) as batcher:
+        assert_equals_solo(batcher, cpu, calls)
