@@ -42,6 +42,7 @@ class Gpu:
 GPUS = (
     Gpu("A100 SXM 80 GB", 312e12, 2.039e12),
     Gpu("H100 SXM", 989e12, 3.35e12),
+    Gpu("H200 SXM", 989e12, 4.8e12),
     Gpu("RTX 4090", 165.2e12, 1.008e12),
 )
 

@@ -53,6 +53,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
         )
     assert program is not None
     _align_normalizations(program.model)
+    _drop_expansions(program.model)
     _drop_traces(program.model)
     return program.model
 
@@ -109,6 +110,25 @@ def _align_normalizations(model: onnx_ir.Model) -> None:
         for index, output in enumerate(graph.outputs):
             if output is result:
                 graph.outputs[index] = narrow
+
+
+def _drop_expansions(model: onnx_ir.Model) -> None:
+    """Remove every Expand to the shape that its input has already.
+
+    diffusers expands time steps to the batch. What computes its size runs on the host, and would
+    keep ONNX Runtime from capturing the graph as a CUDA graph.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in list(model.graph.all_nodes()):
+        value, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type != "Expand" or value is None or value.shape is None:
+            continue
+        known = all(isinstance(dim, int) or dim.value is not None for dim in value.shape)
+        if known and value.shape == result.shape and not result.is_graph_output():
+            onnx_ir.convenience.replace_all_uses_with(result, value)
+    RemoveUnusedNodesPass()(model)
 
 
 def _drop_traces(model: onnx_ir.Model) -> None:

@@ -55,8 +55,8 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "DimensionProto": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
 }
 FLOAT, INT, INTS = 1, 2, 7  # AttributeProto.AttributeType
-FLOAT32 = 1  # TensorProto.DataType
-_DTYPES = {FLOAT32: "<f4", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+FLOAT32, FLOAT16 = 1, 10  # TensorProto.DataType
+_DTYPES = {FLOAT32: "<f4", 6: "<i4", 7: "<i8", 9: "?", FLOAT16: "<f2", 11: "<f8"}
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 

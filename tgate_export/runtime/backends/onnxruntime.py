@@ -31,8 +31,8 @@ from tgate_export.runtime.backends.base import (
     Execute,
     Memory,
 )
-from tgate_export.runtime.backends.cpu_attention import fuse_attention
-from tgate_export.runtime.backends.cuda_kernels import fuse_group_norm
+from tgate_export.runtime.backends.fused_attention import fuse_attention
+from tgate_export.runtime.backends.fused_group_norm import fuse_group_norm
 from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
 from tgate_export.runtime.plan import BindingPlan, Launch
@@ -158,10 +158,14 @@ class OnnxRuntimeBackend(Backend):
     def _on_cuda(self, graph: str, path: Path, options: Any, make: Callable[..., Any]) -> Any:
         """Return a session whose launches become CUDA graphs, if they can."""
         model = read_model(path)
+        fuse_attention(model, half=True)
         fuse_group_norm(model)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
         serialized = model.SerializeToString()
+        severity = options.log_severity_level
         for capture in ("1", "0"):
+            # What stands in the way of a capture is no error: nothing is logged of it.
+            options.log_severity_level = 4 if capture == "1" else severity
             cuda = {"prefer_nhwc": "1", "enable_cuda_graph": capture}
             try:
                 session = make(serialized, providers=[(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]])

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tgate_export.runtime.backends.cpu_attention import fuse_attention
+from tgate_export.runtime.backends.fused_attention import fuse_attention
 from tgate_export.runtime.backends.onnx_file import read_model
 
 # The same sums in another order.
