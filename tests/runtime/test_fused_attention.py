@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from tests.runtime.attention import save_attention
 from tgate_export.runtime.backends.fused_attention import fuse_attention
 from tgate_export.runtime.backends.onnx_file import read_model
 
@@ -85,3 +86,15 @@ def test_other_forms_are_left_alone(tiny_bundle: Path, change: str) -> None:
     assert fuse_attention(model) == len(attentions) - 1
     (left,) = [node for node in model.graph.node if node.op_type == "Attention"]
     assert left.output[0] == kept
+
+
+def test_half_precision_is_for_where_there_is_a_kernel(tmp_path: Path) -> None:
+    """Of the same graph; what the kernel computes is tested on a GPU."""
+    path = tmp_path / "attention.onnx"
+    save_attention(path, heads=2, queries=4, keys=7, channels=8)
+    assert fuse_attention(read_model(path)) == 0
+    model = read_model(path)
+    assert fuse_attention(model, half=True) == 1
+    [node] = model.graph.node
+    assert (node.op_type, list(node.input)) == ("MultiHeadAttention", ["q", "k", "v"])
+    assert {entry.name: entry.i for entry in node.attribute} == {"num_heads": 2}

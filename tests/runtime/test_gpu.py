@@ -6,6 +6,7 @@ real there, the engine is not (`emulation/stand_in.py`).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.runtime.attention import save_attention
 from tests.runtime.emulation.plans import write_emulated
 from tests.runtime.emulation.real import installed_flavour, write_real
 from tests.runtime.emulation.stand_in import install_stand_in
@@ -22,10 +24,15 @@ from tgate_export.bundle.plans import Flavour
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.backends.cuda import Cuda
+from tgate_export.runtime.backends.fused_attention import fuse_attention
+from tgate_export.runtime.backends.onnx_file import read_model
 from tgate_export.runtime.batching import Batcher
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = 2e-2  # of latents of about unit variance: fp32 is computed in TF32 on Ampere and later
+# Of latents of up to 20, computed in fp32 in another order. A gate one step later changes them by
+# 0.05, which is checked, and so would TF32: libraries read the variable when they are loaded.
+TOLERANCE = 5e-3
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 RUNS: tuple[dict[str, Any], ...] = (
     {},
     {"scheduler": "pndm", "gate_step": 3},
@@ -84,11 +91,11 @@ def assert_same_latents(pipeline: TGatePipeline, cpu: TGatePipeline) -> None:
         expected = latents_of(cpu, **run)
         found.append(latents_of(pipeline, **run))
         np.testing.assert_allclose(found[-1], expected, atol=TOLERANCE, err_msg=str(run))
-        np.testing.assert_array_equal(latents_of(pipeline, **run), found[-1], err_msg=str(run))
-    np.testing.assert_array_equal(found[0], found[-1])
-    # What the tolerance still tells apart: a gate one step later draws something else.
+        # Kernels that add with atomics do not repeat themselves bit for bit.
+        np.testing.assert_allclose(latents_of(pipeline, **run), found[-1], atol=TOLERANCE)
+    np.testing.assert_allclose(found[0], found[-1], atol=TOLERANCE)
     other = latents_of(cpu, gate_step=3) - latents_of(cpu)
-    assert np.abs(other).max() > 2 * TOLERANCE
+    assert np.abs(other).max() > 5 * TOLERANCE
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -114,6 +121,39 @@ def test_timings_and_memory_are_the_devices(planned: tuple[Path, Flavour]) -> No
 
 def test_onnxruntime_draws_what_the_cpu_draws(ort_cuda: TGatePipeline, cpu: TGatePipeline) -> None:
     assert_same_latents(ort_cuda, cpu)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "channels"),
+    [(4096, 77, 40), (1024, 77, 80), (256, 77, 160), (64, 77, 160), (64, 64, 160)],
+)
+def test_attention_of_sd15_in_half_precision(
+    ort_cuda: TGatePipeline, tmp_path: Path, queries: int, keys: int, channels: int
+) -> None:
+    """ONNX Runtime 1.31's own `Attention` is 1.4 off for 64 queries and 77 keys."""
+    import onnxruntime
+
+    path = tmp_path / "attention.onnx"
+    save_attention(path, 8, queries, keys, channels)
+    model = read_model(path)
+    assert fuse_attention(model, half=True) == 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CUDAExecutionProvider"]
+    )
+    random = np.random.default_rng(0)
+    inputs = {
+        name: random.standard_normal((2, count, 8 * channels)).astype(np.float16)
+        for name, count in (("q", queries), ("k", keys), ("v", keys))
+    }
+    q, k, v = (
+        value.astype(np.float64).reshape(2, -1, 8, channels).swapaxes(1, 2)
+        for value in inputs.values()
+    )
+    weights = np.exp(q @ k.swapaxes(2, 3) / np.sqrt(channels))
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    expected = expected.swapaxes(1, 2).reshape(2, queries, -1)
+    found = session.run(None, inputs)[0]
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # fp16 of values of about 1
 
 
 def assert_batches_requests(bundle: Path, backend: str, cpu: TGatePipeline) -> None:
