@@ -106,7 +106,14 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--size", "16"], "is not WxH"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--weight-streaming-budget", -1], "is not in the range x>=0"),
-        (["--backend", "onnxruntime", "--no-cuda-graphs"], "for plans, not for onnxruntime"),
+        (
+            ["--backend", "onnxruntime", "--no-cuda-graphs"],
+            "for plans and onnxruntime:cuda, not for onnxruntime",
+        ),
+        (
+            ["--backend", "onnxruntime:cuda", "--weight-streaming-budget", 1],
+            "for plans, not for onnxruntime:cuda",
+        ),
         (
             ["--backend", "onnxruntime", "--precision", "fp32"],
             "for auto and openvino, not",

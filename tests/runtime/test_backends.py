@@ -123,8 +123,29 @@ def test_plans_for_another_shape(gpu: Emulation, tiny_bundle_copy: Path) -> None
 
 
 def test_options_are_for_plans(tiny_bundle: Path) -> None:
-    with pytest.raises(ValueError, match="for plans, not for onnxruntime:cpu"):
-        select("onnxruntime:cpu", open_bundle(tiny_bundle), BackendOptions(cuda_graphs=False))
+    bundle = open_bundle(tiny_bundle)
+    with pytest.raises(ValueError, match="for plans and onnxruntime:cuda, not for onnxruntime:cpu"):
+        select("onnxruntime:cpu", bundle, BackendOptions(cuda_graphs=False))
+    with pytest.raises(ValueError, match="for plans, not for onnxruntime:cuda"):
+        select("onnxruntime:cuda", bundle, BackendOptions(weight_streaming_budget=1))
+
+
+def test_onnxruntime_for_cuda_without_a_gpu(
+    tiny_bundle: Path, without_openvino: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container without its GPU: `auto` goes on to the CPU."""
+    import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime_module, "has_driver", lambda: False)
+    bundle = open_bundle(tiny_bundle)
+    with pytest.raises(BackendError, match=r"no CUDA driver or GPU .*use --backend"):
+        select("onnxruntime:cuda", bundle)
+    assert select("onnxruntime", bundle).name == "onnxruntime:cpu"
+    backend = select("auto", bundle)
+    assert backend.name == "onnxruntime:cpu"
+    assert "onnxruntime:cuda: no CUDA driver or GPU on this machine" in backend.reason
 
 
 def test_onnxruntimes_own_tensorrt_rtx(tiny_bundle: Path, without_cuda_provider: None) -> None:

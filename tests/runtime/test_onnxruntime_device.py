@@ -11,6 +11,7 @@ import pytest
 from tests.runtime.batching.solo import assert_equals_solo
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import onnxruntime as module
+from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory
 from tgate_export.runtime.batching import Batcher
@@ -48,6 +49,7 @@ def cpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = OnnxRuntimeBackend._on_cuda
     monkeypatch.setattr(OnnxRuntimeBackend, "_on_cuda", on_cuda)
     monkeypatch.setitem(module.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setattr(module, "has_driver", lambda: True)
     monkeypatch.setattr(OrtDeviceMemory, "device", "cpu")
     return asked
 
@@ -91,6 +93,14 @@ def test_a_graph_that_cannot_be_captured_runs_all_the_same(
     backend: Any = device.backend
     assert "text_encoder" not in backend._captured
     assert {"full", "gated"} <= backend._captured
+
+
+def test_without_cuda_graphs(tiny_bundle: Path, cpu_for_cuda: list[str]) -> None:
+    options = BackendOptions(cuda_graphs=False)
+    device = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda", options=options)
+    cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    np.testing.assert_array_equal(latents_of(device), latents_of(cpu))
+    assert {asked.partition(", ")[2] for asked in cpu_for_cuda} == {"capture 0"}
 
 
 def test_batches(tiny_bundle: Path) -> None:

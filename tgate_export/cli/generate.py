@@ -108,9 +108,7 @@ _VIDEOS = (".gif", ".webp", ".png")
     help="What openvino computes in. bf16: up to twice as fast on a CPU that has it, and slightly "
     "different pictures. Default: fp32.",
 )
-@click.option(
-    "--no-cuda-graphs", is_flag=True, help="Enqueue plans anew at every step. For debugging."
-)
+@click.option("--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging.")
 @click.option(
     "--weight-streaming-budget",
     type=click.FloatRange(min=0),

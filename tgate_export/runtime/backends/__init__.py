@@ -41,9 +41,12 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
     if name not in BACKENDS:
         raise InvalidRequestError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     options = options or BackendOptions()
-    if options.for_plans and name in (*ONNXRUNTIME, *OPENVINO):
+    if options.weight_streaming_budget is not None and name in (*ONNXRUNTIME, *OPENVINO):
+        raise InvalidRequestError(f"--weight-streaming-budget is for plans, not for {name}")
+    without = {*ONNXRUNTIME, *OPENVINO} - {"onnxruntime:cuda"}
+    if not options.cuda_graphs and name in without:
         raise InvalidRequestError(
-            f"--no-cuda-graphs and --weight-streaming-budget are for plans, not for {name}"
+            f"--no-cuda-graphs is for plans and onnxruntime:cuda, not for {name}"
         )
     if options.precision not in (None, OPENVINO.get(name)) and name not in ("auto", "openvino"):
         raise InvalidRequestError(
@@ -56,7 +59,7 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
             return _plans(bundle, flavour, options)
     if name in OPENVINO:
         return _openvino(bundle, options.precision or OPENVINO[name])
-    return _onnxruntime(bundle, name.partition(":")[2] or None)
+    return _onnxruntime(bundle, name.partition(":")[2] or None, options)
 
 
 def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
@@ -88,9 +91,9 @@ def _candidates(
     for flavour in PLANS:
         if flavour in built:
             yield flavour, partial(_plans, bundle, flavour, options)
-    yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda")
+    yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
     yield "openvino", partial(_openvino, bundle, "fp32")
-    yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu")
+    yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
 
 
 def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend:
@@ -99,10 +102,10 @@ def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend
     return TensorRTBackend(bundle, flavour, options)
 
 
-def _onnxruntime(bundle: Bundle, device: str | None) -> Backend:
+def _onnxruntime(bundle: Bundle, device: str | None, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, device)
+    return OnnxRuntimeBackend(bundle, device, cuda_graphs=options.cuda_graphs)
 
 
 def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:

@@ -53,11 +53,6 @@ class BackendOptions:
                 f"{', '.join(get_args(RunPrecision))}"
             )
 
-    @property
-    def for_plans(self) -> bool:
-        """Whether something was chosen that only plans have."""
-        return not self.cuda_graphs or self.weight_streaming_budget is not None
-
 
 @dataclass(frozen=True)
 class MemoryReport:

@@ -6,6 +6,8 @@ freed when nothing refers to them any more; at the end of the process the driver
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,20 @@ import numpy as np
 from tgate_export.runtime.backends.base import BackendError
 
 ELSEWHERE = "or use --backend onnxruntime:cpu"
+
+
+def has_driver() -> bool:
+    """Whether there is an NVIDIA driver with a GPU; without cuda-bindings."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
 
 
 class Cuda:

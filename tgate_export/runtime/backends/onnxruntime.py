@@ -10,8 +10,6 @@ kernels than a fast GPU to run them.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import math
 import os
@@ -31,9 +29,16 @@ from tgate_export.runtime.backends.base import (
     Execute,
     Memory,
 )
+from tgate_export.runtime.backends.cuda import has_driver
 from tgate_export.runtime.backends.fused_attention import fuse_attention
-from tgate_export.runtime.backends.fused_group_norm import fuse_group_norm
 from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
+from tgate_export.runtime.backends.onnxruntime_cuda import (
+    CPU,
+    CUDA,
+    WEIGHTS_FOLDER,
+    cuda_session,
+    preload_cuda,
+)
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
 from tgate_export.runtime.plan import BindingPlan, Launch
 
@@ -43,10 +48,9 @@ from tgate_export.runtime.plan import BindingPlan, Launch
 # They also have weights packed for every session, not a map: a seventh less time for `shapes`.
 SMALL_GRAPH_BYTES = 64 * 2**20
 
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
+    "cpu": CPU,
+    "cuda": CUDA,
     "tensorrt": "TensorrtExecutionProvider",
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
@@ -61,7 +65,14 @@ _INSTALL = {
 class OnnxRuntimeBackend(Backend):
     """Runs a bundle's ONNX graphs; every graph's session is made when it is first needed."""
 
-    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, device: str | None = None, *, cuda_graphs: bool = True
+    ) -> None:
+        """Probe the machine; `device` is a key of `PROVIDERS`, by default CUDA where there is one.
+
+        Raises:
+            BackendError: onnxruntime is not installed, or not for that device, or has no GPU.
+        """
         try:
             import onnxruntime
         except ImportError:
@@ -71,15 +82,21 @@ class OnnxRuntimeBackend(Backend):
             ) from None
         available = onnxruntime.get_available_providers()
         if device is None:
-            device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+            device = "cuda" if PROVIDERS["cuda"] in available and has_driver() else "cpu"
         if PROVIDERS[device] not in available:
             raise BackendError(
                 f"this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)})",
                 f"{_INSTALL[device]}, or use --backend onnxruntime:cpu",
             )
+        if device != "cpu" and not has_driver():
+            raise BackendError(
+                "no CUDA driver or GPU on this machine",
+                "check nvidia-smi, or use --backend onnxruntime:cpu",
+            )
         self.name = f"onnxruntime:{device}"
         self.device = device
-        self._missing = "" if device == "cpu" else _preload_cuda(onnxruntime)
+        self._cuda_graphs = cuda_graphs
+        self._missing = "" if device == "cpu" else preload_cuda(onnxruntime)
         self._ort = onnxruntime
         self._bundle = bundle
         self._sessions: dict[tuple[str, bool], Any] = {}
@@ -156,27 +173,9 @@ class OnnxRuntimeBackend(Backend):
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
     def _on_cuda(self, graph: str, path: Path, options: Any, make: Callable[..., Any]) -> Any:
-        """Return a session whose launches become CUDA graphs, if they can."""
-        model = read_model(path)
-        fuse_attention(model, half=True)
-        fuse_group_norm(model)
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-        serialized = model.SerializeToString()
-        severity = options.log_severity_level
-        for capture in ("1", "0"):
-            # What stands in the way of a capture is no error: nothing is logged of it.
-            options.log_severity_level = 4 if capture == "1" else severity
-            cuda = {"prefer_nhwc": "1", "enable_cuda_graph": capture}
-            try:
-                session = make(serialized, providers=[(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]])
-            except Exception as error:
-                # A node that runs on the CPU, or copies to it, stands in the way.
-                if capture == "0" or "graph capture" not in str(error):
-                    raise
-                continue
-            if capture == "1":
-                self._captured.add(graph)
-            break
+        session, captures = cuda_session(path, options, make, capture=self._cuda_graphs)
+        if captures:
+            self._captured.add(graph)
         return session
 
     def allocate(self, plan: BindingPlan) -> OrtMemory | OrtDeviceMemory:
@@ -292,15 +291,3 @@ def _execute(copies: Sequence[Execute], run: Execute) -> None:
     for copy in copies:
         copy()
     run()
-
-
-def _preload_cuda(ort: Any) -> str:
-    """Load CUDA and cuDNN from where pip installs them; return what onnxruntime says of it.
-
-    Its provider finds only what is loaded already or lies on the system's search path.
-    """
-    said = io.StringIO()
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(said):
-            ort.preload_dlls()
-    return said.getvalue().partition("\n")[0]
