@@ -12,7 +12,7 @@ command -v nvidia-smi >/dev/null || {
     exit 1
 }
 . scripts/venv.sh
-VENV=.venv-gpu venv_ready export,gpu,test tgate DeepCache
+VENV=.venv-gpu venv_ready export,gpu,bench,test tgate DeepCache
 
 # Each engine library that can be had; what is missing is said in the report.
 for extra in tensorrt tensorrt-rtx; do
@@ -29,6 +29,8 @@ for model in "${models[@]}"; do
     done
     python scripts/gpu_report.py "$out" --out "$out.md"
     cat "$out.md" >>"$report"
+    tgate-export bench "$out" --backend onnxruntime:cuda --json "$out.bench.json" \
+        --html "$out.bench.html" || failed=1
 done
 python -m pytest -m gpu -rs || failed=1
 echo "Paste $report into an issue:"
