@@ -255,7 +255,10 @@ class Manifest(BundleModel):
             BundleError: when the bundle has none of that name.
         """
         if name not in self.graphs:
-            raise BundleError(f"bundle {self.name!r} has no graph {name!r}")
+            raise BundleError(
+                f"bundle {self.name!r} has no graph {name!r}: "
+                "build it again with `tgate-export build`"
+            )
         return self.graphs[name]
 
     def to_json(self) -> str:
