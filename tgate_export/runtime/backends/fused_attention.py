@@ -12,9 +12,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tgate_export.runtime.backends.onnx_file import FLOAT16, FLOAT32, INT, messages
+from tgate_export.runtime.backends.onnx_file import (
+    CONTRIB,
+    FLOAT16,
+    FLOAT32,
+    INT,
+    messages,
+    readers,
+    replace_nodes,
+)
 
-_DOMAIN = "com.microsoft"
 _SWAP_HEADS = [0, 2, 1, 3]
 # Attributes of `Attention` that change nothing when they are 0.
 _NEUTRAL = {"qk_matmul_output_mode", "softcap", "is_causal"}
@@ -32,10 +39,7 @@ def fuse_attention(model: Any, *, half: bool = False) -> int:
     """
     graph = model.graph
     made_by = {name: node for node in graph.node for name in node.output}
-    used_by: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            used_by.setdefault(name, []).append(node)
+    used_by = readers(graph)
     types = {value.name: value.type.tensor_type for value in graph.value_info}
     dtypes = {FLOAT32, FLOAT16} if half else {FLOAT32}
     count = 0
@@ -58,15 +62,13 @@ def fuse_attention(model: Any, *, half: bool = False) -> int:
         output = reshape.output[0]
         # In the place of the last node, where everything that it reads has been computed.
         reshape.Clear()
-        reshape.op_type, reshape.domain, reshape.name = "MultiHeadAttention", _DOMAIN, node.name
+        reshape.op_type, reshape.domain, reshape.name = "MultiHeadAttention", CONTRIB, node.name
         reshape.input.extend(inputs)
         reshape.output.append(output)
         reshape.attribute.extend([heads, *scale])
         count += 1
     if count:
-        _drop_unused(graph)
-        if all(entry.domain != _DOMAIN for entry in model.opset_import):
-            model.opset_import.add(domain=_DOMAIN, version=1)
+        replace_nodes(model, _used_nodes(graph))
     return count
 
 
@@ -111,15 +113,12 @@ def _is_joined(kind: Any, dtypes: Collection[int]) -> bool:
     return kind is not None and kind.elem_type in dtypes and len(kind.shape.dim) == 3
 
 
-def _drop_unused(graph: Any) -> None:
-    """Remove every node whose results nothing reads."""
+def _used_nodes(graph: Any) -> list[Any]:
+    """Return the nodes whose results something reads."""
     wanted = {output.name for output in graph.output}
     kept = []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             wanted.update(node.input)
             kept.append(node)
-    # Clearing the list empties its nodes.
-    copies = [messages()["NodeProto"].FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(reversed(copies))
+    return kept[::-1]

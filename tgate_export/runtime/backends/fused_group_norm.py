@@ -12,9 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tgate_export.runtime.backends.onnx_file import FLOAT, FLOAT32, INT, INTS, messages
+from tgate_export.runtime.backends.onnx_file import (
+    CONTRIB,
+    FLOAT,
+    FLOAT32,
+    INT,
+    INTS,
+    messages,
+    readers,
+    replace_nodes,
+)
 
-_DOMAIN = "com.microsoft"
 _LARGEST_GROUP = 512  # channels; what the kernel takes
 
 
@@ -25,10 +33,7 @@ def fuse_group_norm(model: Any) -> int:
         model: a ModelProto of `onnx_file`.
     """
     graph = model.graph
-    used_by: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            used_by.setdefault(name, []).append(node)
+    used_by = readers(graph)
     outputs = {output.name for output in graph.output}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
     channels = {tensor.name: tensor.dims for tensor in graph.initializer}
@@ -60,7 +65,7 @@ def fuse_group_norm(model: Any) -> int:
             _node("Transpose", [image], f"{last}/input", perm=[0, 2, 3, 1]),
             _node(
                 "GroupNorm", [f"{last}/input", *(f"{name}/fp32" for name in affine)], last,
-                domain=_DOMAIN, channels_last=1, activation=int(activation is not None),
+                domain=CONTRIB, channels_last=1, activation=int(activation is not None),
                 groups=attributes["num_groups"].i,
                 epsilon=float(attributes["epsilon"].f),
             ),
@@ -68,12 +73,7 @@ def fuse_group_norm(model: Any) -> int:
         ]  # fmt: skip
         count += 1
     if count:
-        # Clearing the list empties its nodes.
-        copies = [messages()["NodeProto"].FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
-        if all(entry.domain != _DOMAIN for entry in model.opset_import):
-            model.opset_import.add(domain=_DOMAIN, version=1)
+        replace_nodes(model, nodes)
     return count
 
 

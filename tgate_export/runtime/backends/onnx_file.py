@@ -7,7 +7,7 @@ onnx.proto (IR version 11) and only what is used; protobuf keeps all other field
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "TensorShapeProto": {"dim": (1, "[DimensionProto]")},
     "DimensionProto": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
 }
+CONTRIB = "com.microsoft"  # the domain of ONNX Runtime's own operators
 FLOAT, INT, INTS = 1, 2, 7  # AttributeProto.AttributeType
 FLOAT32, FLOAT16 = 1, 10  # TensorProto.DataType
 _DTYPES = {FLOAT32: "<f4", 6: "<i4", 7: "<i8", 9: "?", FLOAT16: "<f2", 11: "<f8"}
@@ -103,6 +104,25 @@ def read_model(path: Path) -> Any:
     except DecodeError as error:
         raise ValueError(f"{path} is not an ONNX model ({error})") from None
     return model
+
+
+def readers(graph: Any) -> dict[str, list[Any]]:
+    """Return the nodes that read each tensor; one that reads it twice, twice."""
+    found: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def replace_nodes(model: Any, nodes: Sequence[Any]) -> None:
+    """Make these the graph's nodes, some of them ONNX Runtime's own operators."""
+    # Clearing the list empties its nodes.
+    copies = [messages()["NodeProto"].FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    if all(entry.domain != CONTRIB for entry in model.opset_import):
+        model.opset_import.add(domain=CONTRIB, version=1)
 
 
 def external_arrays(model: Any, weights: np.ndarray, file: str) -> dict[str, np.ndarray]:
