@@ -46,7 +46,7 @@ class StandIn(TensorRTEmulation):
 
 
 class GpuEngine(Engine):
-    def context(self) -> Context:
+    def _new_context(self) -> Context:
         return GpuContext(self)
 
 

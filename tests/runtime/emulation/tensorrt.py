@@ -143,9 +143,9 @@ class Engine:
             assert config.dynamic_shapes_kernel_specialization_strategy == eager
             config = config.strategy
         assert config == ExecutionContextAllocationStrategy.USER_MANAGED
-        return self.context()
+        return self._new_context()
 
-    def context(self) -> Context:
+    def _new_context(self) -> Context:
         return Context(self)
 
 
