@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.plans import Flavour
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
-from tgate_export.runtime.backends import select
+from tgate_export.runtime.backends import openvino as openvino_module
+from tgate_export.runtime.backends import openvino_model, select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
 
@@ -241,3 +244,36 @@ def test_large_denoisers_compute_from_one_map(
     packed, shared = found.values()
     # Other kernels: fp32 rounding, which four steps carry on.
     assert np.abs(packed - shared).max() <= 1e-5 * np.abs(packed).max()
+
+
+@pytest.mark.parametrize("bodies", ["that OpenVINO can compile", "that it cannot"])
+def test_openvino_packs_the_weights_of_large_denoisers_once(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, bodies: str
+) -> None:
+    pytest.importorskip("openvino")
+    call = {"num_inference_steps": 4, "seed": 3, "output_type": "latent"}
+    found: dict[int, list[np.ndarray]] = {}
+    for limit in (openvino_module.SMALL_GRAPH_BYTES, 0):
+        monkeypatch.setattr(openvino_module, "SMALL_GRAPH_BYTES", limit)
+        if bodies == "that it cannot":
+            monkeypatch.setattr(openvino_model, "_decompose_group_norms", lambda *_: None)
+        pipeline = TGatePipeline.from_bundle(tiny_bundle, "openvino")
+        backend = pipeline.backend
+        assert isinstance(backend, openvino_module.OpenVinoBackend)
+        # Ungated needs one graph, gated another; the third has another batch.
+        runs = [("a fox", 4), ("a fox", 2), (["a fox", "an owl"], 2), ("a fox", 2)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found[limit] = [
+                pipeline(prompt, gate_step=gate, **call).images for prompt, gate in runs
+            ]
+        said = [str(entry.message) for entry in caught]
+        if limit or bodies != "that it cannot":
+            assert not said
+        else:
+            assert re.search(r"full and gated apart.*Unsupported operation.*GroupNorm", *said)
+        joined = {"full", "gated"} in [set(entry.shapes) for entry in backend._compiled.values()]
+        assert joined == (limit == 0 and bodies != "that it cannot")
+    for apart, together in zip(*found.values(), strict=True):
+        # Its own way of group norms, in other kernels: fp32 rounding, which four steps carry on.
+        assert np.abs(apart - together).max() <= 1e-5 * np.abs(apart).max()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,11 +20,40 @@ from tgate_export.runtime.backends.base import (
     Memory,
     RunPrecision,
 )
+from tgate_export.runtime.backends.openvino_model import (
+    WeightMap,
+    join,
+    read_model,
+    tensor_name,
+)
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
+# Graphs of larger weights that they share are compiled in one model. It copies the tensors of its
+# graphs: a twentieth of a `shapes` step, nothing of a large one.
+SMALL_GRAPH_BYTES = 64 * 2**20
 Shapes = Mapping[str, tuple[int, ...]]
 _HINTS: Mapping[RunPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """One graph, or the graphs of one file of weights, joined.
+
+    Attributes:
+        model: what requests are made from.
+        shapes: by graph, what it was compiled for.
+        any_shape: whether it takes all others, too.
+        idle: if it is joined, inputs for the graphs that are not run.
+    """
+
+    model: Any
+    shapes: Mapping[str, Shapes]
+    any_shape: bool
+    idle: Mapping[str, Any]
+
+    def takes(self, graph: str, shapes: Shapes) -> bool:
+        return graph in self.shapes and (self.any_shape or self.shapes[graph] == shapes)
 
 
 class OpenVinoBackend(Backend):
@@ -59,46 +90,122 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
         self._bundle = bundle
-        self._compiled: dict[str, Any] = {}
-        # What each was compiled for; None: all shapes.
-        self._shapes: dict[str, Shapes | None] = {}
-
-    def load(self, graph: str, shapes: Shapes) -> None:
-        """Compile a graph for its inputs' shapes, unless what was compiled takes them."""
-        if graph in self._compiled and self._shapes[graph] in (None, shapes):
-            return
-        another = self._compiled.pop(graph, None) is not None  # and free the first
-        path = self._bundle.file(self._bundle.manifest.graph(graph).file)
-        try:
-            model = self._core.read_model(path)
-            if not another:
-                model.reshape({name: list(shape) for name, shape in shapes.items()})
-            self._compiled[graph] = self._core.compile_model(model, _DEVICE, self._properties)
-            self._shapes[graph] = None if another else shapes
-        except Exception as error:  # openvino raises plain RuntimeErrors
-            reason = first_line(error)
-            raise BackendError(f"openvino cannot load graph {graph!r}: {reason}") from error
+        self._compiled: dict[str, _Compiled] = {}
+        self._weights: dict[str, WeightMap] = {}
+        self._apart: set[str] = set()  # files of weights whose graphs could not be joined
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
-        shapes = {
-            launch.graph: {
+        models: dict[str, dict[str, Shapes]] = {}
+        for launch in plan.launches:
+            models.setdefault(self._model(launch.graph), {})[launch.graph] = {
                 name: plan.buffers[slot.buffer].shape for name, slot in launch.inputs.items()
             }
-            for launch in plan.launches
-        }
-        with ThreadPoolExecutor(len(shapes)) as pool:  # a good part of compiling is single-threaded
-            for done in [pool.submit(self.load, *item) for item in shapes.items()]:
+        with ThreadPoolExecutor(len(models)) as pool:  # a good part of compiling is single-threaded
+            for done in [pool.submit(self._load, *item) for item in models.items()]:
                 done.result()
         return OvMemory(self._ov, plan.buffers)
+
+    def _model(self, graph: str) -> str:
+        """Return a name for what the graph is compiled in, one model for each large file."""
+        manifest = self._bundle.manifest
+        file = manifest.graph(graph).weights
+        if file is None or file in self._apart or manifest.files[file].bytes <= SMALL_GRAPH_BYTES:
+            return graph
+        return file
+
+    def _load(self, name: str, wanted: Mapping[str, Shapes]) -> None:
+        """Compile graphs for their inputs' shapes, unless what was compiled takes them."""
+        old = self._compiled.get(name)
+        any_shape = False
+        graphs = wanted
+        if old is not None:
+            if all(old.takes(graph, shapes) for graph, shapes in wanted.items()):
+                return
+            any_shape = old.any_shape or any(
+                old.shapes.get(graph, shapes) != shapes for graph, shapes in wanted.items()
+            )
+            graphs = {**old.shapes, **wanted}
+            del self._compiled[name], old  # free the first
+        models = {graph: self._read(graph) for graph in graphs}
+        try:
+            self._compiled[name] = self._compile(models, graphs, any_shape)
+        except Exception as error:  # openvino raises plain RuntimeErrors
+            if len(graphs) == 1:
+                raise _cannot_load(next(iter(graphs)), error) from error
+            # What it can compile as a model may be more than what it can as a body.
+            warnings.warn(
+                f"openvino packs the weights of {' and '.join(graphs)} apart, in more memory "
+                f"({_reason(error)})",
+                stacklevel=2,
+            )
+            self._apart.add(name)
+            for graph, shapes in wanted.items():
+                self._load(graph, {graph: shapes})
+
+    def _read(self, graph: str) -> Any:
+        entry = self._bundle.manifest.graph(graph)
+        path = self._bundle.file(entry.file)
+        try:
+            if entry.weights is None:
+                return read_model(self._ov, self._core, path, None)
+            if entry.weights not in self._weights:
+                self._weights[entry.weights] = WeightMap(self._bundle.file(entry.weights))
+            return read_model(self._ov, self._core, path, self._weights[entry.weights])
+        except Exception as error:
+            raise _cannot_load(graph, error) from error
+
+    def _compile(
+        self, models: dict[str, Any], graphs: Mapping[str, Shapes], any_shape: bool
+    ) -> _Compiled:
+        if not any_shape:
+            for graph, shapes in graphs.items():
+                models[graph].reshape({name: list(shape) for name, shape in shapes.items()})
+        joined = len(models) > 1
+        model = join(self._ov, models) if joined else next(iter(models.values()))
+        compiled = self._core.compile_model(model, _DEVICE, self._properties)
+        for graph in graphs:
+            file = self._bundle.manifest.graph(graph).weights
+            if file is not None:
+                self._weights[file].drop_pages()  # they are packed now
+        dtypes = {entry.any_name: entry.element_type for entry in compiled.inputs}
+        idle = {
+            tensor_name(graph, name): self._ov.Tensor(dtypes[tensor_name(graph, name)], shape)
+            for graph, shapes in graphs.items()
+            for name, shape in shapes.items()
+            if joined
+        }
+        return _Compiled(compiled, graphs, any_shape, idle)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Give a launch a request of its own, with its tensors; see `Backend.prepare`."""
         assert isinstance(memory, OvMemory)
-        request = self._compiled[launch.graph].create_infer_request()
-        for name, slot in (*launch.inputs.items(), *launch.outputs.items()):
-            request.set_tensor(name, memory.tensors[slot])
+        compiled = self._compiled[self._model(launch.graph)]
+        tensors = {
+            name: memory.tensors[slot]
+            for name, slot in (*launch.inputs.items(), *launch.outputs.items())
+        }
+        if compiled.idle:
+            bound = {tensor_name(launch.graph, name): value for name, value in tensors.items()}
+            runs = {
+                graph: self._ov.Tensor(np.array(graph == launch.graph)) for graph in compiled.shapes
+            }
+            tensors = {**compiled.idle, **bound, **runs}
+        request = compiled.model.create_infer_request()
+        for name, tensor in tensors.items():
+            request.set_tensor(name, tensor)
         return partial(_run, request)
+
+
+def _cannot_load(graph: str, error: Exception) -> BackendError:
+    return BackendError(f"openvino cannot load graph {graph!r}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says what is wrong: OpenVINO begins with where it noticed."""
+    places = ("Exception from ", "Check '")
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(places)]
+    return lines[0] if lines else first_line(error)
 
 
 def _run(request: Any) -> None:

@@ -1,0 +1,128 @@
+"""OpenVINO models that share weights: read from one memory map, packed once.
+
+OpenVINO packs weights into layouts of its own. It does so once for every compiled model, but only
+once for a weight that lies at one address, wherever in a model it occurs. So graphs that share
+weights become one model, each the body of an `If` of its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tgate_export.runtime.backends.onnx_file import external_arrays
+from tgate_export.runtime.backends.onnx_file import read_model as read_onnx
+
+
+class WeightMap:
+    """A file of weights in memory, whose pages are read when they are first needed."""
+
+    def __init__(self, file: Path) -> None:
+        self.name = file.name
+        with file.open("rb") as handle:
+            # OpenVINO takes only writable arrays. It writes to none; a write would be to a copy.
+            self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.bytes: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
+
+    def drop_pages(self) -> None:
+        """Take the pages out of memory; what reads one again brings it back."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def read_model(ov: Any, core: Any, path: Path, weights: WeightMap | None) -> Any:
+    """Return an ONNX graph as a model whose weights are views of a map, which has to outlive it.
+
+    Args:
+        ov: the openvino module.
+        core: its Core.
+        path: ONNX file.
+        weights: the file in which the graph has its weights, if it has any.
+
+    Raises:
+        ValueError: the graph has weights that are not in that file.
+    """
+    model = core.read_model(path)
+    if weights is None:
+        return model
+    arrays = external_arrays(read_onnx(path), weights.bytes, weights.name)
+    for node in model.get_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() == "Constant" and name in arrays:
+            tensor = ov.Tensor(arrays[name], shared_memory=True)
+            mapped = ov.opset13.constant(tensor, name=name, shared_memory=True)
+            ov.utils.replace_node(node, mapped)
+    return model
+
+
+def tensor_name(graph: str, name: str) -> str:
+    """Return what `join` calls a graph's input or output."""
+    return f"{graph}/{name}"
+
+
+def join(ov: Any, models: Mapping[str, Any]) -> Any:
+    """Return one model of several, which it uses up.
+
+    An input with the graph's name, a boolean, says whether a graph is run. Where it is, the others
+    that begin with its name, see `tensor_name`, are its inputs and outputs; where it is not, its
+    inputs are not read and its outputs are empty.
+
+    Args:
+        ov: the openvino module.
+        models: by graph.
+    """
+    op = ov.opset13
+    parameters, results = [], []
+    for graph, model in models.items():
+        _decompose_group_norms(ov, model)
+        runs = op.parameter([], bool)
+        runs.output(0).set_names({graph})
+        parameters.append(runs)
+        branch = op.if_op(runs)
+        nothing = [
+            op.result(
+                op.constant(np.zeros([0] * len(out.partial_shape), out.element_type.to_dtype()))
+            )
+            for out in model.outputs
+        ]
+        branch.set_then_body(model)
+        branch.set_else_body(ov.Model(nothing, [], f"no {graph}"))
+        for inner in model.get_parameters():
+            outer = op.parameter(inner.get_partial_shape(), inner.get_element_type())
+            outer.output(0).set_names({tensor_name(graph, inner.output(0).any_name)})
+            parameters.append(outer)
+            branch.set_input(outer.output(0), inner, None)
+        for index, (inner, empty) in enumerate(zip(model.get_results(), nothing, strict=True)):
+            branch.set_output(inner, empty)
+            outer = op.result(branch.output(index))
+            outer.output(0).set_names({tensor_name(graph, inner.output(0).any_name)})
+            results.append(outer)
+    return ov.Model(results, parameters, " ".join(models))
+
+
+def _decompose_group_norms(ov: Any, model: Any) -> None:
+    """Write group norms as what OpenVINO's CPU plugin does, but not in the body of an `If`."""
+    op = ov.opset13
+    for node in model.get_ops():
+        if node.get_type_name() != "GroupNormalization":
+            continue
+        sample, scale, bias = (entry.get_source_output() for entry in node.inputs())
+        attributes = node.get_attributes()
+        groups = op.constant(np.array([0, attributes["num_groups"], -1], np.int64))
+        normal = op.mvn(
+            op.reshape(sample, groups, special_zero=True),
+            op.constant(np.array([2], np.int64)),
+            normalize_variance=True,
+            eps=attributes["epsilon"],
+            eps_mode="INSIDE_SQRT",
+        )
+        normal = op.reshape(normal, op.shape_of(sample), special_zero=False)
+        # Channels are the second axis, whatever follows.
+        axes = op.constant(np.arange(1, len(sample.get_partial_shape()) - 1, dtype=np.int64))
+        for apply, factor in ((op.multiply, scale), (op.add, bias)):
+            normal = apply(normal, op.unsqueeze(factor, axes))
+        ov.utils.replace_node(node, normal)
