@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import (
@@ -41,6 +42,7 @@ from transformers import (
 )
 
 from tgate_export.bundle.manifest import Range
+from tgate_export.export import solver_tables
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 
 SEED = 20240414
@@ -241,6 +243,14 @@ PIPELINES = {
     "pixart-sigma": Tiny(save_pixart_sigma, FIXED),
 }
 SIZE = (Range(min=16, opt=16, max=16),) * 2
+
+
+@contextmanager
+def only_samplers(*names: str) -> Iterator[None]:
+    """Let builds compile these alone: all of them take half a minute, and minutes with starts."""
+    chosen = {name: solver_tables.SOLVERS[name] for name in names}
+    with mock.patch.object(solver_tables, "SOLVERS", chosen):
+        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,24 @@ def test_large_denoisers_compute_from_one_map(
     packed, shared = found.values()
     # Other kernels: fp32 rounding, which four steps carry on.
     assert np.abs(packed - shared).max() <= 1e-5 * np.abs(packed).max()
+
+
+def test_openvino_maps_every_file_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    mapped = []
+
+    class Slow(openvino_model.WeightMap):
+        def __init__(self, file: Path) -> None:
+            mapped.append(file.name)
+            time.sleep(0.2)  # another thread that looked for it would map it again
+            super().__init__(file)
+
+    monkeypatch.setattr(openvino_module, "WeightMap", Slow)
+    pipeline = TGatePipeline.from_bundle(tiny_bundle, "openvino")
+    for gate in (4, 2):
+        pipeline("a fox", num_inference_steps=4, gate_step=gate)
+    files = {graph.weights for graph in pipeline.manifest.graphs.values()} - {None}
+    assert sorted(mapped) == sorted(str(file).rpartition("/")[2] for file in files)
 
 
 @pytest.mark.parametrize("bodies", ["that OpenVINO can compile", "that it cannot"])

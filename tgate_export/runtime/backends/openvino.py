@@ -98,6 +98,7 @@ class OpenVinoBackend(Backend):
         """Allocate one tensor for each slot; see `Backend.allocate`."""
         models: dict[str, dict[str, Shapes]] = {}
         for launch in plan.launches:
+            self._map_weights(launch.graph)
             models.setdefault(self._model(launch.graph), {})[launch.graph] = {
                 name: plan.buffers[slot.buffer].shape for name, slot in launch.inputs.items()
             }
@@ -143,15 +144,17 @@ class OpenVinoBackend(Backend):
             for graph, shapes in wanted.items():
                 self._load(graph, {graph: shapes})
 
+    def _map_weights(self, graph: str) -> None:
+        """Map a graph's weights; not in threads, where two graphs might map the same twice."""
+        file = self._bundle.manifest.graph(graph).weights
+        if file is not None and file not in self._weights:
+            self._weights[file] = WeightMap(self._bundle.file(file))
+
     def _read(self, graph: str) -> Any:
         entry = self._bundle.manifest.graph(graph)
-        path = self._bundle.file(entry.file)
+        weights = None if entry.weights is None else self._weights[entry.weights]
         try:
-            if entry.weights is None:
-                return read_model(self._ov, self._core, path, None)
-            if entry.weights not in self._weights:
-                self._weights[entry.weights] = WeightMap(self._bundle.file(entry.weights))
-            return read_model(self._ov, self._core, path, self._weights[entry.weights])
+            return read_model(self._ov, self._core, self._bundle.file(entry.file), weights)
         except Exception as error:
             raise _cannot_load(graph, error) from error
 
@@ -194,7 +197,7 @@ class OpenVinoBackend(Backend):
         request = compiled.model.create_infer_request()
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
-        return partial(_run, request)
+        return partial(_run, request, self._weights)
 
 
 def _cannot_load(graph: str, error: Exception) -> BackendError:
@@ -208,7 +211,8 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else first_line(error)
 
 
-def _run(request: Any) -> None:
+def _run(request: Any, _weights: Mapping[str, WeightMap]) -> None:
+    # It reads the maps, whoever else has let go of them.
     # `infer()` would also wrap every output for its caller.
     request.start_async()
     request.wait()
