@@ -229,6 +229,15 @@ def test_a_graph_that_cannot_be_loaded(tiny_bundle_copy: Path, name: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime:cpu", "openvino"])
+def test_weights_that_are_gone(tiny_bundle_copy: Path, name: str) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, name)
+    (tiny_bundle_copy / "graphs" / "denoiser.weights").unlink()
+    with pytest.raises(BackendError, match=r"cannot load graph 'full': .*denoiser.weights"):
+        pipeline("a", num_inference_steps=2, gate_step=1)
+
+
 def test_large_denoisers_compute_from_one_map(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,12 @@ class OpenVinoBackend(Backend):
     def _map_weights(self, graph: str) -> None:
         """Map a graph's weights; not in threads, where two graphs might map the same twice."""
         file = self._bundle.manifest.graph(graph).weights
-        if file is not None and file not in self._weights:
+        if file is None or file in self._weights:
+            return
+        try:
             self._weights[file] = WeightMap(self._bundle.file(file))
+        except OSError as error:
+            raise _cannot_load(graph, error) from error
 
     def _read(self, graph: str) -> Any:
         entry = self._bundle.manifest.graph(graph)
@@ -172,12 +176,13 @@ class OpenVinoBackend(Backend):
             if file is not None:
                 self._weights[file].drop_pages()  # they are packed now
         dtypes = {entry.any_name: entry.element_type for entry in compiled.inputs}
-        idle = {
-            tensor_name(graph, name): self._ov.Tensor(dtypes[tensor_name(graph, name)], shape)
+        inputs = {
+            tensor_name(graph, name): shape
             for graph, shapes in graphs.items()
             for name, shape in shapes.items()
             if joined
         }
+        idle = {name: self._ov.Tensor(dtypes[name], shape) for name, shape in inputs.items()}
         return _Compiled(compiled, graphs, any_shape, idle)
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
