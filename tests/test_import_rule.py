@@ -15,7 +15,8 @@ import tgate_export
 
 ROOT = Path(tgate_export.__file__).parent
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "polygraphy")
-# Part of the package -> the parts of ours that it may import; `errors` is open to all.
+COMMON = ("errors", "cache")
+# Part of the package -> the parts of ours that it may import, besides the common ones.
 ALLOWED = {"schedule": (), "bundle": ("bundle",), "runtime": ("runtime", "bundle", "schedule")}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
@@ -50,14 +51,14 @@ def test_imports_are_found() -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if part(file) in ALLOWED])
 def test_layers(file: str) -> None:
-    allowed = tuple(f"tgate_export.{name}." for name in (*ALLOWED[part(file)], "errors"))
+    allowed = tuple(f"tgate_export.{name}." for name in (*ALLOWED[part(file)], *COMMON))
     for name in imports(file):
         if name.partition(".")[0] == "tgate_export":
             assert f"{name}.".startswith(allowed), f"{file} imports {name}"
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if part(file) in (*ALLOWED, "errors", "__init__", "__main__")]
+    "file", [file for file in FILES if part(file) in (*ALLOWED, *COMMON, "__init__", "__main__")]
 )
 def test_runtime_side_never_imports_heavy_packages(file: str) -> None:
     for name in imports(file):

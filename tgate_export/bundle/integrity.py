@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
@@ -47,23 +48,29 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(text, manifest)
 
 
-def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
+def open_bundle(
+    path: str | Path, *, check_hashes: bool = True, cache_hashes: bool = False
+) -> Bundle:
     """Open a bundle after checking that every file is present, of the right size and content.
 
     Args:
         path: the bundle's folder.
-        check_hashes: also compare contents with the manifest's sha256 (about 1 s for 2 GB).
+        check_hashes: also compare contents with the manifest's sha256 (about 1 s a GB).
+        cache_hashes: do not read a large file for it that this machine has hashed before and that
+            was not touched since; see `cached_hashes`.
 
     Raises:
         BundleError: names the first file that is missing, extra, or changed.
     """
     bundle = Bundle(Path(path), read_manifest(Path(path)))
-    check_files(bundle, check_hashes=check_hashes)
-    check_plan_sets(bundle.path, bundle.manifest, check_hashes=check_hashes)
+    check_files(bundle, check_hashes=check_hashes, cache_hashes=cache_hashes)
+    check_plan_sets(
+        bundle.path, bundle.manifest, check_hashes=check_hashes, cache_hashes=cache_hashes
+    )
     return bundle
 
 
-def check_files(bundle: Bundle, *, check_hashes: bool) -> None:
+def check_files(bundle: Bundle, *, check_hashes: bool, cache_hashes: bool = False) -> None:
     """Compare a bundle's folder with its manifest; see `open_bundle`."""
     files = bundle.manifest.files
     root = bundle.path.resolve()
@@ -88,7 +95,8 @@ def check_files(bundle: Bundle, *, check_hashes: bool) -> None:
             f"{bundle.file(extra[0])} does not belong to the bundle: move it elsewhere"
         )
     if check_hashes:
-        for relative, found in hash_files(bundle.path, files):
+        hashes = cached_hashes if cache_hashes else hash_files
+        for relative, found in hashes(bundle.path, files):
             if found.sha256 != files[relative].sha256:
                 raise BundleError(
                     f"{bundle.file(relative)} was changed after the build "

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import BundleModel, File, Manifest, Positive, Precision, Range
 from tgate_export.errors import BundleError
@@ -248,17 +249,21 @@ def write_record(folder: Path, plans: Mapping[str, Plan]) -> None:
     (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def check_plan_sets(bundle: Path, manifest: Manifest, *, check_hashes: bool) -> None:
+def check_plan_sets(
+    bundle: Path, manifest: Manifest, *, check_hashes: bool, cache_hashes: bool = False
+) -> None:
     """Check every plan set of a bundle: complete, unchanged, compiled from these graphs.
 
     Raises:
         BundleError: names the first file that is missing, extra, changed or stale.
     """
     for plans in plan_sets(bundle):
-        check_plan_set(plans, manifest, check_hashes=check_hashes)
+        check_plan_set(plans, manifest, check_hashes=check_hashes, cache_hashes=cache_hashes)
 
 
-def check_plan_set(plans: PlanSet, manifest: Manifest, *, check_hashes: bool) -> None:
+def check_plan_set(
+    plans: PlanSet, manifest: Manifest, *, check_hashes: bool, cache_hashes: bool = False
+) -> None:
     """Check one plan set; see `check_plan_sets`."""
     known = {plan.file: plan.content for plan in plans.plans.values()}
     for name, content in known.items():
@@ -282,7 +287,8 @@ def check_plan_set(plans: PlanSet, manifest: Manifest, *, check_hashes: bool) ->
                 f"({', '.join(stale)}): {_again(plans.path)}"
             )
     if check_hashes:
-        for name, found in hash_files(plans.path, known):
+        hashes = cached_hashes if cache_hashes else hash_files
+        for name, found in hashes(plans.path, known):
             if found.sha256 != known[name].sha256:
                 raise BundleError(
                     f"{plans.path / name} was changed after the build (its sha256 differs): "

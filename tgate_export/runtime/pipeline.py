@@ -76,14 +76,15 @@ class TGatePipeline:
             backend: "auto"; "onnxruntime", or "onnxruntime:" and cpu, cuda, tensorrt or
                 tensorrt-rtx; "openvino" or "openvino:bf16"; "tensorrt" or "tensorrt-rtx" for the
                 bundle's plans.
-            check_hashes: compare every file with its sha256 first (about a second for 2 GB).
+            check_hashes: compare every file with its sha256 first (about a second a GB, once: see
+                `open_bundle`'s `cache_hashes`).
             options: see `BackendOptions`.
 
         Raises:
             BundleError: the bundle is missing, damaged, or newer than this package.
             BackendError: the backend cannot be used here.
         """
-        bundle = open_bundle(path, check_hashes=check_hashes)
+        bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
         return cls(bundle, select(backend, bundle, options))
 
     @property

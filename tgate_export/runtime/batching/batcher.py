@@ -97,7 +97,7 @@ class Batcher:
             BundleError: the bundle is missing, damaged, or newer than this package.
             BackendError: the backend cannot be used here.
         """
-        bundle = open_bundle(path, check_hashes=check_hashes)
+        bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
         if bundle.manifest.latents.frames is not None:
             raise InvalidRequestError(
                 f"{path} draws videos, which are not drawn in flight: use TGatePipeline"
