@@ -6,11 +6,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import openvino
 import pytest
 
 from tests.embed.driver import CppBuild, Driver
-from tests.embed.test_cpp_run import PROMPTS, assert_same, python_run, texts
+from tests.embed.test_cpp_run import PROMPTS, array, assert_same, python_run, texts
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends.base import BackendError
 
@@ -26,6 +27,31 @@ def test_pictures_are_those_of_the_python_runtime(driver: Driver, shapes_bundle:
             request={"prompt": texts(*prompts), **OPTIONS},
         )  # fmt: skip
         assert_same(found, python_run(pipeline, prompts, **OPTIONS))
+
+
+def test_weights_of_large_denoisers_are_packed_once(driver: Driver, tiny_bundle: Path) -> None:
+    """Ungated needs one graph, gated another; the third has another batch."""
+    calls = [(["a fox"], 4), (["a fox"], 2), (["a fox", "an owl"], 2), (["a fox"], 2)]
+    options = {"num_inference_steps": 4, "seed": 3}
+    found = {
+        limit: [
+            driver(
+                "run", bundle=str(tiny_bundle), backend="openvino", join_weights_above=limit,
+                request={"prompt": texts(*prompts), "gate_step": gate, **options},
+            )
+            for prompts, gate in calls
+        ]
+        for limit in (1 << 26, 0)
+    }  # fmt: skip
+    different = []
+    for apart, together in zip(*found.values(), strict=True):
+        assert not together["warnings"]  # such as that they could not be joined
+        expected, latents = (array(reply["latents"][-1]) for reply in (apart, together))
+        # Its own way of group norms, in other kernels: fp32 rounding, which four steps carry on.
+        difference = np.abs(latents - expected).max() / np.abs(expected).max()
+        assert difference <= 1e-5
+        different.append(difference > 0)
+    assert any(different), "nothing was joined"
 
 
 def test_bf16_where_the_cpu_has_it(driver: Driver, shapes_bundle: Path) -> None:

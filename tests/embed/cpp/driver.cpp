@@ -70,16 +70,19 @@ tgate::Request request_of(const Json& json) {
   return request;
 }
 
-// Pipelines that were opened, by backend and bundle.
+// Pipelines that were opened, by what they were opened with.
 std::map<std::string, std::unique_ptr<tgate::Pipeline>> pipelines;
 
 Json run(const Json& json) {
   const std::string backend = json.value("backend", "onnxruntime");
-  auto& pipeline = pipelines[backend + " " + json.at("bundle").get<std::string>()];
+  const std::uint64_t join_above = json.value("join_weights_above", tgate::Options().join_weights_above);
+  auto& pipeline = pipelines[backend + " " + std::to_string(join_above) + " " +
+                             json.at("bundle").get<std::string>()];
   if (!pipeline) {
     tgate::Options options;
     options.backend = backend;
     options.check_hashes = json.value("check_hashes", true);
+    options.join_weights_above = join_above;
     options.threads = 1;  // a second would only wait for the other processes of the tests
     pipeline = std::make_unique<tgate::Pipeline>(json["bundle"].get<std::string>(), options);
   }

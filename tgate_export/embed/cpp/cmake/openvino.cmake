@@ -9,7 +9,7 @@ if(OpenVINO_VERSION_MAJOR LESS 2025)  # its packages say that they serve their o
   return()
 endif()
 message(STATUS "Backend openvino: yes (${OpenVINO_DIR})")
-target_sources(tgate PRIVATE src/backends/openvino.cpp)
+target_sources(tgate PRIVATE src/backends/openvino.cpp src/backends/openvino_model.cpp)
 # Not the target's own flags: its headers do not pass our warnings.
 get_target_property(openvino_headers openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
 target_include_directories(tgate SYSTEM PRIVATE ${openvino_headers})

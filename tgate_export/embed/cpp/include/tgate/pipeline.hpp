@@ -1,6 +1,7 @@
 // Draw with a bundle: a graph for each phase, one weighted sum a step.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -20,6 +21,9 @@ struct Options {
   std::filesystem::path onnxruntime_library;
   // Threads that share the work of one graph on the CPU; 0: as many as the library likes.
   int threads = 0;
+  // Of OpenVINO: the graphs of a file of more bytes of weights are compiled in one model, which packs
+  // them once. It copies the tensors of its graphs: nothing beside a large one's step.
+  std::uint64_t join_weights_above = 64 << 20;
   // Of TensorRT: capture each launch once and replay it.
   bool cuda_graphs = true;
 };

@@ -51,6 +51,8 @@ class Backend {
   virtual std::unique_ptr<Memory> allocate(const BindingPlan& plan) = 0;
   // Binds a launch's tensors; the result queues it.
   virtual Execute prepare(const Launch& launch, Memory& memory) = 0;
+  // What `allocate` had to say since the last call.
+  virtual std::vector<std::string> take_warnings() { return {}; }
   // How many of the images that are left one run can take.
   virtual int batch_size(int images) const { return images; }
   virtual void synchronize() {}

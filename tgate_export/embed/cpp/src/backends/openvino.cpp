@@ -2,19 +2,55 @@
 #include <algorithm>
 #include <future>
 #include <map>
-#include <optional>
+#include <sstream>
+#include <utility>
 
 #include <openvino/openvino.hpp>
 
 #include "../python_text.hpp"
 #include "host_memory.hpp"
+#include "openvino_model.hpp"
 
 namespace tgate {
 namespace {
 
 constexpr const char* kDevice = "CPU";
 
-using Shapes = std::map<std::string, Shape>;  // of a graph's inputs
+using Shapes = std::map<std::string, Shape>;   // of a graph's inputs
+using Graphs = std::map<std::string, Shapes>;  // of several graphs
+
+// One graph, or the graphs of one file of weights.
+struct Compiled {
+  Graphs graphs;           // what each was compiled for
+  bool any_shape = false;  // whether they take all other shapes, too
+  std::map<std::string, ov::CompiledModel> models;  // by graph; one and the same if joined
+  std::map<std::string, ov::Tensor> idle;           // if joined, inputs for graphs that are not run
+  bool apart = false;                               // whether joining them failed
+  std::string warning;
+
+  bool take(const Graphs& wanted) const {
+    return std::all_of(wanted.begin(), wanted.end(), [&](const auto& entry) {
+      const auto found = graphs.find(entry.first);
+      return found != graphs.end() && (any_shape || found->second == entry.second);
+    });
+  }
+  bool have_other_shapes(const Graphs& wanted) const {
+    return std::any_of(wanted.begin(), wanted.end(), [&](const auto& entry) {
+      const auto found = graphs.find(entry.first);
+      return found != graphs.end() && found->second != entry.second;
+    });
+  }
+};
+
+// The line that says what is wrong: OpenVINO begins with where it noticed.
+std::string reason_of(const ov::Exception& error) {
+  std::istringstream text(error.what());
+  for (std::string line; std::getline(text, line);) {
+    const bool place = line.rfind("Exception from ", 0) == 0 || line.rfind("Check '", 0) == 0;
+    if (!place && !one_line(line).empty()) return one_line(line);
+  }
+  return one_line(error.what());
+}
 
 // Turns OpenVINO's exceptions into ours.
 template <class Function>
@@ -22,8 +58,12 @@ auto guarded(const std::string& what, Function function) {
   try {
     return function();
   } catch (const ov::Exception& error) {
-    throw Error(ErrorKind::backend, what + ": " + one_line(error.what()));
+    throw Error(ErrorKind::backend, what + ": " + reason_of(error));
   }
+}
+
+std::string cannot_load(const std::string& graph) {
+  return "openvino cannot load graph " + repr(graph);
 }
 
 ov::element::Type type_of(DType dtype) {
@@ -46,6 +86,7 @@ class OpenVino : public Backend {
   OpenVino(const Bundle& bundle, const Options& options)
       : Backend(options.backend == "openvino:bf16" ? "openvino:bf16" : "openvino"),
         bundle_(bundle),
+        join_weights_above_(options.join_weights_above),
         core_(guarded("openvino failed", [] { return ov::Core(); })) {
     const bool bf16 = name() == "openvino:bf16";
     guarded("openvino failed", [&] {
@@ -65,36 +106,41 @@ class OpenVino : public Backend {
   }
 
   std::unique_ptr<Memory> allocate(const BindingPlan& plan) override {
-    std::map<std::string, Shapes> wanted;
+    std::map<std::string, Graphs> wanted;  // by what they are compiled in
     for (const Launch* launch : plan.launches()) {
-      for (const auto& [tensor, slot] : launch->inputs) {
-        wanted[launch->graph][tensor] = plan.buffers.at(slot.buffer).shape;
+      Shapes& shapes = wanted[model_of(launch->graph)][launch->graph];
+      for (const auto& [name, slot] : launch->inputs) {
+        shapes[name] = plan.buffers.at(slot.buffer).shape;
       }
     }
     // A good part of compiling is single-threaded.
-    std::map<std::string, std::future<Compiled>> loading;
-    for (const auto& [graph, shapes] : wanted) {
-      // Compiled for the shapes of the first run, which is the fastest, and then for all shapes.
-      std::optional<Shapes> only = shapes;
-      if (const auto found = compiled_.find(graph); found != compiled_.end()) {
-        if (!found->second.shapes || found->second.shapes == shapes) continue;
-        compiled_.erase(found);  // free it first
-        only.reset();
-      }
-      loading[graph] = std::async(std::launch::async, [this, graph = graph, only] {
-        return Compiled{compile(graph, only), only};
-      });
+    std::vector<std::future<void>> loading;
+    for (const auto& [name, graphs] : wanted) {
+      loading.push_back(std::async(std::launch::async, &OpenVino::load, this,
+                                   std::ref(compiled_[name]), std::cref(graphs)));
     }
-    for (auto& [graph, model] : loading) compiled_[graph] = model.get();
+    for (auto& done : loading) done.get();
     return std::make_unique<HostMemory>(plan.buffers);
   }
 
   Execute prepare(const Launch& launch, Memory& memory) override {
     const auto& host = dynamic_cast<HostMemory&>(memory);
+    Compiled& compiled = compiled_.at(model_of(launch.graph));
     auto request = guarded("openvino failed", [&] {
-      ov::InferRequest made = compiled_.at(launch.graph).model.create_infer_request();
+      ov::InferRequest made = compiled.models.at(launch.graph).create_infer_request();
+      const bool joined = !compiled.idle.empty();
+      if (joined) {
+        for (const auto& [name, tensor] : compiled.idle) made.set_tensor(name, tensor);
+        for (const auto& [graph, shapes] : compiled.graphs) {
+          ov::Tensor runs(ov::element::boolean, {});
+          *runs.data<bool>() = graph == launch.graph;
+          made.set_tensor(graph, runs);
+        }
+      }
       for (const Bound* bound : {&launch.inputs, &launch.outputs}) {
-        for (const auto& [name, slot] : *bound) made.set_tensor(name, tensor(host, slot));
+        for (const auto& [name, slot] : *bound) {
+          made.set_tensor(joined ? tensor_name(launch.graph, name) : name, tensor(host, slot));
+        }
       }
       return made;
     });
@@ -103,28 +149,90 @@ class OpenVino : public Backend {
     };
   }
 
- private:
-  struct Compiled {
-    ov::CompiledModel model;
-    std::optional<Shapes> shapes;  // what it is for; none: all shapes
-  };
+  std::vector<std::string> take_warnings() override {
+    std::vector<std::string> taken;
+    for (auto& [name, compiled] : compiled_) {
+      if (!compiled.warning.empty()) taken.push_back(std::exchange(compiled.warning, {}));
+    }
+    return taken;
+  }
 
-  ov::CompiledModel compile(const std::string& graph, const std::optional<Shapes>& only) {
-    return guarded("openvino cannot load graph " + repr(graph), [&] {
-      const auto model =
-          core_.read_model(bundle_.file(bundle_.manifest.graph(graph).file).string());
-      if (only) {
-        std::map<std::string, ov::PartialShape> shapes;
-        for (const auto& [tensor, shape] : *only) {
-          shapes[tensor] = ov::PartialShape(std::vector<ov::Dimension>(shape.begin(), shape.end()));
-        }
-        model->reshape(shapes);
+ private:
+  // A name for what the graph is compiled in, one model for each large file.
+  std::string model_of(const std::string& graph) const {
+    const auto& file = bundle_.manifest.graph(graph).weights;
+    const bool large = file && bundle_.manifest.files.find(*file)->bytes > join_weights_above_;
+    return large ? *file : graph;
+  }
+
+  // Compiles graphs, unless what was compiled takes them: for the shapes of their first run, which
+  // is the fastest, and then for all shapes.
+  void load(Compiled& compiled, const Graphs& wanted) {
+    if (compiled.take(wanted)) return;
+    const bool any_shape = compiled.any_shape || compiled.have_other_shapes(wanted);
+    Graphs graphs = wanted;
+    graphs.insert(compiled.graphs.begin(), compiled.graphs.end());
+    const bool apart = compiled.apart;
+    compiled = {};  // free the first; and what fails to load is not taken for loaded
+    compiled.apart = apart;
+    if (graphs.size() > 1 && !apart) load_joined(compiled, graphs, any_shape);
+    if (compiled.models.empty()) {
+      for (const auto& entry : graphs) {
+        compiled.models[entry.first] = guarded(cannot_load(entry.first), [&] {
+          return compile(read(entry.first, entry.second, any_shape));
+        });
       }
-      return core_.compile_model(model, kDevice, properties_);
-    });
+    }
+    compiled.any_shape = any_shape;
+    compiled.graphs = std::move(graphs);
+  }
+
+  // Leaves a warning where OpenVINO cannot: it may compile more as a model than as a body.
+  void load_joined(Compiled& compiled, const Graphs& graphs, bool any_shape) {
+    std::map<std::string, std::shared_ptr<ov::Model>> models;
+    for (const auto& entry : graphs) {
+      models[entry.first] = guarded(cannot_load(entry.first), [&] {
+        return read(entry.first, entry.second, any_shape);
+      });
+    }
+    try {
+      const ov::CompiledModel joined = compile(join_models(models));
+      for (const auto& [graph, shapes] : graphs) {
+        for (const auto& [name, shape] : shapes) {
+          const std::string input = tensor_name(graph, name);
+          compiled.idle[input] = {joined.input(input).get_element_type(),
+                                  ov::Shape(shape.begin(), shape.end())};
+        }
+      }
+      for (const auto& [graph, shapes] : graphs) compiled.models[graph] = joined;
+    } catch (const ov::Exception& error) {
+      std::vector<std::string> names;
+      for (const auto& [graph, shapes] : graphs) names.push_back(graph);
+      compiled.idle.clear();
+      compiled.apart = true;
+      compiled.warning = "openvino packs the weights of " + join(names, " and ") +
+                         " apart, in more memory (" + reason_of(error) + ")";
+    }
+  }
+
+  std::shared_ptr<ov::Model> read(const std::string& graph, const Shapes& inputs, bool any_shape) {
+    auto model = core_.read_model(bundle_.file(bundle_.manifest.graph(graph).file).string());
+    if (!any_shape) {
+      std::map<std::string, ov::PartialShape> shapes;
+      for (const auto& [name, shape] : inputs) {
+        shapes[name] = ov::PartialShape(std::vector<ov::Dimension>(shape.begin(), shape.end()));
+      }
+      model->reshape(shapes);
+    }
+    return model;
+  }
+
+  ov::CompiledModel compile(const std::shared_ptr<ov::Model>& model) {
+    return core_.compile_model(model, kDevice, properties_);
   }
 
   const Bundle& bundle_;
+  const std::uint64_t join_weights_above_;
   ov::Core core_;
   ov::AnyMap properties_;
   std::map<std::string, Compiled> compiled_;
