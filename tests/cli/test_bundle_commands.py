@@ -69,7 +69,7 @@ def test_build_that_differs_from_pytorch_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(verify, "GRAPH_BOUNDS", {"fp32": 0.0})
     out = tmp_path / "out" / "bundle"
-    result = run(capsys, "build", "--model", tiny_pipeline_dir, "--out", out)
+    result = run(capsys, "build", "--model", tiny_pipeline_dir, "--batch", "2", "--out", out)
     assert result.code == 1
     last = result.err.splitlines()[-1]
     assert last.startswith("error: ")

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tests.oracle.official_tgate import official_latents
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import read_manifest
+from tgate_export.bundle.manifest import Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
 from tgate_export.export.reference import trajectory_cases
@@ -125,7 +126,10 @@ def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tiny_dynamic_bund
 
 
 def test_half_precision(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    result = build_bundle(str(tiny_pipeline_dir), precision="fp16", out=tmp_path / "half")
+    one = Range(min=1, opt=1, max=1)
+    result = build_bundle(
+        str(tiny_pipeline_dir), precision="fp16", batch=one, out=tmp_path / "half"
+    )
     tensors = {
         tensor.name: tensor.dtype
         for graph in result.manifest.graphs.values()

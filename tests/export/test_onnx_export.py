@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +11,9 @@ import onnx_ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxscript.rewriter import _matcher, rewrite
 
-from tgate_export.export.onnx_export import _drop_expansions
+from tgate_export.export.onnx_export import _drop_expansions, _quick_matching
 
 
 @pytest.mark.parametrize("graph", ["full", "gated"])
@@ -58,3 +60,44 @@ def test_only_expansions_to_the_same_shape_are_dropped() -> None:
         for proto in (after, before)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+def test_quick_matching_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxscript has one pattern of several ends: two slices that are a split."""
+    looked_at: list[str] = []
+    matcher = _matcher.SimplePatternMatcher
+    match = matcher.match
+
+    def noted(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        if len(self.pattern.output_nodes) > 1:
+            looked_at.append(node.op_type)
+        return match(self, model, graph, node, **options)
+
+    monkeypatch.setattr(matcher, "match", noted)
+    usual = rewrite(halves())
+    assert {"Relu", "Slice"} <= set(looked_at)
+    looked_at.clear()
+    with _quick_matching():
+        quick = rewrite(halves())
+    assert set(looked_at) == {"Slice"}
+    assert matcher.match is noted
+    assert quick == usual
+    assert [node.op_type for node in usual.graph.node] == ["Relu", "Split", "Mul"]
+
+
+def halves() -> onnx.ModelProto:
+    """Return a model of the product of the halves of `relu(x)`, cut by slices."""
+    nodes = [helper.make_node("Relu", ["x"], ["a"])]
+    for name, start, end in (("left", 0, 2), ("right", 2, 4)):
+        bounds = {"starts": start, "ends": end, "axes": 1}
+        for key, value in bounds.items():
+            tensor = helper.make_tensor("", TensorProto.INT64, [1], [value])
+            nodes.append(helper.make_node("Constant", [], [f"{name}_{key}"], value=tensor))
+        nodes.append(helper.make_node("Slice", ["a", *(f"{name}_{key}" for key in bounds)], [name]))
+    nodes.append(helper.make_node("Mul", ["left", "right"], ["y"]))
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, width])
+        for name, width in (("x", 4), ("y", 2), ("a", 4), ("left", 2), ("right", 2))
+    ]
+    graph = helper.make_graph(nodes, "test", values[:1], values[1:2], value_info=values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])

@@ -38,7 +38,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
-    with _quiet(), _without_garbage_collection():
+    with _quiet(), _without_garbage_collection(), _quick_matching():
         program = torch.onnx.export(
             module,
             arguments,
@@ -206,3 +206,28 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _quick_matching() -> Iterator[None]:
+    """Have onnxscript look at a node before it tries a pattern of several ends from it.
+
+    It would sort all of the graph's nodes by type first, at every node: a seventh of the time that
+    Stable Diffusion 1.5 takes to export, growing with the square of the nodes.
+    """
+    from onnxscript.rewriter import _basics, _matcher
+
+    patched = _matcher.SimplePatternMatcher
+    match = patched.match
+
+    def match_quickly(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        ends = self.pattern.output_nodes
+        if len(ends) > 1 and not ends[0].op.matches(node.op_type):
+            return _basics.MatchResult().fail("The pattern begins with another operator.")
+        return match(self, model, graph, node, **options)
+
+    patched.match = match_quickly
+    try:
+        yield
+    finally:
+        patched.match = match
