@@ -14,16 +14,14 @@ venv_ready() {
     wanted=$(cat pyproject.toml scripts/constraints.txt scripts/venv.sh | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing tgate-export[$extras] into $venv ..."
+        # Python compiles a module when it first imports it: of most packages, few.
+        local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check
+            --no-compile -c scripts/constraints.txt)
         # torch first and alone: a range that its CPU build satisfies then installs nothing more.
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -c scripts/constraints.txt torch
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -c scripts/constraints.txt -e ".[$extras]"
-        if [ $# -gt 0 ]; then
-            # Their own requirements pin old versions of what is there.
-            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-                -c scripts/constraints.txt --no-deps "$@"
-        fi
+        "${install[@]}" torch
+        "${install[@]}" -e ".[$extras]"
+        # Their own requirements pin old versions of what is there.
+        [ $# -eq 0 ] || "${install[@]}" --no-deps "$@"
         echo "$wanted" >"$stamp"
     fi
     export PATH="$PWD/$venv/bin:$PATH"
