@@ -10,10 +10,14 @@ def cache_folder(name: str) -> Path:
     """Return a folder for one kind of thing, which may not be there yet.
 
     Below `TGATE_EXPORT_CACHE`, else `XDG_CACHE_HOME/tgate-export`, else `~/.cache/tgate-export`.
-    Deleting it harms nothing.
+    Deleting it harms nothing. For a user without a home, as in some containers, it is a folder that
+    cannot be made, so that nothing is kept.
     """
     told = os.environ.get("TGATE_EXPORT_CACHE")
     if told:
         return Path(told) / name
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "tgate-export" / name
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base or "~/.cache").expanduser() / "tgate-export" / name
+    except RuntimeError:
+        return Path(os.devnull) / name

@@ -79,14 +79,3 @@ def test_a_cache_that_cannot_be_written_is_none(
     for name in ("one", "two"):
         cached_solver("euler", CONFIG, tmp_path / f"{name}.json", starts=False)
     assert compiled == ["euler", "euler"]
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TGATE_EXPORT_CACHE", "/a")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert cache_folder("c") == Path("/a/c")
-    monkeypatch.delenv("TGATE_EXPORT_CACHE")
-    assert cache_folder("c") == Path("/b/tgate-export/c")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/d")
-    assert cache_folder("c") == Path("/d/.cache/tgate-export/c")
