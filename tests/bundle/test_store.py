@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tgate_export.bundle import store
-from tgate_export.bundle.store import check_replaceable, replace_bundle
+from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -191,6 +191,44 @@ def test_builds_that_start_at_once_never_harm_each_other(out: Path) -> None:
         assert not failures
         assert content(out) in done
         assert os.listdir(out.parent) == [out.name]
+
+
+def test_what_is_there_is_not_looked_at_while_it_is_replaced(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its two renames there is none, and the old one is about to be removed."""
+    build(out, "old")
+    swap, swapping, done = store._swap, threading.Event(), threading.Event()
+
+    def slow(staging: Path, target: Path, retired: Path) -> None:
+        target.rename(retired)
+        swapping.set()
+        assert not done.wait(0.3)
+        swap(staging, target, retired)
+
+    monkeypatch.setattr(store, "_swap", slow)
+    building = threading.Thread(target=build, args=(out,))
+    building.start()
+    assert swapping.wait(10)
+    check_replaceable(out)
+    assert content(out) == "new"
+    done.set()
+    building.join()
+
+
+def test_the_old_bundle_of_a_running_build_is_no_leftover(out: Path) -> None:
+    with replace_bundle(out) as staging:
+        retired = staging.with_name(f"{staging.name}.old")
+        retired.mkdir()
+        remove_leftovers(out)
+        assert retired.is_dir()
+        write(staging, "new")
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_the_root_is_not_replaced() -> None:
+    with pytest.raises(BundleError, match="/ holds something else than a bundle"):
+        check_replaceable(Path("/"))
 
 
 # Glob characters in a name must not hide its leftovers.

@@ -31,7 +31,7 @@ def replace_folder(out: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as lock:
         # Two builds that start at once must not take each other's folder for a leftover.
         with _locked(out.parent, wait=True):
-            if remove_leftovers(out):
+            if _remove_leftovers(out):
                 raise BundleError(f"another build is writing {out}: wait for it")
             staging = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
             lock.enter_context(_locked(staging))
@@ -40,7 +40,8 @@ def replace_folder(out: Path) -> Iterator[Path]:
             staging.chmod(0o777 & ~_umask())
             yield staging
             _sync(staging)
-            _swap(staging, out, retired)
+            with _locked(out.parent, wait=True):
+                _swap(staging, out, retired)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             shutil.rmtree(retired, ignore_errors=True)
@@ -62,16 +63,21 @@ def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
         yield staging
 
 
-def remove_leftovers(out: Path) -> bool:
-    """Remove what killed builds of `out` left behind; return whether one is still running."""
+def remove_leftovers(out: Path) -> None:
+    """Remove what killed builds of `out` left behind, if no other is running."""
     out = Path(os.path.abspath(out))
-    running = False
-    for leftover in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
-        if _is_locked(leftover):
-            running = True
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-    return running
+    with _locked(out.parent, wait=True):
+        _remove_leftovers(out)
+
+
+def _remove_leftovers(out: Path) -> bool:
+    """Do so while the folder above is locked; return whether a build is running."""
+    leftovers = list(out.parent.glob(f"{glob.escape(_prefix(out))}*"))
+    if any(map(_is_locked, leftovers)):
+        return True
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
+    return False
 
 
 def check_replaceable(out: Path, *, force: bool = False) -> None:
@@ -80,9 +86,20 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
     Raises:
         BundleError: names what is in the way.
     """
-    above = next(path for path in Path(os.path.abspath(out)).parents if path.exists())
+    parent = Path(os.path.abspath(out)).parent
+    above = next(path for path in (parent, *parent.parents) if path.exists())
     if not above.is_dir():
         raise BundleError(f"{above} is not a folder: choose another --out")
+    if above != parent:
+        return
+    try:
+        with _locked(parent, wait=True):  # a build that ends puts another folder there
+            _check_replaceable(out, force=force)
+    except PermissionError as error:
+        raise BundleError(f"{error.filename} cannot be read: choose another --out") from None
+
+
+def _check_replaceable(out: Path, *, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
