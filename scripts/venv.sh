@@ -14,9 +14,8 @@ venv_ready() {
     wanted=$(cat pyproject.toml scripts/constraints.txt scripts/venv.sh | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing tgate-export[$extras] into $venv ..."
-        # Python compiles a module when it first imports it: of most packages, few.
         local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check
-            --no-compile -c scripts/constraints.txt)
+            -c scripts/constraints.txt)
         # torch first and alone: a range that its CPU build satisfies then installs nothing more.
         "${install[@]}" torch
         "${install[@]}" -e ".[$extras]"
