@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,3 +23,13 @@ def cache_folder(name: str) -> Path:
         return Path(base or "~/.cache").expanduser() / "tgate-export" / name
     except RuntimeError:
         return Path(os.devnull) / name
+
+
+def keep(file: Path, content: bytes) -> None:
+    """Write a file of such a folder, whole or not at all; what cannot be written is not kept."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).replace(file)

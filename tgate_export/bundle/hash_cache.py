@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import File
-from tgate_export.cache import cache_folder
+from tgate_export.cache import cache_folder, keep
 
 LARGE_BYTES = 16 * 2**20
 # A write within a file system's resolution of time after another may leave no trace.
@@ -61,11 +60,12 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
         name: _Hashed(stamp=stamps[name], sha256=file.sha256)
         for name, file in found.items()
         if file.bytes >= LARGE_BYTES
-        and _written(stamps[name]) < now - _SETTLED_NS
+        and max(stamps[name][3:]) < now - _SETTLED_NS
         and _stamp(root / name) == stamps[name]
     }
     if fresh:
-        _write(kept, {name: record[name] for name in known} | fresh)
+        all_known = {name: record[name] for name in known} | fresh
+        keep(kept, _RECORD.dump_json(all_known, indent=1))
     for name in stamps:
         yield name, (known | found)[name]
 
@@ -75,22 +75,9 @@ def _stamp(path: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _written(stamp: Stamp) -> int:
-    return max(stamp[3:])
-
-
 def _read(kept: Path) -> dict[str, _Hashed]:
     # Windows' ctime is when a file was made: there, a changed file could pass.
     if os.name == "posix":
         with contextlib.suppress(OSError, ValueError):  # not there, or damaged
             return _RECORD.validate_json(kept.read_bytes())
     return {}
-
-
-def _write(kept: Path, record: dict[str, _Hashed]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=kept.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(_RECORD.dump_json(record, indent=1))
-        Path(temporary).replace(kept)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import tgate_export
 from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
 from tgate_export.bundle.solver_table import SolverTable
-from tgate_export.cache import cache_folder
+from tgate_export.cache import cache_folder, keep
 from tgate_export.export.solver_tables import SOLVERS, compile_solver
 
 
@@ -44,12 +42,7 @@ def cached_solver(
         return table
     table = compile_solver(name, scheduler_config, starts=starts)
     write_solver_table(table, file)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=kept.parent, suffix=".tmp")
-        os.close(handle)
-        shutil.copyfile(file, temporary)
-        Path(temporary).replace(kept)
+    keep(kept, file.read_bytes())
     return table
 
 

@@ -75,7 +75,8 @@ std::map<std::string, std::unique_ptr<tgate::Pipeline>> pipelines;
 
 Json run(const Json& json) {
   const std::string backend = json.value("backend", "onnxruntime");
-  const std::uint64_t join_above = json.value("join_weights_above", tgate::Options().join_weights_above);
+  const std::uint64_t join_above =
+      json.value("join_weights_above", tgate::Options().join_weights_above);
   auto& pipeline = pipelines[backend + " " + std::to_string(join_above) + " " +
                              json.at("bundle").get<std::string>()];
   if (!pipeline) {

@@ -102,7 +102,8 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
       prepare({batch, settings.height, settings.width, phases, solver.draws_noise()});
   Backend& backend = *selected.backend;
   const auto started = std::chrono::steady_clock::now();
-  for (auto warnings : {backend.take_warnings(), run.write_inputs(tokenizers, {call, first}, solver)}) {
+  for (const auto& warnings :
+       {backend.take_warnings(), run.write_inputs(tokenizers, {call, first}, solver)}) {
     result.warnings.insert(result.warnings.end(), warnings.begin(), warnings.end());
   }
   // Launches may only be queued: nothing waits for the device before the end.
