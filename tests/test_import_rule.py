@@ -15,7 +15,7 @@ import tgate_export
 
 ROOT = Path(tgate_export.__file__).parent
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "polygraphy")
-COMMON = ("errors", "cache")
+COMMON = ("errors", "cache", "install")
 # Part of the package -> the parts of ours that it may import, besides the common ones.
 ALLOWED = {"schedule": (), "bundle": ("bundle",), "runtime": ("runtime", "bundle", "schedule")}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -127,7 +127,7 @@ def test_bundle_that_lacks_a_graph(bench: Bench, tiny_bundle_copy: Path, graph: 
 
 def test_missing_extra(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tgate_export.bench.compare.find_spec", lambda name: None)
-    assert "pip install 'tgate-export[bench]'" in bench().error()
+    assert "pip install 'jinja2>=" in bench().error()
 
 
 def test_peak_memory_of_a_process_that_fails(tmp_path: Path) -> None:

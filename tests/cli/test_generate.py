@@ -103,7 +103,7 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--seed", -1], "seed must be"),
         (["--size", "15x16"], "width 15 does not fit: this bundle was built for width 16"),
         (["--size", "16x32"], "height 32 does not fit"),
-        (["--size", "16"], "is not WxH"),
+        (["--size", "16x"], "is not a whole number"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--weight-streaming-budget", -1], "is not in the range x>=0"),
         (

@@ -76,4 +76,4 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert sd15["defaults"]["gate_step"] == 10
     table = run(capsys, "models")
     assert table.code == 0
-    assert all(f" {name} " in table.out for name in NAMED_MODELS)
+    assert all(f"{name} " in table.out for name in NAMED_MODELS)

@@ -18,6 +18,7 @@ from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
 from tgate_export.errors import InvalidRequestError, ModelError, TGateError
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
 
@@ -108,7 +109,7 @@ def require_bench_extra(*packages: str) -> None:
         TGateError: a package of the `bench` extra is missing.
     """
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise TGateError(f"this needs {', '.join(missing)}: pip install 'tgate-export[bench]'")
+        raise TGateError(f"this needs {', '.join(missing)}: {pip_install('bench')}")
 
 
 def compare(contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> Comparison:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from tgate_export.bundle.manifest import Range
 from tgate_export.errors import TGateError
 from tgate_export.export.progress import Progress
+from tgate_export.install import pip_install
 
 
 def print_json(content: Any) -> None:
@@ -29,6 +31,12 @@ def stderr() -> Console:
     """Return the console for everything that is not the result."""
     # Prompts and paths may hold [brackets] and :colons:.
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def next_commands(title: str, *commands: Sequence[object]) -> None:
+    """Print commands as a shell reads them, one a line."""
+    lines = [f"  {shlex.join(map(str, words))}" for words in commands]
+    stderr().print("\n".join([f"{title}:", *lines]), soft_wrap=True)
 
 
 def spinner(label: str) -> contextlib.AbstractContextManager[object]:
@@ -101,10 +109,13 @@ def parse_range(text: str, what: str) -> Range:
 
 
 def parse_size(text: str) -> tuple[Range, Range]:
-    """Read `WxH` or `WxH:WxH:WxH` as width and height ranges."""
+    """Read `WxH` or `WxH:WxH:WxH` as width and height ranges; `N` is `NxN`."""
     sides = [entry.lower().split("x") for entry in text.split(":")]
+    sides = [side * 2 if len(side) == 1 else side for side in sides]
     if len(sides) not in (1, 3) or any(len(side) != 2 for side in sides):
-        raise click.UsageError(f"--size {text!r} is not WxH, or WxH:WxH:WxH for a dynamic size")
+        raise click.UsageError(
+            f"--size {text!r} is not WxH, or N for NxN, or WxH:WxH:WxH for a dynamic size"
+        )
     widths, heights = (":".join(side[axis] for side in sides) for axis in (0, 1))
     return parse_range(widths, "--size: width"), parse_range(heights, "--size: height")
 
@@ -118,9 +129,7 @@ def require_export_extra() -> None:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise TGateError(
-            f"building needs {', '.join(missing)}: pip install 'tgate-export[export,cpu]'"
-        )
+        raise TGateError(f"building needs {', '.join(missing)}: {pip_install('export', 'cpu')}")
 
 
 def megabytes(count: int) -> str:

@@ -9,6 +9,7 @@ import click
 
 from tgate_export.cli._console import readable_warnings, spinner, stderr
 from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
+from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import BenchResult
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 @click.command(name="bench")
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True,
-                type=click.Path(path_type=Path))  # fmt: skip
+                type=BundlePath())  # fmt: skip
 @click.option(
     "--backend",
     "backends",
+    type=BackendName(),
     multiple=True,
     default=("auto",),
     help="As for generate; give it several times to compare. Default: auto.",
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--gate-steps", metavar="G,G,...", help="Default: a fifth, two and three fifths of the steps."
 )
-@click.option("--scheduler", help="Sampler. Default: each bundle's.")
+@click.option("--scheduler", type=SchedulerName(), help="Sampler. Default: each bundle's.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
               help="Pictures that a call draws.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,

@@ -10,6 +10,7 @@ import click
 from tgate_export.cli._console import (
     RichProgress,
     megabytes,
+    next_commands,
     parse_range,
     parse_size,
     print_json,
@@ -17,6 +18,7 @@ from tgate_export.cli._console import (
     stderr,
 )
 from tgate_export.cli._plan_options import plan_options, plan_requests
+from tgate_export.cli._types import Model
 
 if TYPE_CHECKING:
     from tgate_export.export.build import BuildResult
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 @click.command(name="build")
 @click.option(
     "--model",
+    type=Model(),
     required=True,
     metavar="NAME|DIR|HF_ID",
     help="A name from `tgate-export models`, a diffusers folder, or a Hugging Face id.",
@@ -206,8 +209,13 @@ def _report(result: BuildResult, as_json: bool) -> None:
     for plans in result.plans:
         done = f"compiled {', '.join(plans.compiled)}" if plans.compiled else "plans are up to date"
         console.print(f"{plans.path} ({megabytes(plans.bytes)}): {done}.", soft_wrap=True)
-    what = '--prompt "..."' if result.manifest.latents.frames is None else "--image FILE"
-    console.print(
-        f"Next: tgate-export generate {result.path} {what} | tgate-export inspect {result.path}",
-        soft_wrap=True,
+    video = result.manifest.latents.frames is not None
+    what = (
+        ["--image", "FILE", "--out", "x.webp"]
+        if video
+        else ["--prompt", "a red circle on a blue background"]
     )
+    next_commands(
+        "Next", ["tgate-export", "generate", result.path, *what],
+        ["tgate-export", "inspect", result.path],
+    )  # fmt: skip

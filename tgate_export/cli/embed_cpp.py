@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
-from tgate_export.cli._console import spinner, stderr
+from tgate_export.cli._console import next_commands, spinner
+from tgate_export.cli._types import BundlePath
 
 
 @click.command(name="cpp")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -33,6 +33,4 @@ def command(bundle: Path, out: Path) -> None:
         ["cmake", "--build", build, "--parallel"],
         [build / "tgate_generate", out / BUNDLE_FOLDER, "--prompt", "..."],
     ]
-    lines = [shlex.join(map(str, words)) for words in commands]
-    text = "\n".join([f"Wrote {out}. Next:", *(f"  {line}" for line in lines)])
-    stderr().print(text, soft_wrap=True)
+    next_commands(f"Wrote {out}. Next", *commands)

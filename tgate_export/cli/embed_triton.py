@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
-from tgate_export.cli._console import spinner, stderr
+from tgate_export.cli._console import next_commands, spinner
+from tgate_export.cli._types import BackendName, BundlePath
 
 
 @click.command(name="triton")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -19,7 +19,13 @@ from tgate_export.cli._console import spinner, stderr
     help="Model repository; models of other names in it are left alone.",
 )
 @click.option("--name", help="Of the model. Default: the bundle's.")
-@click.option("--backend", default="auto", show_default=True, help="As in generate --help.")
+@click.option(
+    "--backend",
+    type=BackendName(),
+    default="auto",
+    show_default=True,
+    help="As in generate --help.",
+)
 @click.option(
     "--gpu",
     "gpus",
@@ -89,9 +95,8 @@ def command(
     )
     with spinner("writing the repository"):
         model = write_repository(bundle, out, options, name=name, copy=copy)
-    repository = shlex.quote(str(model.parent))
-    stderr().print(
-        f"Wrote {model}. Next: tritonserver --model-repository {repository} "
-        "--http-address 127.0.0.1 --grpc-address 127.0.0.1",
-        soft_wrap=True,
+    local = ["--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1"]
+    next_commands(
+        f"Wrote {model}. Next",
+        ["tritonserver", "--model-repository", model.parent, *local],
     )

@@ -15,6 +15,7 @@ from tgate_export.cli._console import (
     spinner,
     stderr,
 )
+from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 from tgate_export.errors import InvalidRequestError, TGateError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _VIDEOS = (".gif", ".webp", ".png")
 
 
 @click.command(name="generate")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option("--prompt", help="What to draw; a video is drawn from --image alone.")
 @click.option("--negative-prompt", help="What to avoid.")
 @click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
@@ -63,7 +64,11 @@ _VIDEOS = (".gif", ".webp", ".png")
     show_default=True,
     help="Skip this many of the CLIP text encoder's last layers.",
 )
-@click.option("--scheduler", help="Sampler; `inspect` lists the bundle's. Default: the bundle's.")
+@click.option(
+    "--scheduler",
+    type=SchedulerName(),
+    help="Sampler; `inspect` lists the bundle's. Default: the bundle's.",
+)
 @click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
 @click.option(
     "--image",
@@ -97,6 +102,7 @@ _VIDEOS = (".gif", ".webp", ".png")
 @click.option("--size", metavar="WxH", help="For a bundle with a dynamic size.")
 @click.option(
     "--backend",
+    type=BackendName(),
     default="auto",
     show_default=True,
     help="auto (the fastest that works here); tensorrt or tensorrt-rtx (the bundle's plans); "
@@ -160,9 +166,16 @@ def command(
     """
     _check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
+    from tgate_export.bundle.integrity import read_manifest
     from tgate_export.runtime.backends.base import BackendOptions
     from tgate_export.runtime.pipeline import TGatePipeline
 
+    video = read_manifest(bundle).latents.frames is not None
+    _check_suffix(out, video=video)
+    if video and image is None:
+        raise click.UsageError("--image is missing: the file that the video is drawn from")
+    if not video and prompt is None:
+        raise click.UsageError('--prompt is missing: what to draw, such as --prompt "a red circle"')
     budget = weight_streaming_budget
     options = BackendOptions(
         cuda_graphs=not no_cuda_graphs,
@@ -172,7 +185,6 @@ def command(
     with readable_warnings():
         with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
-        _check_suffix(out, video=pipeline.manifest.latents.frames is not None)
         with _StepBar() as bar:
             output = pipeline(
                 prompt,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tgate_export.cli._console import megabytes, print_json
+from tgate_export.cli._types import BundlePath
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="inspect")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
 def command(bundle: Path, as_json: bool) -> None:
     """Show what is in a bundle, without loading it."""

@@ -33,17 +33,17 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
-    name = Column("name", no_wrap=True)
     numbers = (Column(title, justify="right") for title in ("size", "steps", "gate", "guidance"))
-    table = Table(name, Column("parameters", justify="right"), *numbers, "sampler")
+    # 60 columns wide with the longest name.
+    table = Table("name", *numbers, "sampler", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for model in NAMED_MODELS.values():
         defaults = model.defaults
         table.add_row(
             model.name,
-            f"{model.denoiser_parameters / 1e6:.2f} M",
             "{}x{}".format(*model.size),
             str(defaults.num_inference_steps),
             str(defaults.gate_step),
@@ -52,5 +52,9 @@ def command(as_json: bool) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
+    console.print()
     for model in NAMED_MODELS.values():
-        console.print(f"[bold]{model.name}[/]: {model.summary}. Defaults: {model.origin}.")
+        console.print(
+            f"[bold]{model.name}[/]: {model.summary}; {model.denoiser_parameters / 1e6:.2f} M "
+            f"parameters. Defaults: {model.origin}."
+        )

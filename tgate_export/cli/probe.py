@@ -9,6 +9,7 @@ import click
 
 from tgate_export.cli._console import readable_warnings, spinner, stderr
 from tgate_export.cli._reports import check_reports, progress_bar, write_report
+from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 from tgate_export.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ GENERAL_PROMPTS = 4
 
 
 @click.command(name="probe")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option(
     "--prompts",
     "prompts_path",
@@ -32,8 +33,10 @@ GENERAL_PROMPTS = 4
     f"{GENERAL_PROMPTS} general ones otherwise.",
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Default: the bundle's.")
-@click.option("--scheduler", help="Sampler. Default: the bundle's.")
-@click.option("--backend", default="auto", show_default=True, help="As for generate.")
+@click.option("--scheduler", type=SchedulerName(), help="Sampler. Default: the bundle's.")
+@click.option(
+    "--backend", type=BackendName(), default="auto", show_default=True, help="As for generate."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True)
 @click.option(
     "--min-ssim",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tgate_export.cli._console import RichProgress, print_json, require_export_extra
+from tgate_export.cli._types import BackendName, BundlePath
 
 if TYPE_CHECKING:
     from tgate_export.export.verify import Difference
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command(name="verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BundlePath())
 @click.option("--source", metavar="DIR", help="The pipeline's folder, if it has moved.")
 @click.option(
     "--backend",
+    type=BackendName(),
     help="Verify what this backend makes of the graphs; as for generate. Default: the graphs as "
     "they are written, on ONNX Runtime's CPU.",
 )

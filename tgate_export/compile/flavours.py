@@ -12,6 +12,7 @@ from typing import Any
 from tgate_export.bundle.plans import Flavour, PlanSettings
 from tgate_export.compile.request import PlanRequest
 from tgate_export.errors import InvalidRequestError, TGateError, first_line
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.tensorrt_versions import MODULES, collecting_logger
 
 # As in the extras of pyproject.toml.
@@ -155,8 +156,7 @@ def load_toolkit(flavour: Flavour) -> Toolkit:
     if tuple(int(part) for part in version.split(".")[:2]) < minimum:
         wanted = ".".join(map(str, minimum))
         raise TGateError(
-            f"{flavour} {version} is too old, {wanted} is needed: "
-            f"pip install -U 'tgate-export[{flavour}]'"
+            f"{flavour} {version} is too old, {wanted} is needed: {pip_install(flavour)}"
         )
     # Polygraphy and TensorRT know one logger a process; ours keeps what went wrong for messages.
     logger = collecting_logger(trt)
@@ -174,11 +174,11 @@ def _how_to_install(flavour: Flavour) -> str:
     if flavour == "tensorrt-rtx":
         return (
             "--target tensorrt-rtx needs the packages tensorrt-rtx and polygraphy: "
-            "pip install 'tgate-export[tensorrt-rtx]'"
+            f"{pip_install('tensorrt-rtx')}"
         )
     return (
         "--target tensorrt needs the packages tensorrt and polygraphy and an NVIDIA GPU: "
-        "pip install 'tgate-export[tensorrt]' on the machine that is to run the plans, or use "
+        f"{pip_install('tensorrt')} on the machine that is to run the plans, or use "
         "--target tensorrt-rtx --sm X.Y, which compiles for a GPU that is elsewhere"
     )
 

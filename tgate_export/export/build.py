@@ -118,6 +118,12 @@ def build_bundle(
         key = build_key(record, options)
         check_replaceable(out, force=force)
         ready = _prepare_plans(plans, options)
+        steps = source.defaults.num_inference_steps
+        if options.gate_step >= steps:
+            progress.note(
+                f"gate step {options.gate_step} turns gating off in runs of {steps} steps, the "
+                f"default: the model's own gate step is {source.defaults.gate_step}"
+            )
         existing = None if force else _up_to_date(out, key)
     differences: tuple[Difference, ...] = ()
     with _readable_disk_errors(out):

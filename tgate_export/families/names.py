@@ -211,7 +211,9 @@ NAMED_MODELS = {
 
 
 def unknown_model(model: str) -> InvalidRequestError:
-    """Return the error for a model that is neither a name, a folder nor an id."""
+    """Return the error for a model that is neither a name, a folder that is there nor an id."""
+    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        return InvalidRequestError(f"{model}: no such folder; give a diffusers folder")
     near = difflib.get_close_matches(model.lower(), NAMED_MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMED_MODELS)}."
     return InvalidRequestError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from tgate_export.embed.triton.interface import SCALARS, Format
 from tgate_export.errors import TGateError
+from tgate_export.install import pip_install
 
 _DTYPES = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
 
@@ -130,9 +131,7 @@ class TGateClient:
         try:
             import tritonclient.grpc as grpc
         except ImportError:
-            raise TGateError(
-                "tritonclient is not installed: pip install 'tgate-export[triton]'"
-            ) from None
+            raise TGateError(f"tritonclient is not installed: {pip_install('triton')}") from None
         self._grpc = grpc
         self._model = model
         self._url = url

@@ -13,7 +13,7 @@ from tgate_export.bundle.store import replace_folder
 from tgate_export.embed.bundles import open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
 from tgate_export.errors import InvalidRequestError, TGateError
-from tgate_export.runtime.backends import BACKENDS
+from tgate_export.runtime.backends import check_backend
 
 BUNDLE_FOLDER = "bundle"  # beside model.py
 _MARK = "# Written by `tgate-export embed triton`."
@@ -164,10 +164,7 @@ def _quoted(text: str) -> str:
 
 
 def _check(bundle: Bundle, options: ServingOptions) -> None:
-    if options.backend not in BACKENDS:
-        raise InvalidRequestError(
-            f"unknown backend {options.backend!r}: choose one of {', '.join(BACKENDS)}"
-        )
+    check_backend(options.backend)
     largest = bundle.manifest.batch.max
     if options.max_batch is not None and not 1 <= options.max_batch <= largest:
         raise InvalidRequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -14,6 +15,7 @@ from tgate_export.runtime.backends.base import (
     BackendOptions,
     RunPrecision,
 )
+from tgate_export.runtime.backends.cuda import has_driver
 
 ONNXRUNTIME = (
     "onnxruntime",
@@ -38,8 +40,7 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
         InvalidRequestError: an unknown name, or an option that is not for that backend.
         BackendError: the backend cannot be used on this machine.
     """
-    if name not in BACKENDS:
-        raise InvalidRequestError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    check_backend(name)
     options = options or BackendOptions()
     if options.weight_streaming_budget is not None and name in (*ONNXRUNTIME, *OPENVINO):
         raise InvalidRequestError(f"--weight-streaming-budget is for plans, not for {name}")
@@ -60,6 +61,22 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
     if name in OPENVINO:
         return _openvino(bundle, options.precision or OPENVINO[name])
     return _onnxruntime(bundle, name.partition(":")[2] or None, options)
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that is no backend.
+
+    Raises:
+        InvalidRequestError: names those that may have been meant, and all.
+    """
+    if name in BACKENDS:
+        return
+    near = [known for known in BACKENDS if name and name.lower() in known.partition(":")[::2]]
+    if name.lower() == "cpu":
+        near.append("openvino")
+    near = near or difflib.get_close_matches(name.lower(), BACKENDS, n=2)
+    meant = f"did you mean {' or '.join(near)}? There are" if near else "choose one of"
+    raise InvalidRequestError(f"unknown backend {name!r}: {meant} {', '.join(BACKENDS)}")
 
 
 def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
@@ -91,7 +108,8 @@ def _candidates(
     for flavour in PLANS:
         if flavour in built:
             yield flavour, partial(_plans, bundle, flavour, options)
-    yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
+    if built or has_driver():  # elsewhere nobody waits for a GPU, and needs not hear of it
+        yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
     yield "openvino", partial(_openvino, bundle, "fp32")
     yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
 

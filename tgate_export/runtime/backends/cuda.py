@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.base import BackendError
 
 ELSEWHERE = "or use --backend onnxruntime:cpu"
@@ -50,7 +51,7 @@ class Cuda:
         except ImportError:
             raise BackendError(
                 "cuda-bindings is not installed",
-                f"pip install 'tgate-export[{extra}]', {ELSEWHERE}",
+                f"{pip_install(extra)}, {ELSEWHERE}",
             ) from None
         self.runtime = runtime
         self._probe()

@@ -23,6 +23,7 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.errors import first_line
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -54,12 +55,6 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
-_INSTALL = {
-    "cpu": "pip install 'tgate-export[cpu]'",
-    "cuda": "pip install 'tgate-export[gpu]'",
-    "tensorrt": "pip install 'tgate-export[gpu]'",
-    "tensorrt-rtx": "install an onnxruntime that was built with it",
-}
 
 
 class OnnxRuntimeBackend(Backend):
@@ -78,7 +73,7 @@ class OnnxRuntimeBackend(Backend):
         except ImportError:
             raise BackendError(
                 "onnxruntime is not installed",
-                "pip install 'tgate-export[cpu]' (or [gpu] for CUDA)",
+                f"{pip_install('cpu')}, or for CUDA {pip_install('gpu')}",
             ) from None
         available = onnxruntime.get_available_providers()
         if device is None:
@@ -86,7 +81,7 @@ class OnnxRuntimeBackend(Backend):
         if PROVIDERS[device] not in available:
             raise BackendError(
                 f"this onnxruntime has no {PROVIDERS[device]} (it has {', '.join(available)})",
-                f"{_INSTALL[device]}, or use --backend onnxruntime:cpu",
+                f"{_how_to_install(device)}, or use --backend onnxruntime:cpu",
             )
         if device != "cpu" and not has_driver():
             raise BackendError(
@@ -291,3 +286,9 @@ def _execute(copies: Sequence[Execute], run: Execute) -> None:
     for copy in copies:
         copy()
     run()
+
+
+def _how_to_install(device: str) -> str:
+    if device == "tensorrt-rtx":
+        return "install an onnxruntime that was built with it"
+    return pip_install("cpu" if device == "cpu" else "gpu")

@@ -13,6 +13,7 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.errors import first_line
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -69,9 +70,7 @@ class OpenVinoBackend(Backend):
         try:
             import openvino
         except ImportError:
-            raise BackendError(
-                "openvino is not installed", "pip install 'tgate-export[openvino]'"
-            ) from None
+            raise BackendError("openvino is not installed", pip_install("openvino")) from None
         self.name = "openvino"
         if precision == "bf16":
             self.name, self.precision = "openvino:bf16", "bf16"

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from tgate_export.bundle.plans import Flavour
+from tgate_export.install import pip_install
 from tgate_export.runtime.backends.base import BackendError
 
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -27,7 +28,7 @@ def import_module(flavour: Flavour) -> Any:
         reason = "is not installed" if missing else f"cannot be imported ({error})"
         raise BackendError(
             f"{MODULES[flavour]} {reason}",
-            f"pip install 'tgate-export[{flavour}]', or use --backend onnxruntime",
+            f"{pip_install(flavour)}, or use --backend onnxruntime",
         ) from None
 
 

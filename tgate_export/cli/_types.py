@@ -1,0 +1,95 @@
+"""Types of arguments: what a word means, and how the shell completes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+# Where `build` puts bundles unless told otherwise.
+_FOLDER = "engines"
+_MANIFEST = "manifest.json"
+
+
+class BundlePath(click.Path):
+    """A bundle's folder; `NAME` is `engines/NAME` where there is no folder of that name."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # fmt: skip
+        """Return the folder."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        built = Path(_FOLDER) / path
+        named = len(path.parts) == 1 and not path.exists()
+        return built if named and (built / _MANIFEST).is_file() else path
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer what was built here, and else the shell's own folders."""
+        built = _begin_with(
+            incomplete, (path.parent.name for path in Path(_FOLDER).glob(f"*/{_MANIFEST}"))
+        )
+        return built or [CompletionItem(incomplete, type="dir")]
+
+
+class Model(click.ParamType):
+    """A model's name, folder or id."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the names, and else the shell's own folders."""
+        from tgate_export.families.names import NAMED_MODELS
+
+        return _begin_with(incomplete, NAMED_MODELS) or [CompletionItem(incomplete, type="dir")]
+
+
+class BackendName(click.ParamType):
+    """A backend; `select` refuses what is none."""
+
+    name = "backend"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer every backend."""
+        from tgate_export.runtime.backends import BACKENDS
+
+        return _begin_with(incomplete, BACKENDS)
+
+
+class SchedulerName(click.ParamType):
+    """A sampler; the bundle refuses what it has not."""
+
+    name = "scheduler"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer those of the bundle that was named."""
+        from tgate_export.bundle.integrity import read_manifest
+        from tgate_export.errors import TGateError
+
+        # An unfinished line has no parsed arguments yet: the first that is a bundle's folder.
+        for word in ctx.args:
+            try:
+                manifest = read_manifest(BundlePath().convert(word, None, None))
+            except TGateError:
+                continue
+            return _begin_with(incomplete, manifest.solvers)
+        return []
+
+
+def _begin_with(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
