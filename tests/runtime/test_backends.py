@@ -148,8 +148,7 @@ def test_onnxruntime_for_cuda_without_a_gpu(
         select("onnxruntime:cuda", bundle)
     assert select("onnxruntime", bundle).name == "onnxruntime:cpu"
     backend = select("auto", bundle)
-    assert backend.name == "onnxruntime:cpu"
-    assert "onnxruntime:cuda: no CUDA driver or GPU on this machine" in backend.reason
+    assert (backend.name, backend.reason) == ("onnxruntime:cpu", "the fastest that works here")
 
 
 def test_onnxruntimes_own_tensorrt_rtx(tiny_bundle: Path, without_cuda_provider: None) -> None:
@@ -161,7 +160,7 @@ def test_auto_prefers_openvino_on_a_cpu(tiny_bundle: Path, without_cuda_provider
     pytest.importorskip("openvino")
     backend = select("auto", open_bundle(tiny_bundle))
     assert backend.name == "openvino"
-    assert backend.reason.startswith("the fastest that works here (onnxruntime:cuda: this")
+    assert backend.reason == "the fastest that works here"
 
 
 def test_without_openvino(
@@ -172,7 +171,7 @@ def test_without_openvino(
     assert backend.name == "onnxruntime:cpu"
     assert "openvino: openvino is not installed" in backend.reason
     with pytest.raises(
-        BackendError, match=r"is not installed: pip install 'tgate-export\[openvino"
+        BackendError, match=r"is not installed: pip install 'openvino>="
     ):
         select("openvino", bundle)
     # A precision is openvino's alone: nothing else takes its place.

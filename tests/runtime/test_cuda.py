@@ -103,7 +103,7 @@ def test_a_newer_runtime_of_the_same_generation_is_fine(gpu: Emulation) -> None:
 
 def test_cuda_bindings_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match=r"not installed: pip install 'tgate-export\[tensorrt\]"):
+    with pytest.raises(BackendError, match=r"not installed: pip install 'tensorrt>="):
         Cuda("tensorrt")
 
 
