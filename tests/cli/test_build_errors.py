@@ -42,7 +42,7 @@ def model(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
         (["--size", "14x16:16x16:20x16"], 2, "multiple of 4, as a dynamic size must be"),
         (["--size", "0x16"], 2, "width '0'"),
         (["--size", "-16x16"], 2, "width '-16'"),
-        (["--size", "16"], 2, "is not WxH"),
+        (["--size", "16x"], 2, "is not a whole number"),
         (["--size", "axb"], 2, "width 'a'"),
         (["--size", "32x32:16x16:64x64"], 2, "rising order"),
         (["--gate-step", "0"], 2, "gate_step must be at least 1, got 0"),
@@ -73,7 +73,7 @@ def test_option_out_of_range(
     [
         ("shape", 2, "did you mean shapes"),
         ("sd51", 2, "did you mean sd21 or sd15"),
-        ("/no/such/folder", 2, "unknown model"),
+        ("/no/such/folder", 2, "no such folder"),
         ("", 1, "is not a diffusers pipeline"),
     ],
 )

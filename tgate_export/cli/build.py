@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--size",
     metavar="WxH",
-    help="Image size in pixels, or WxH:WxH:WxH (smallest, usual, "
+    help="Image size in pixels (N is NxN), or WxH:WxH:WxH (smallest, usual, "
     "largest) for a dynamic size. Default: the model's own.",
 )
 @click.option(

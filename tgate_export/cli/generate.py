@@ -99,7 +99,7 @@ _VIDEOS = (".gif", ".webp", ".png")
     help="Of a video: the first frame's, which rises to --guidance-scale at the last. Default: 1.",
 )
 @click.option("--num-images", type=int, default=1, show_default=True)
-@click.option("--size", metavar="WxH", help="For a bundle with a dynamic size.")
+@click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN.")
 @click.option(
     "--backend",
     type=BackendName(),

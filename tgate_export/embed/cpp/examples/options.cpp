@@ -27,7 +27,7 @@ Draw with a bundle: full graph before the gate step, gated graph from it on.
   --scheduler NAME         Sampler.
   --seed N                 Same seed, same picture. Default: random.
   --num-images N
-  --size WxH               For a bundle with a dynamic size.
+  --size WxH               For a bundle with a dynamic size; N is NxN.
   --backend NAME           auto, onnxruntime[:cpu], openvino[:bf16], tensorrt or tensorrt-rtx.
   --no-cuda-graphs         Enqueue plans anew at every step. For debugging.
   --out FILE.png           Picture to write; several get -0, -1, ... before the suffix.
@@ -85,10 +85,11 @@ constexpr option kOptions[] = {
 };
 
 void parse_size(const std::string& text, tgate::Request& request) {
-  const auto cross = text.find_first_of("xX");
-  if (cross == std::string::npos) refuse("--size '" + text + "' is not WxH");
+  const auto cross = text.find_first_of("xX");  // N is NxN
   request.width = parse_number<int>("--size", text.substr(0, cross));
-  request.height = parse_number<int>("--size", text.substr(cross + 1));
+  request.height = cross == std::string::npos
+                       ? request.width
+                       : parse_number<int>("--size", text.substr(cross + 1));
 }
 
 std::uint64_t parse_seed(const std::string& text) {
