@@ -148,7 +148,8 @@ def test_onnxruntime_for_cuda_without_a_gpu(
         select("onnxruntime:cuda", bundle)
     assert select("onnxruntime", bundle).name == "onnxruntime:cpu"
     backend = select("auto", bundle)
-    assert (backend.name, backend.reason) == ("onnxruntime:cpu", "the fastest that works here")
+    assert backend.name == "onnxruntime:cpu"
+    assert "cuda" not in backend.reason.lower()
 
 
 def test_onnxruntimes_own_tensorrt_rtx(tiny_bundle: Path, without_cuda_provider: None) -> None:
