@@ -129,7 +129,8 @@ def _check_bpe(model: dict[str, Any]) -> None:
 
 
 def _check_unigram(model: dict[str, Any]) -> None:
-    vocab, unknown = model.get("vocab"), model.get("unk_id")
+    vocab: Any = model.get("vocab")
+    unknown: Any = model.get("unk_id")
     if model.get("byte_fallback", False) is not False:
         raise ValueError("its byte_fallback is not T5's")
     if not isinstance(vocab, list) or not 0 < len(vocab) <= MAX_ENTRIES:
@@ -144,7 +145,7 @@ def _check_unigram(model: dict[str, Any]) -> None:
 
 def _check_normalizer(normalizer: Any) -> None:
     """Check T5's: none or SentencePiece's table, and before it what PixArt does to captions."""
-    steps = [] if normalizer is None else [normalizer]
+    steps: Any = [] if normalizer is None else [normalizer]
     if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
         steps = normalizer.get("normalizers")
         if not isinstance(steps, list) or steps[:2] != _LOWERCASE:
