@@ -1,4 +1,5 @@
 // Answers requests of the tests: a JSON object on each line of stdin, another on stdout.
+#include <algorithm>
 #include <exception>
 #include <iostream>
 #include <map>
@@ -9,6 +10,9 @@
 
 #include <tgate/pipeline.hpp>
 
+#include "binding_plan.hpp"
+#include "bundle_files.hpp"
+#include "call.hpp"
 #include "files.hpp"
 #include "half.hpp"
 #include "noise.hpp"
@@ -145,8 +149,29 @@ Json answer(const Json& json) {
                                                     json.value("check_hashes", true));
     return {{"name", bundle.manifest.name}};
   }
+  if (op == "graph") {  // what an engine would be given
+    const tgate::Bundle bundle = tgate::open_bundle(json.at("bundle").get<std::string>(), false);
+    return {{"bytes", tgate::read_graph(bundle, json.at("graph"), true).size()}};
+  }
   if (op == "manifest") {
     tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), json.at("where"));
+    return {{"ok", true}};
+  }
+  if (op == "plan") {  // what a call would run, without engines
+    const tgate::Manifest manifest =
+        tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), "manifest.json");
+    const tgate::Call call = tgate::make_call(manifest, request_of(json.at("request")));
+    const tgate::BindingPlan plan = tgate::plan_run(
+        manifest, {std::min<std::int64_t>(call.images, manifest.batch.max), call.settings.height,
+                   call.settings.width, {tgate::Phase::full, tgate::Phase::gated}, false});
+    return {{"images", call.images},
+            {"gate_step", call.settings.gate_step},
+            {"buffers", plan.buffers.size()}};
+  }
+  if (op == "png") {
+    const tgate::Image image{json.at("width"), json.at("height"),
+                             std::vector<std::uint8_t>(json.at("bytes").get<std::size_t>())};
+    tgate::write_png(image, json.at("file").get<std::string>());
     return {{"ok", true}};
   }
   if (op == "table") {

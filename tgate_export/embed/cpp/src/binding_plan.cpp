@@ -1,9 +1,8 @@
 #include "binding_plan.hpp"
 
-#include <limits>
-
 #include <tgate/error.hpp>
 
+#include "counts.hpp"
 #include "python_text.hpp"
 #include "solver_table.hpp"
 
@@ -43,21 +42,29 @@ Buffers make_buffers(const Manifest& manifest, const RunShape& shape) {
       {"noise_pred", {kFloat, latents}},
       {"images", {kFloat, {batch, shape.height, shape.width, 3}}},
   };
+  for (const char* parity : {"0", "1"}) {
+    buffers[std::string("sample.") + parity] = {kFloat, latents};
+    buffers[std::string("history.") + parity] = {kFloat, history};
+  }
+  // A tensor of a manifest that took one of ours, of another type, would be read as what ours is.
+  const auto add = [&](const std::string& name, BufferSpec spec) {
+    if (!buffers.emplace(name, std::move(spec)).second) {
+      throw Error(ErrorKind::bundle,
+                  "two tensors of the bundle are called " + repr(name) + ": build the bundle again");
+    }
+  };
   const Graph& encoder = manifest.graph("text_encoder");
   for (const auto* tensors : {&encoder.inputs, &encoder.outputs}) {
     for (const TensorSpec& tensor : *tensors) {
       const BufferSpec spec{tensor.dtype, with_batch(batch, tensor)};
-      buffers[tensor.name] = buffers[kNegative + tensor.name] = spec;
+      add(tensor.name, spec);
+      add(kNegative + tensor.name, spec);
     }
   }
   for (const TensorSpec& tensor : manifest.graph("full").inputs) {
     if (manifest.conditioning.contains(tensor.name)) {
-      buffers[tensor.name] = {kFloat, with_batch(batch, tensor)};
+      add(tensor.name, {kFloat, with_batch(batch, tensor)});
     }
-  }
-  for (const char* parity : {"0", "1"}) {
-    buffers[std::string("sample.") + parity] = {kFloat, latents};
-    buffers[std::string("history.") + parity] = {kFloat, history};
   }
   for (const Cache& cache : manifest.cache) {
     Shape stacked{batch};
@@ -70,7 +77,7 @@ Buffers make_buffers(const Manifest& manifest, const RunShape& shape) {
     for (const TensorSpec& tensor : manifest.graph("full").outputs) {
       if (tensor.name == cache.tensor) dtype = tensor.dtype;
     }
-    buffers[cache.tensor] = {dtype, stacked};
+    add(cache.tensor, {dtype, stacked});
   }
   return buffers;
 }
@@ -121,16 +128,27 @@ Slot alternating(const char* name, std::size_t step) {
 }  // namespace
 
 std::size_t BufferSpec::row_elements() const {
-  std::size_t count = 1;
-  for (const std::int64_t side : shape) {
-    const auto factor = static_cast<std::size_t>(side);
-    // Far below what a size_t holds, so that bytes and rows fit, too.
-    if (factor == 0 || count > (std::size_t{1} << 48) / factor) {
-      throw Error(ErrorKind::bundle, "a tensor of shape " + repr(shape) + " cannot be allocated");
-    }
-    count *= factor;
+  if (const auto count = elements_of(shape)) return *count;
+  throw Error(ErrorKind::bundle, "a tensor of shape " + repr(shape) + " cannot be allocated");
+}
+
+const BufferSpec& check_slot(const Buffers& buffers, const Slot& slot, std::size_t bytes) {
+  const auto found = buffers.find(slot.buffer);
+  const std::string again = ": build the bundle again";
+  if (found == buffers.end()) {
+    throw Error(ErrorKind::bundle, "no graph has a tensor " + repr(slot.buffer) + again);
   }
-  return count;
+  const BufferSpec& spec = found->second;
+  if (slot.row >= spec.slots()) {
+    throw Error(ErrorKind::bundle, "buffer " + repr(slot.buffer) + " has no row " +
+                                       std::to_string(slot.row) + again);
+  }
+  if (spec.row_bytes() != bytes) {
+    throw Error(ErrorKind::bundle, "buffer " + repr(slot.buffer) + " has " +
+                                       std::to_string(spec.row_bytes()) + " bytes, not " +
+                                       std::to_string(bytes) + again);
+  }
+  return spec;
 }
 
 bool RunShape::operator==(const RunShape& other) const {

@@ -29,12 +29,17 @@ struct BufferSpec {
   Shape shape;   // of one row, as the graphs see it
   int rows = 0;  // 0 for a buffer that is a single tensor
 
-  std::size_t row_elements() const;
+  std::size_t row_elements() const;  // throws Error where no machine has so many
   std::size_t row_bytes() const { return row_elements() * bytes_of(dtype); }
   int slots() const { return rows ? rows : 1; }
 };
 
 using Buffers = std::map<std::string, BufferSpec>;
+
+// The buffer of a slot that `bytes` are copied to or from. Throws Error where there is no such
+// buffer or row, or where it has another size: the manifest contradicts itself.
+const BufferSpec& check_slot(const Buffers& buffers, const Slot& slot, std::size_t bytes);
+
 using Bound = std::vector<std::pair<std::string, Slot>>;  // tensor -> slot
 
 // One engine run with every tensor bound.

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include <tgate/error.hpp>
 
+#include "counts.hpp"
 #include "prompts.hpp"
 #include "python_text.hpp"
 #include "schedule.hpp"
@@ -28,7 +30,8 @@ void set_schedule(const Manifest& manifest, const Request& request, Settings& se
     // The default gate keeps its place when fewer or more steps are asked for.
     const double scaled = static_cast<double>(defaults.gate_step) * settings.num_inference_steps /
                           static_cast<double>(defaults.num_inference_steps);
-    settings.gate_step = std::max({1, static_cast<int>(std::nearbyint(scaled)),
+    const double most = std::numeric_limits<int>::max();
+    settings.gate_step = std::max({1, static_cast<int>(std::nearbyint(std::min(scaled, most))),
                                    request.warm_up.value_or(default_warm_up)});
   }
   settings.warm_up =
@@ -119,7 +122,14 @@ int side(const char* name, std::optional<int> value, const Range& allowed, std::
 }
 
 int images_of(const Manifest& manifest, std::size_t prompts, int each) {
-  const std::int64_t images = static_cast<std::int64_t>(prompts) * each;
+  // Every one of them has a copy of its prompt.
+  constexpr std::int64_t kMost = 1 << 16;
+  const std::int64_t images =
+      prompts > kMost ? kMost + 1 : static_cast<std::int64_t>(prompts) * each;
+  if (images > kMost) {
+    refuse("a call draws " + std::to_string(kMost) +
+           " images at most: give fewer prompts, or a smaller num_images");
+  }
   const std::int64_t rest = images % manifest.batch.max;  // images of the last call
   if (0 < rest && rest < manifest.batch.min) {
     refuse(std::to_string(images) + " image(s) cannot be split into batches of " +
@@ -152,9 +162,7 @@ void check_latents(const Manifest& manifest, const Call& call) {
   const std::vector<std::int64_t> shape{call.images, manifest.latent_channels,
                                         call.settings.height / manifest.latent_downscale,
                                         call.settings.width / manifest.latent_downscale};
-  const std::size_t elements =
-      static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]);
-  if (call.latents->shape != shape || call.latents->data.size() != elements) {
+  if (call.latents->shape != shape || elements_of(shape) != call.latents->data.size()) {
     refuse("latents have shape " + repr(call.latents->shape) + ", expected " + repr(shape) +
            " for " + std::to_string(call.images) + " image(s) of " +
            std::to_string(call.settings.width) + "x" + std::to_string(call.settings.height));

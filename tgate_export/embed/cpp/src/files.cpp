@@ -1,26 +1,63 @@
 #include "files.hpp"
 
 #include <cerrno>
-#include <cstdio>
-#include <memory>
+#include <stdexcept>
 #include <system_error>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 namespace tgate {
 namespace fs = std::filesystem;
+namespace {
 
-std::string read_file(const fs::path& file) {
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number_(number) {}
+  ~Descriptor() {
+    if (number_ >= 0) close(number_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int number() const { return number_; }
+
+ private:
+  int number_;
+};
+
+}  // namespace
+
+std::string read_file(const fs::path& file, std::uint64_t most) {
   const auto fail = [&](int code) {
     throw fs::filesystem_error("read", file, std::error_code(code, std::generic_category()));
   };
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(file.c_str(), "rb"),
-                                                               &std::fclose);
-  if (!stream) fail(errno);
-  std::string text;
-  char buffer[1 << 16];
-  while (const std::size_t count = std::fread(buffer, 1, sizeof buffer, stream.get())) {
-    text.append(buffer, count);
+  // Not blocking: opening a pipe would wait for somebody to write to it.
+  const Descriptor descriptor(open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  if (descriptor.number() < 0) fail(errno);
+  struct stat status {};
+  if (fstat(descriptor.number(), &status) != 0) fail(errno);
+  if (S_ISDIR(status.st_mode)) fail(EISDIR);
+  if (!S_ISREG(status.st_mode)) throw std::invalid_argument("it is no regular file");
+  const auto check = [&](std::uint64_t bytes) {
+    if (bytes > most) {
+      throw std::invalid_argument("it has more than " + std::to_string(most >> 20) + " MiB");
+    }
+  };
+  check(static_cast<std::uint64_t>(status.st_size));
+  std::string text(static_cast<std::size_t>(status.st_size), '\0');
+  std::size_t size = 0;
+  for (;;) {
+    if (size == text.size()) text.resize(size + (1 << 16));  // there may be more than it said
+    const ssize_t count = read(descriptor.number(), &text[size], text.size() - size);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail(errno);
+    if (count == 0) break;
+    size += static_cast<std::size_t>(count);
+    check(size);
   }
-  if (std::ferror(stream.get())) fail(errno);
+  text.resize(size);
   return text;
 }
 

@@ -1,12 +1,21 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <string>
 
 namespace tgate {
 
-// Reads a whole file. Throws std::filesystem::filesystem_error.
-std::string read_file(const std::filesystem::path& file);
+// How large a file may be whose whole text is parsed: a manifest or a record of plans; a solver
+// table or a tokenizer.
+constexpr std::uint64_t kMostRecordBytes = 4 << 20;
+constexpr std::uint64_t kMostTableBytes = 32 << 20;
+
+// Reads a whole file, of at most so many bytes. Throws std::filesystem::filesystem_error, and
+// std::invalid_argument for a file that is larger, or that is a pipe or a device.
+std::string read_file(const std::filesystem::path& file,
+                      std::uint64_t most = std::numeric_limits<std::uint64_t>::max());
 
 // As Python's pathlib writes a path: without "." and doubled slashes, ".." kept.
 std::filesystem::path plain_path(const std::filesystem::path& path);

@@ -4,6 +4,7 @@
 #include <tgate/error.hpp>
 #include <tgate/manifest.hpp>
 
+#include "bundle_files.hpp"
 #include "files.hpp"
 #include "plans.hpp"
 #include "sha256.hpp"
@@ -20,7 +21,7 @@ Manifest read_manifest(const fs::path& path) {
   const fs::path file = path / kManifest;
   std::string text;
   try {
-    text = read_file(file);
+    text = read_file(file, kMostRecordBytes);
   } catch (const fs::filesystem_error& error) {
     if (error.code() == std::errc::no_such_file_or_directory ||
         error.code() == std::errc::not_a_directory) {
@@ -30,6 +31,8 @@ Manifest read_manifest(const fs::path& path) {
                                          "; make one with `tgate-export build`");
     }
     throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + reason_of(error));
+  } catch (const std::invalid_argument& error) {
+    throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + error.what() + kAgain);
   }
   if (!is_utf8(text)) {
     throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": it is not UTF-8");
@@ -73,7 +76,7 @@ std::set<std::string> extra_files(const Bundle& bundle) {
     const fs::path relative = entry->path().lexically_relative(bundle.path);
     if (*relative.begin() == "plans") {
       entry.disable_recursion_pending();
-    } else if ((entry->is_regular_file() || entry->is_symlink()) && relative != kManifest &&
+    } else if ((entry->is_symlink() || !entry->is_directory()) && relative != kManifest &&
                !bundle.manifest.files.contains(relative.generic_string())) {
       extra.insert(relative.generic_string());
     }
@@ -81,11 +84,14 @@ std::set<std::string> extra_files(const Bundle& bundle) {
   return extra;
 }
 
-void check_files(const Bundle& bundle, bool check_hashes) {
+void check_files(Bundle& bundle, bool check_hashes) {
   const fs::path root = fs::canonical(bundle.path);
+  const auto states = std::make_shared<FileStates>();
   for (const auto& [relative, expected] : bundle.manifest.files) {
     check_file(bundle.file(relative), root, expected.bytes);
+    states->files.emplace(relative, state_of(bundle.file(relative)));
   }
+  bundle.states = states;
   if (const auto extra = extra_files(bundle); !extra.empty()) {
     throw Error(ErrorKind::bundle, bundle.file(*extra.begin()).string() +
                                        " does not belong to the bundle: move it elsewhere");

@@ -2,18 +2,46 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
 
 #include "python_text.hpp"
+#include "unicode.hpp"
 
 namespace tgate {
 
 namespace {
 
+// What is deeper is nobody's record, and code that follows it could run out of stack.
+constexpr int kMostDepth = 64;
+// An object that keeps its order looks through all keys for each new one.
+constexpr std::size_t kMostOrderedKeys = 4096;
+
 template <class J>
-J parse(std::string_view text) {
+J parse(std::string_view text, std::size_t most_keys) {
   if (text.substr(0, 3) == "\xef\xbb\xbf") throw std::invalid_argument("unexpected UTF-8 BOM");
+  std::vector<std::unordered_set<std::string>> keys;  // of the objects that are open
+  const auto check = [&](int depth, typename J::parse_event_t event, J& parsed) {
+    using Event = typename J::parse_event_t;
+    if (event == Event::object_start) keys.emplace_back();
+    if (event == Event::object_end) keys.pop_back();
+    if ((event == Event::object_start || event == Event::array_start) && depth >= kMostDepth) {
+      throw std::invalid_argument("it is nested more than " +
+                                  std::to_string(kMostDepth) + " deep");
+    }
+    if (event == Event::key) {
+      const auto& key = parsed.template get_ref<const std::string&>();
+      if (!keys.back().insert(key).second) {
+        throw std::invalid_argument("the key " + repr(key) + " is there twice");
+      }
+      if (keys.back().size() > most_keys) {
+        throw std::invalid_argument("it has an object of more than " + std::to_string(most_keys) +
+                                    " keys");
+      }
+    }
+    return true;
+  };
   try {
-    return J::parse(text.begin(), text.end());
+    return J::parse(text.begin(), text.end(), check);
   } catch (const nlohmann::json::exception& error) {
     // "[json.exception.parse_error.101] parse error at line ...": the reason alone
     const std::string reason = one_line(error.what());
@@ -24,9 +52,11 @@ J parse(std::string_view text) {
 
 }  // namespace
 
-Json parse_json(std::string_view text) { return parse<Json>(text); }
+Json parse_json(std::string_view text) { return parse<Json>(text, kMostOrderedKeys); }
 
-nlohmann::json parse_large_json(std::string_view text) { return parse<nlohmann::json>(text); }
+nlohmann::json parse_large_json(std::string_view text) {
+  return parse<nlohmann::json>(text, std::numeric_limits<std::size_t>::max());
+}
 
 std::string python_repr(const Json& value) {
   if (value.is_null()) return "None";
@@ -66,7 +96,25 @@ std::string inside_bundle(const std::string& path) {
   if (plain != path || parts.empty()) {
     return "path " + repr(path) + " is not in its plain form " + repr(plain);
   }
+  const std::u32string text = decode_utf8(path);
+  if (!std::all_of(text.begin(), text.end(), is_printable)) {
+    return "path " + repr(path) + " has characters that cannot be printed";
+  }
   return {};
+}
+
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name.size() <= 64 && name[0] != '.' &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                  c == '_' || c == '.' || c == '+' || c == '-';
+         });
+}
+
+void check_name(const std::string& name, const std::string& path) {
+  if (!is_plain_name(name)) {
+    throw RecordError(path, "Value error, name " + repr(name) + " is not a plain name");
+  }
 }
 
 std::int64_t Value::integer() const {
@@ -79,15 +127,13 @@ std::int64_t Value::integer() const {
   return json_->get<std::int64_t>();
 }
 
-std::int64_t Value::integer_from(std::int64_t least) const {
+std::int64_t Value::integer_from(std::int64_t least, std::int64_t most) const {
   const std::int64_t value = integer();
   if (value < least) {
     refuse(least == 1 ? "Input should be greater than 0"
                       : "Input should be greater than or equal to " + std::to_string(least));
   }
-  // Sizes and counts: products of two of them fit an int64.
-  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  if (value > kMost) refuse("Input should be less than or equal to " + std::to_string(kMost));
+  if (value > most) refuse("Input should be less than or equal to " + std::to_string(most));
   return value;
 }
 
@@ -110,6 +156,12 @@ bool Value::boolean() const {
 std::string Value::string() const {
   if (!json_->is_string()) refuse("Input should be a valid string");
   return json_->get<std::string>();
+}
+
+std::string Value::name() const {
+  std::string text = string();
+  check_name(text, path_);
+  return text;
 }
 
 std::string Value::one_of(const std::vector<std::string>& values) const {
@@ -149,6 +201,13 @@ std::vector<Value> Value::array() const {
     values.emplace_back(item, path_ + "." + std::to_string(values.size()));
   }
   return values;
+}
+
+void Value::check_items(std::size_t items, std::size_t most) const {
+  if (items > most) {
+    refuse("Tuple should have at most " + std::to_string(most) +
+           " items after validation, not " + std::to_string(items));
+  }
 }
 
 Named<Value> Value::object() const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,6 +32,14 @@ nlohmann::json parse_large_json(std::string_view text);
 std::string python_repr(const Json& value);       // as Python writes the parsed value
 const char* python_type(const Json& value);       // int, float, str, bool, NoneType, list, dict
 std::string inside_bundle(const std::string& path);  // "" or why it is no plain path in a bundle
+// Names become names of files, and of what a server or another language calls things.
+bool is_plain_name(const std::string& name);
+void check_name(const std::string& name, const std::string& path);  // throws RecordError at `path`
+
+// Of a tensor's dimensions; TensorRT has room for no more.
+constexpr std::size_t kMostDims = 8;
+
+constexpr std::int64_t kMostInt = std::numeric_limits<std::int32_t>::max();
 
 // A value at its path, read as one type or refused.
 class Value {
@@ -42,17 +51,20 @@ class Value {
   [[noreturn]] void refuse(const std::string& message) const { throw RecordError(path_, message); }
 
   std::int64_t integer() const;
-  std::int64_t integer_from(std::int64_t least) const;  // 1: "greater than 0"
+  // By default up to what an int holds: products of two of them fit an int64.
+  std::int64_t integer_from(std::int64_t least, std::int64_t most = kMostInt) const;
   std::uint64_t bytes() const;
   double number() const;
   bool boolean() const;
   std::string string() const;
+  std::string name() const;  // see `is_plain_name`
   std::string one_of(const std::vector<std::string>& values) const;
   std::string bundle_path() const;
   std::string sha256() const;
   std::vector<Value> array() const;
   Named<Value> object() const;
   bool null() const { return json_->is_null(); }
+  void check_items(std::size_t items, std::size_t most) const;
 
  private:
   const Json* json_;

@@ -1,12 +1,11 @@
 #include <tgate/manifest.hpp>
 
-#include <algorithm>
-#include <set>
 #include <stdexcept>
 
 #include <tgate/error.hpp>
 
 #include "json_reader.hpp"
+#include "manifest_checks.hpp"
 #include "python_text.hpp"
 
 namespace tgate {
@@ -20,7 +19,7 @@ DType dtype_of(const Value& value) {
 }
 
 Dim read_dim(const Value& value) {
-  if (value.json().is_string()) return {0, value.string()};
+  if (value.json().is_string() && is_plain_name(value.string())) return {0, value.string()};
   // A dimension is a number or a name; what is neither is told of the number.
   return {Value(value.json(), value.path() + ".constrained-int").integer_from(1), {}};
 }
@@ -35,16 +34,21 @@ std::vector<T> list_of(const Value& value, Read read) {
 template <class T, class Read>
 Named<T> named(const Value& value, Read read) {
   Named<T> items;
-  for (const auto& [name, item] : value.object()) items.add(name, read(item));
+  for (const auto& [name, item] : value.object()) {
+    check_name(name, item.path() + ".[key]");
+    items.add(name, read(item));
+  }
   return items;
 }
 
 TensorSpec read_tensor(const Value& value) {
   Fields fields(value);
   TensorSpec tensor;
-  tensor.name = fields.required("name").string();
+  tensor.name = fields.required("name").name();
   tensor.dtype = dtype_of(fields.required("dtype"));
-  tensor.shape = list_of<Dim>(fields.required("shape"), read_dim);
+  const Value shape = fields.required("shape");
+  tensor.shape = list_of<Dim>(shape, read_dim);
+  shape.check_items(tensor.shape.size(), kMostDims);
   fields.end();
   return tensor;
 }
@@ -70,7 +74,7 @@ Graph read_graph(const Value& value) {
 Cache read_cache(const Value& value) {
   Fields fields(value);
   Cache cache;
-  cache.tensor = fields.required("tensor").string();
+  cache.tensor = fields.required("tensor").name();
   fields.required("kind").one_of({"cross_cache", "self_passes", "self_cache"});
   const Value passes = fields.required("passes");
   if (!passes.null()) cache.passes = passes.integer_from(1);
@@ -130,11 +134,11 @@ TokenizerSpec read_tokenizer(const Value& value) {
   Fields fields(value);
   TokenizerSpec tokenizer;
   tokenizer.file = fields.required("file").bundle_path();
-  tokenizer.max_length = fields.required("max_length").integer_from(1);
-  tokenizer.pad_token_id = fields.required("pad_token_id").integer();
-  tokenizer.eos_token_id = fields.required("eos_token_id").integer();
+  tokenizer.max_length = fields.required("max_length").integer_from(1, 1 << 16);
+  tokenizer.pad_token_id = fields.required("pad_token_id").integer_from(0);
+  tokenizer.eos_token_id = fields.required("eos_token_id").integer_from(0);
   const Value mask = fields.required("mask");
-  if (!mask.null()) tokenizer.mask = mask.string();
+  if (!mask.null()) tokenizer.mask = mask.name();
   fields.end();
   return tokenizer;
 }
@@ -153,22 +157,6 @@ Named<FileRecord> read_files(const Value& value) {
     files.add(path, record);
   }
   return files;
-}
-
-void check_listed(const Manifest& manifest) {
-  std::set<std::string> used;
-  for (const auto& [name, tokenizer] : manifest.tokenizers) used.insert(tokenizer.file);
-  for (const auto& [name, solver] : manifest.solvers) used.insert(solver.file);
-  for (const auto& [name, graph] : manifest.graphs) {
-    used.insert(graph.file);
-    if (graph.weights) used.insert(*graph.weights);
-  }
-  for (const std::string& file : used) {
-    if (!manifest.files.contains(file)) {
-      throw RecordError("",
-                        "Value error, file " + repr(file) + " is used but not listed under files");
-    }
-  }
 }
 
 // Fields in the order of tgate_export/bundle/manifest.py: of several faults, the first is named.
@@ -211,7 +199,7 @@ Manifest read_manifest(const Json& json) {
   }
   manifest.tokenizers = named<TokenizerSpec>(fields.required("tokenizers"), read_tokenizer);
   const auto clip_skips = fields.optional("clip_skips");
-  manifest.clip_skips = clip_skips ? clip_skips->integer_from(0) : 0;
+  manifest.clip_skips = clip_skips ? clip_skips->integer_from(0, 1000) : 0;
   manifest.guidance = fields.required("guidance").one_of({"classifier-free", "embedded", "none"});
   manifest.absent_negative_prompt =
       fields.required("absent_negative_prompt").one_of({"empty", "zeros"});
@@ -224,7 +212,7 @@ Manifest read_manifest(const Json& json) {
   for (const auto& [name, version] : fields.required("versions").object()) version.string();
   manifest.files = read_files(fields.required("files"));
   fields.end();
-  check_listed(manifest);
+  check_references(manifest);
   return manifest;
 }
 

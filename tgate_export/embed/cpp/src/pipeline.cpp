@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "backends/backend.hpp"
+#include "bundle_files.hpp"
 #include "call.hpp"
 #include "files.hpp"
 #include "python_text.hpp"
@@ -62,12 +63,10 @@ struct Pipeline::Impl {
   const SolverSteps& solver_steps(const std::string& scheduler, int steps) {
     auto found = tables.find(scheduler);
     if (found == tables.end()) {
-      const auto file = bundle.file(bundle.manifest.solvers.find(scheduler)->file);
-      try {
-        found = tables.emplace(scheduler, parse_solver_table(read_file(file), file.string())).first;
-      } catch (const std::filesystem::filesystem_error& error) {
-        throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + reason_of(error));
-      }
+      const std::string& file = bundle.manifest.solvers.find(scheduler)->file;
+      const std::string text = read_bundle_file(bundle, file, kMostTableBytes);
+      const std::string where = bundle.file(file).string();
+      found = tables.emplace(scheduler, parse_solver_table(text, where)).first;
     }
     return found->second.for_steps(steps);
   }

@@ -9,6 +9,7 @@
 #include "json_reader.hpp"
 #include "python_text.hpp"
 #include "sha256.hpp"
+#include "unicode.hpp"
 
 namespace tgate {
 namespace fs = std::filesystem;
@@ -39,6 +40,8 @@ bool is_compute_capability(const std::string& text) {  // \d+\.\d
 std::vector<std::int64_t> read_shape(const Value& value) {
   std::vector<std::int64_t> shape;
   for (const Value& side : value.array()) shape.push_back(side.integer_from(1));
+  if (shape.empty()) value.refuse("Tuple should have at least 1 item after validation, not 0");
+  value.check_items(shape.size(), kMostDims);
   return shape;
 }
 
@@ -82,7 +85,7 @@ void read_key(const Value& value, ReadPlan& read) {
   Fields fields(value);
   PlanKey& key = read.plan.key;
   Canonical canonical;
-  canonical["graph"] = read.graph = fields.required("graph").string();
+  canonical["graph"] = read.graph = fields.required("graph").name();
   canonical["graph_sha256"] = read.graph_sha256 = fields.required("graph_sha256").sha256();
   const Value weights = fields.required("weights_sha256");
   canonical["weights_sha256"] = nullptr;
@@ -99,10 +102,15 @@ void read_key(const Value& value, ReadPlan& read) {
   canonical["compute_capabilities"] = key.compute_capabilities;
   canonical["precision"] = fields.required("precision").one_of({"fp32", "fp16"});
   canonical["shapes"] = Canonical::object();
-  for (const auto& [name, item] : fields.required("shapes").object()) {
+  const Value shapes = fields.required("shapes");
+  for (const auto& [name, item] : shapes.object()) {
+    check_name(name, item.path() + ".[key]");
     const ShapeRange range = read_shape_range(item);
     canonical["shapes"][name] = {{"min", range.min}, {"opt", range.opt}, {"max", range.max}};
     key.shapes.add(name, range);
+  }
+  if (key.shapes.empty()) {
+    shapes.refuse("Dictionary should have at least 1 item after validation, not 0");
   }
   read_settings(fields.required("settings"), key, canonical["settings"]);
   canonical["code_sha256"] = fields.required("code_sha256").sha256();
@@ -116,8 +124,9 @@ ReadPlan read_plan(const Value& value) {
   const Value file = fields.required("file");
   read.plan.file = file.string();
   const std::string& name = read.plan.file;
-  if (name.empty() || name.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos ||
-      name == "." || name == "..") {
+  const std::u32string letters = decode_utf8(name);
+  if (!std::all_of(letters.begin(), letters.end(), is_printable) || name.empty() ||
+      name.find_first_of("/\\") != std::string::npos || name == "." || name == "..") {
     file.refuse("Value error, " + repr(name) + " is not the plain name of a file");
   }
   Fields content(fields.required("content"));
@@ -134,7 +143,8 @@ Named<ReadPlan> read_record(const fs::path& set) {
   const fs::path record = set / kRecord;
   Json json;
   try {
-    json = parse_json(read_file(record));
+    if (fs::is_symlink(record)) throw std::invalid_argument("it is a link");
+    json = parse_json(read_file(record, kMostRecordBytes));
   } catch (const fs::filesystem_error& error) {
     if (error.code() == std::errc::no_such_file_or_directory) {
       throw Error(ErrorKind::bundle, record.string() + " is missing: " + again(set));
@@ -161,6 +171,7 @@ Named<ReadPlan> read_record(const fs::path& set) {
       throw RecordError("schema_version", "Input should be 1");
     }
     for (const auto& [graph, item] : fields.required("plans").object()) {
+      check_name(graph, item.path() + ".[key]");
       plans.add(graph, read_plan(item));
     }
     fields.end();
@@ -191,6 +202,14 @@ std::vector<std::string> stale_parts(const ReadPlan& plan, const Manifest& manif
   }
   if (plan.weights_sha256 != weights) stale.emplace_back("weights_sha256");
   return stale;
+}
+
+// A link could lead anywhere.
+void check_folder(const fs::path& path) {
+  if (fs::symlink_status(path).type() != fs::file_type::directory) {
+    throw Error(ErrorKind::bundle,
+                path.string() + " does not belong to the bundle: move it elsewhere");
+  }
 }
 
 void check_plan_files(const fs::path& set, const Named<ReadPlan>& plans) {
@@ -255,16 +274,14 @@ std::string str(const ShapeRange& range) {
 std::vector<PlanSet> check_plan_sets(const Bundle& bundle, bool check_hashes) {
   const fs::path folder = bundle.path / "plans";
   std::vector<PlanSet> sets;
-  if (!fs::is_directory(folder)) return sets;
+  if (!fs::exists(fs::symlink_status(folder))) return sets;
+  check_folder(folder);
   std::set<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(folder)) paths.insert(entry.path());
   for (const fs::path& path : paths) {
+    check_folder(path);
     // Hidden: of a build that is running or was killed.
     if (path.filename().string()[0] == '.') continue;
-    if (!fs::is_directory(path) || fs::is_symlink(path)) {
-      throw Error(ErrorKind::bundle,
-                  path.string() + " does not belong to the bundle: move it elsewhere");
-    }
     const Named<ReadPlan> plans = read_record(path);
     check_plan_files(path, plans);
     PlanSet set{path, {}};

@@ -5,6 +5,7 @@
 
 #include <tgate/error.hpp>
 
+#include "counts.hpp"
 #include "half.hpp"
 #include "python_text.hpp"
 #include "unicode.hpp"
@@ -54,7 +55,6 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
   }
   for (const TensorSpec& tensor : outputs) {
     const Tensor& value = embeds.at(tensor.name);
-    std::size_t elements = 1;
     std::vector<std::string> wanted{"prompts"};
     bool fits = value.shape.size() == tensor.shape.size() && !value.shape.empty() &&
                 value.shape[0] > 0;
@@ -62,13 +62,14 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
       wanted.push_back(std::to_string(tensor.shape[i].size));
       fits = fits && value.shape[i] == tensor.shape[i].size;
     }
-    for (const std::int64_t side : value.shape) elements *= static_cast<std::size_t>(side);
-    if (!fits || value.data.size() != elements) {
+    if (!fits || elements_of(value.shape) != value.data.size()) {
       refuse(argument + ": " + tensor.name + " has shape " + repr(value.shape) +
              ", but this bundle's family " + manifest.family + " takes [" + join(wanted) +
              "]: use the text encoder of the bundle's own model");
     }
-    const float largest = tensor.dtype == DType::float16 ? kLargestHalf : HUGE_VALF;
+    const float largest = tensor.dtype == DType::float16 ? kLargestHalf
+                          : tensor.dtype == DType::int64 ? 0x1p63F
+                                                         : HUGE_VALF;
     for (const float number : value.data) {
       if (!std::isfinite(number) || std::abs(number) >= largest) {
         refuse(argument + ": " + tensor.name + " holds values that are not finite in " +

@@ -10,31 +10,43 @@
 
 namespace tgate {
 
+namespace {
+
+void append_escaped(std::string& out, char32_t c) {
+  if (c == U'\n') {
+    out += "\\n";
+  } else if (c == U'\r') {
+    out += "\\r";
+  } else if (c == U'\t') {
+    out += "\\t";
+  } else if (is_printable(c)) {
+    append_utf8(out, c);
+  } else {
+    std::array<char, 12> code{};
+    const char* form = c <= 0xff ? "\\x%02x" : c <= 0xffff ? "\\u%04x" : "\\U%08x";
+    std::snprintf(code.data(), code.size(), form, static_cast<unsigned>(c));
+    out += code.data();
+  }
+}
+
+}  // namespace
+
 std::string repr(std::string_view text) {
   const bool single = text.find('\'') == std::string_view::npos;
   const bool with_double = !single && text.find('"') == std::string_view::npos;
   const char quote = with_double ? '"' : '\'';
   std::string out(1, quote);
   for (const char32_t c : decode_utf8(text)) {
-    if (c == static_cast<char32_t>(quote) || c == U'\\') {
-      out += '\\';
-      out += static_cast<char>(c);
-    } else if (c == U'\n') {
-      out += "\\n";
-    } else if (c == U'\r') {
-      out += "\\r";
-    } else if (c == U'\t') {
-      out += "\\t";
-    } else if (is_printable(c)) {
-      append_utf8(out, c);
-    } else {
-      std::array<char, 12> code{};
-      const char* form = c <= 0xff ? "\\x%02x" : c <= 0xffff ? "\\u%04x" : "\\U%08x";
-      std::snprintf(code.data(), code.size(), form, static_cast<unsigned>(c));
-      out += code.data();
-    }
+    if (c == static_cast<char32_t>(quote) || c == U'\\') out += '\\';
+    append_escaped(out, c);
   }
   return out + quote;
+}
+
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char32_t c : decode_utf8(text)) append_escaped(out, c);
+  return out;
 }
 
 std::string repr(double value) {
@@ -100,7 +112,7 @@ std::string one_line(std::string_view text) {
   text.remove_prefix(begin);
   text = text.substr(0, text.find('\n'));
   while (!text.empty() && (text.back() == '\r' || text.back() == ' ')) text.remove_suffix(1);
-  return std::string(text);
+  return escaped(text);
 }
 
 }  // namespace tgate

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "bundle_files.hpp"
 #include "files.hpp"
 #include "half.hpp"
 #include "noise.hpp"
@@ -30,12 +31,10 @@ std::string left_out(const Tokenizer& tokenizer, const std::vector<std::int64_t>
 const Tokenizer& Tokenizers::get(const std::string& input) {
   const auto found = loaded_.find(input);
   if (found != loaded_.end()) return found->second;
-  const auto file = bundle_.file(bundle_.manifest.tokenizers.find(input)->file);
-  try {
-    return loaded_.emplace(input, Tokenizer(read_file(file), file.string())).first->second;
-  } catch (const std::filesystem::filesystem_error& error) {
-    throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + reason_of(error));
-  }
+  const std::string& file = bundle_.manifest.tokenizers.find(input)->file;
+  const std::string text = read_bundle_file(bundle_, file, kMostTableBytes);
+  const std::string where = bundle_.file(file).string();
+  return loaded_.emplace(input, Tokenizer(text, where)).first->second;
 }
 
 PreparedRun::PreparedRun(Backend& backend, const Manifest& manifest, RunShape shape)
@@ -59,7 +58,7 @@ void PreparedRun::write(const Slot& slot, const std::vector<T>& values) {
 Tensor PreparedRun::read(const Slot& slot) const {
   const BufferSpec& spec = plan_.buffers.at(slot.buffer);
   Tensor tensor{spec.shape, std::vector<float>(spec.row_elements())};
-  memory_->read(slot, tensor.data.data(), spec.row_bytes());
+  memory_->read(slot, tensor.data.data(), tensor.data.size() * sizeof(float));
   return tensor;
 }
 
@@ -125,6 +124,9 @@ void PreparedRun::write_ids(const std::string& prefix, const std::string& input,
                             const TokenizerSpec& spec,
                             const std::vector<std::vector<std::int64_t>>& rows) {
   const auto length = static_cast<std::size_t>(spec.max_length);
+  const Slot slot{prefix + input};
+  // Before there are so many.
+  check_slot(plan_.buffers, slot, rows.size() * length * sizeof(std::int64_t));
   std::vector<std::int64_t> ids, mask;
   for (const auto& row : rows) {
     ids.insert(ids.end(), row.begin(), row.end());
@@ -132,7 +134,7 @@ void PreparedRun::write_ids(const std::string& prefix, const std::string& input,
     ids.insert(ids.end(), length - row.size(), spec.pad_token_id);
     mask.insert(mask.end(), length - row.size(), 0);
   }
-  write({prefix + input}, ids);
+  write(slot, ids);
   if (spec.mask) write({prefix + *spec.mask}, mask);
 }
 

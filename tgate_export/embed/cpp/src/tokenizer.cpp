@@ -1,6 +1,7 @@
 #include "tokenizer.hpp"
 
 #include <array>
+#include <limits>
 #include <queue>
 
 #include <tgate/error.hpp>
@@ -22,6 +23,35 @@ constexpr const char* kPreTokenizer = R"({"type":"Sequence","pretokenizers":[{"t
 
 [[noreturn]] void other_kind(const std::string& what) {
   throw Error(ErrorKind::request, "it has another " + what + " than CLIP's byte-pair tokenizer");
+}
+
+// More than any tokenizer has; `tokenizers` keeps an id in 32 bits.
+constexpr std::int64_t kMostId = std::numeric_limits<std::int32_t>::max();
+constexpr std::size_t kMostTokens = 1 << 20;
+constexpr std::size_t kMostMerges = 1 << 20;
+constexpr std::size_t kMostAddedTokens = 4096;  // each is looked for at every place of a text
+constexpr std::size_t kMostTokenBytes = 1024;
+
+std::int64_t id_of(const nlohmann::json& json) {
+  if (!json.is_number_integer() || json < 0 || json > kMostId) {
+    throw std::invalid_argument("a token's id is not a number from 0 to " +
+                                std::to_string(kMostId));
+  }
+  return json.get<std::int64_t>();
+}
+
+void check_count(const nlohmann::json& json, std::size_t most, const char* what) {
+  if (json.size() > most) {
+    throw std::invalid_argument("it has more than " + std::to_string(most) + " " + what);
+  }
+}
+
+const std::string& check_token(const std::string& token) {
+  if (token.size() > kMostTokenBytes) {
+    throw std::invalid_argument("a token has more than " + std::to_string(kMostTokenBytes) +
+                                " bytes");
+  }
+  return token;
 }
 
 // Every byte as a printable character, as GPT-2's `bytes_to_unicode`.
@@ -101,7 +131,8 @@ void split_at(std::string_view text, const Tokens& tokens, OnToken on_token, OnR
 
 std::size_t Tokenizer::PairHash::operator()(
     const std::pair<std::int64_t, std::int64_t>& pair) const {
-  return std::hash<std::int64_t>()(pair.first * 1000003 + pair.second);
+  return std::hash<std::uint64_t>()(static_cast<std::uint64_t>(pair.first) * 1000003 +
+                                    static_cast<std::uint64_t>(pair.second));
 }
 
 Tokenizer::Tokenizer(std::string_view text, const std::string& where) {
@@ -130,11 +161,16 @@ void Tokenizer::read_model(const nlohmann::json& json) {
       !off("fuse_unk", false) || !off("byte_fallback", false) || !off("ignore_merges", false)) {
     other_kind("model");
   }
-  for (const auto& [token, id] : json.at("vocab").items()) {
-    vocabulary_.emplace(token, id.get<std::int64_t>());
-    tokens_.emplace(id.get<std::int64_t>(), token);
+  const nlohmann::json& vocabulary = json.at("vocab");
+  if (!vocabulary.is_object()) throw std::invalid_argument("its vocabulary is not an object");
+  check_count(vocabulary, kMostTokens, "tokens");
+  for (const auto& [token, id] : vocabulary.items()) {
+    vocabulary_.emplace(check_token(token), id_of(id));
+    if (!tokens_.emplace(id_of(id), token).second) {
+      throw std::invalid_argument("two tokens have the id " + id.dump());
+    }
   }
-  const auto id_of = [&](const std::string& token) {
+  const auto known = [&](const std::string& token) {
     const auto found = vocabulary_.find(token);
     if (found == vocabulary_.end()) {
       throw std::invalid_argument("token " + repr(token) + " is not in the vocabulary");
@@ -142,11 +178,12 @@ void Tokenizer::read_model(const nlohmann::json& json) {
     return found->second;
   };
   if (json.contains("end_of_word_suffix") && !json["end_of_word_suffix"].is_null()) {
-    suffix_ = json["end_of_word_suffix"].get<std::string>();
+    suffix_ = check_token(json["end_of_word_suffix"].get<std::string>());
   }
   if (json.contains("unk_token") && !json["unk_token"].is_null()) {
-    unknown_ = id_of(json["unk_token"].get<std::string>());
+    unknown_ = known(json["unk_token"].get<std::string>());
   }
+  check_count(json.at("merges"), kMostMerges, "merges");
   std::size_t rank = 0;
   for (const nlohmann::json& merge : json.at("merges")) {
     std::string left, right;  // both in the vocabulary, as is what they become
@@ -159,16 +196,17 @@ void Tokenizer::read_model(const nlohmann::json& json) {
       left = merge.at(0).get<std::string>();
       right = merge.at(1).get<std::string>();
     }
-    merges_.insert_or_assign({id_of(left), id_of(right)}, Merge{rank++, id_of(left + right)});
+    merges_.insert_or_assign({known(left), known(right)}, Merge{rank++, known(left + right)});
   }
 }
 
 void Tokenizer::read_added_tokens(const nlohmann::json& json) {
+  check_count(json, kMostAddedTokens, "added tokens");
   for (const nlohmann::json& entry : json) {
     for (const char* option : {"single_word", "lstrip", "rstrip"}) {
       if (entry.at(option).get<bool>()) other_kind("kind of added token");
     }
-    AddedToken token{entry.at("content").get<std::string>(), entry.at("id").get<std::int64_t>(),
+    AddedToken token{check_token(entry.at("content").get<std::string>()), id_of(entry.at("id")),
                      entry.at("special").get<bool>()};
     if (token.content.empty()) continue;
     tokens_.insert_or_assign(token.id, token.content);
@@ -183,8 +221,8 @@ void Tokenizer::read_added_tokens(const nlohmann::json& json) {
 
 void Tokenizer::read_post_processor(const nlohmann::json& json) {
   if (json.at("type") != "RobertaProcessing") other_kind("post-processor");
-  start_ = json.at("cls").at(1).get<std::int64_t>();
-  end_ = json.at("sep").at(1).get<std::int64_t>();
+  start_ = id_of(json.at("cls").at(1));
+  end_ = id_of(json.at("sep").at(1));
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {

@@ -1,5 +1,6 @@
 #include "unicode.hpp"
 
+#include <limits>
 #include <memory>
 #include <new>
 
@@ -50,6 +51,8 @@ bool in_category(char32_t c, std::uint32_t mask) {
 }  // namespace
 
 bool is_utf8(std::string_view text) {
+  // ICU counts in 32 bits.
+  if (text.size() > std::numeric_limits<std::int32_t>::max()) return false;
   for (std::int32_t i = 0; i < static_cast<std::int32_t>(text.size());) {
     UChar32 c;
     U8_NEXT(text.data(), i, static_cast<std::int32_t>(text.size()), c);

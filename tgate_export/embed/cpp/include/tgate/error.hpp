@@ -29,18 +29,9 @@ class Error : public std::runtime_error {
   }
 
  private:
-  // A damaged file can bring line ends, and null bytes, where `what()` would end.
-  static std::string printable(const std::string& message) {
-    std::string line;
-    for (const char c : message) {
-      if (c == '\0') {
-        line += "\\x00";
-      } else {
-        line += c == '\n' || c == '\r' ? ' ' : c;
-      }
-    }
-    return line;
-  }
+  // Line ends as spaces, and what cannot be printed as escapes: a bundle of somebody else can bring
+  // codes that a terminal obeys.
+  static std::string printable(const std::string& message);
 
   ErrorKind kind_;
 };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -135,10 +136,14 @@ struct Manifest {
   const Graph& graph(std::string_view name) const;
 };
 
+struct FileStates;
+
 // A folder that `tgate-export build` wrote, and its manifest.
 struct Bundle {
   std::filesystem::path path;
   Manifest manifest;
+  // Of the library: what the files were when they were checked.
+  std::shared_ptr<const FileStates> states = nullptr;
 
   std::filesystem::path file(const std::string& relative) const { return path / relative; }
 };

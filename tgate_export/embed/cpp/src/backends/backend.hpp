@@ -22,7 +22,8 @@ class Memory {
  public:
   virtual ~Memory() = default;
 
-  // Copies `bytes`, the size of the slot, from the host.
+  // Copies `bytes` from the host. Throws Error, see `check_slot`, unless the slot is of that size;
+  // `read` does, too.
   virtual void write(const Slot& slot, const void* data, std::size_t bytes) = 0;
   // Waits for every launch before it, and copies to the host.
   virtual void read(const Slot& slot, void* data, std::size_t bytes) = 0;

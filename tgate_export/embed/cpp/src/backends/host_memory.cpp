@@ -1,8 +1,12 @@
 #include "host_memory.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
+
+#include <unistd.h>
 
 namespace tgate {
 namespace {
@@ -13,8 +17,26 @@ std::size_t stride(const BufferSpec& spec) {
   return (spec.row_bytes() + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-void check_size(const BufferSpec& spec, const Slot& slot, std::size_t bytes) {
-  if (spec.row_bytes() != bytes) throw std::logic_error("buffer " + slot.buffer + ": wrong size");
+// Sums of sizes that no machine has do not wrap around.
+std::size_t times(std::size_t bytes, std::size_t count) {
+  constexpr std::size_t kMost = std::numeric_limits<std::size_t>::max();
+  return bytes > kMost / count ? kMost : bytes * count;
+}
+
+// What does not fit would be killed later, with the program.
+void check_total(const Buffers& buffers) {
+  std::size_t total = 0;
+  for (const auto& [name, spec] : buffers) {
+    const std::size_t bytes = times(stride(spec), static_cast<std::size_t>(spec.slots()));
+    total += std::min(bytes, std::numeric_limits<std::size_t>::max() - total);
+  }
+  const auto memory = times(static_cast<std::size_t>(std::max(sysconf(_SC_PHYS_PAGES), 1L)),
+                            static_cast<std::size_t>(std::max(sysconf(_SC_PAGESIZE), 1L)));
+  if (total > memory) {
+    throw Error(ErrorKind::backend, "the buffers of a run take " + std::to_string(total >> 20) +
+                                        " MiB, this machine has " + std::to_string(memory >> 20) +
+                                        ": draw fewer or smaller images a call");
+  }
 }
 
 }  // namespace
@@ -22,6 +44,7 @@ void check_size(const BufferSpec& spec, const Slot& slot, std::size_t bytes) {
 void HostMemory::Free::operator()(void* block) const noexcept { std::free(block); }
 
 HostMemory::HostMemory(const Buffers& buffers) : specs_(buffers) {
+  check_total(buffers);
   for (const auto& [name, spec] : buffers) {
     const std::size_t bytes = stride(spec) * static_cast<std::size_t>(spec.slots());
     void* block = std::aligned_alloc(kAlignment, bytes);
@@ -36,12 +59,12 @@ void* HostMemory::address(const Slot& slot) const {
 }
 
 void HostMemory::write(const Slot& slot, const void* data, std::size_t bytes) {
-  check_size(spec(slot), slot, bytes);
+  check_slot(specs_, slot, bytes);
   std::memcpy(address(slot), data, bytes);
 }
 
 void HostMemory::read(const Slot& slot, void* data, std::size_t bytes) {
-  check_size(spec(slot), slot, bytes);
+  check_slot(specs_, slot, bytes);
   std::memcpy(data, address(slot), bytes);
 }
 

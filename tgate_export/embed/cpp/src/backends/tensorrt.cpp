@@ -78,13 +78,27 @@ const char* name_of(trt::DataType type) {
   }
 }
 
-Shape shape_of(const trt::Dims& dims) { return {dims.d, dims.d + std::max(dims.nbDims, 0)}; }
+// -1 where TensorRT does not know it yet: no dimensions.
+Shape shape_of(const trt::Dims& dims) {
+  return {dims.d, dims.d + std::clamp(dims.nbDims, 0, trt::Dims::MAX_DIMS)};
+}
 
 trt::Dims dims_of(const Shape& shape) {
   trt::Dims dims{};
+  if (shape.size() > trt::Dims::MAX_DIMS) {
+    throw Error(ErrorKind::bundle, "TensorRT has no tensors of shape " + repr(shape));
+  }
   dims.nbDims = static_cast<std::int32_t>(shape.size());
   std::copy(shape.begin(), shape.end(), dims.d);
   return dims;
+}
+
+std::string read_plan(const fs::path& path) {
+  try {
+    return read_file(path);
+  } catch (const std::exception& error) {  // of the file system, or no regular file
+    throw Error(ErrorKind::bundle, "cannot read " + path.string() + ": " + one_line(error.what()));
+  }
 }
 
 struct View {
@@ -99,7 +113,7 @@ class Engine {
  public:
   Engine(trt::IRuntime& runtime, Logger& logger, std::string graph, const fs::path& path)
       : graph_(std::move(graph)), path_(path), logger_(logger) {
-    const std::string plan = read_file(path);
+    const std::string plan = read_plan(path);
     engine_.reset(runtime.deserializeCudaEngine(plan.data(), plan.size()));
     if (!engine_) throw logger_.failure(path.string() + " cannot be loaded", plan.size());
     const std::unique_ptr<trt::IRuntimeConfig> config(engine_->createRuntimeConfig());
@@ -236,9 +250,11 @@ class DeviceMemory : public Memory {
   }
 
   void write(const Slot& slot, const void* data, std::size_t bytes) override {
+    check_slot(specs_, slot, bytes);
     cuda_.upload(address(slot), data, bytes);
   }
   void read(const Slot& slot, void* data, std::size_t bytes) override {
+    check_slot(specs_, slot, bytes);
     cuda_.download(data, address(slot), bytes);
   }
 
