@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tgate_export.errors import TGateError
+from tgate_export.errors import ModelError, TGateError
 from tgate_export.export.progress import Progress
-from tgate_export.export.solvers import SolverJobs
+from tgate_export.export.solvers import SolverJobs, choose_default
 
 # As a user writes it: at the top level of a script, without `if __name__ == "__main__"`.
 SCRIPT = """
@@ -48,7 +48,7 @@ def test_helper_that_is_killed_fails_the_build(tmp_path: Path) -> None:
     with SolverJobs({}, tmp_path / "solvers") as jobs:
         jobs._process.kill()
         with pytest.raises(TGateError, match="compiling samplers failed: killed"):
-            jobs.results("ddim", Progress())
+            jobs.results(Progress())
 
 
 def test_helper_ends_with_a_killed_build(tmp_path: Path) -> None:
@@ -65,3 +65,56 @@ def test_helper_ends_with_a_killed_build(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("the helper process outlived the build")
     process.communicate()
+
+
+class Notes(Progress):
+    """Remembers what a build would have said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_samplers_that_refuse_the_configuration_are_left_out(tmp_path: Path) -> None:
+    # DEIS knows no such algorithm, and Karras sigmas exclude the beta ones. diffusers says so in
+    # the constructors, by errors of two classes.
+    config = {
+        "beta_schedule": "scaled_linear", "clip_sample": False, "use_beta_sigmas": True,
+        "algorithm_type": "sde-dpmsolver++",
+    }  # fmt: skip
+    notes, folder = Notes(), tmp_path / "solvers"
+    with SolverJobs(config, folder, ["deis", "euler-karras", "ddim"]) as jobs:
+        solvers = jobs.results(notes)
+    assert list(solvers) == ["ddim"]
+    assert [path.name for path in folder.iterdir()] == ["ddim.json"]
+    first, second = notes.lines
+    assert "'deis' (DEISMultistepScheduler) is left out: NotImplementedError" in first
+    assert "'euler-karras' (EulerDiscreteScheduler) is left out: ValueError" in second
+
+
+def test_no_sampler_compiles(tmp_path: Path) -> None:
+    with (
+        SolverJobs({"beta_schedule": "no such"}, tmp_path / "solvers", ["euler", "ddim"]) as jobs,
+        pytest.raises(ModelError, match=r"no sampler can be compiled from .*'euler'.* left out"),
+    ):
+        jobs.results(Notes())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "compiled", "chosen"),
+    [
+        ("euler", ["ddim", "euler"], "euler"),
+        ("euler-karras", ["ddim", "euler"], "euler"),
+        ("lcm", ["euler", "ddim"], "ddim"),
+        ("pndm", ["unipc", "euler-a"], "unipc"),
+        ("ddim", ["lcm", "euler-a"], "euler-a"),
+    ],
+)
+def test_default_sampler_that_was_left_out(wanted: str, compiled: list[str], chosen: str) -> None:
+    notes = Notes()
+    assert choose_default(wanted, compiled, notes) == chosen
+    expected = f"default sampler, {wanted}, was left out: the default is {chosen}"
+    assert (wanted == chosen) == (not notes.lines)
+    assert all(expected in line for line in notes.lines)

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import huggingface_hub.errors
 import pytest
 
+from tests.families.small_folder import WEIGHTS, edit_json, write_json
 from tgate_export.errors import InvalidRequestError, ModelError, TGateError
 from tgate_export.families import geometry
 from tgate_export.families.source import resolve_source
-
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-
-
-def safetensors(tensors: dict[str, int]) -> bytes:
-    """A file of uint8 tensors of the given sizes."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, size in tensors.items():
-        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(end)
-
-
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    write_json(path, json.loads(path.read_text()) | changes)
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    """The files of a Stable Diffusion pipeline; its weights are valid files of no model."""
-    folder = tmp_path / "mine"
-    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
-    write_json(folder / "scheduler" / "scheduler_config.json", {})
-    write_json(folder / "tokenizer" / "tokenizer.json", {})
-    unet = {"in_channels": 4, "sample_size": 8, "block_out_channels": [32, 64]}
-    write_json(folder / "unet" / "config.json", unet)
-    vae = {"latent_channels": 4, "block_out_channels": [16, 32, 32]}
-    write_json(folder / "vae" / "config.json", vae)
-    write_json(folder / "text_encoder" / "config.json", {})
-    for component, name in WEIGHTS.items():
-        (folder / component / name).write_bytes(safetensors({"weight": 8}))
-    return folder
 
 
 def refused(model: str | Path, error: type[TGateError] = ModelError, **options: Any) -> str:
@@ -197,16 +152,27 @@ def test_truncated_weights(pipeline: Path, component: str) -> None:
     "content",
     [
         b"", b"\x01", struct.pack("<Q", 1000) + b'{"a', struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 1 << 62) + b"{}", b"version https://git-lfs.github.com/spec/v1\n",
+        struct.pack("<Q", 1 << 62) + b"{}",
         struct.pack("<Q", 14) + b'{"weight": {}}',
         struct.pack("<Q", 38) + b'{"w": {"data_offsets": ["0", "many"]}}',
     ],
-    ids=["empty", "short", "cut", "list", "huge", "lfs-pointer", "no-offsets", "words"],
+    ids=["empty", "short", "cut", "list", "huge", "no-offsets", "words"],
 )  # fmt: skip
 def test_file_that_is_no_safetensors(pipeline: Path, content: bytes) -> None:
     weights = pipeline / "unet" / WEIGHTS["unet"]
     weights.write_bytes(content)
     assert f"{weights} is not a safetensors file" in refused(pipeline)
+
+
+def test_git_lfs_pointers(pipeline: Path) -> None:
+    for name in ("unet/" + WEIGHTS["unet"], "unet/config.json", "tokenizer/tokenizer.json"):
+        content = (pipeline / name).read_bytes()
+        (pipeline / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        message = refused(pipeline)
+        assert str(pipeline / name) in message
+        assert "git lfs pull" in message
+        (pipeline / name).write_bytes(content)
+    assert resolve_source(str(pipeline))
 
 
 def test_missing_shard(pipeline: Path) -> None:
@@ -241,52 +207,3 @@ def test_random_weights_need_no_weight_files(pipeline: Path) -> None:
     assert source.kind == "random"
     assert not any(name.endswith(".safetensors") for name in source.files())
     assert resolve_source("sd15", "random").record().fingerprint
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("[Errno 101] Network is unreachable\nsecond line"),
-        OSError(),  # without any text
-        huggingface_hub.errors.LocalEntryNotFoundError("not in the cache"),
-        huggingface_hub.errors.HFValidationError("bad id"),
-        RuntimeError("a client's own type"),
-    ],
-)
-@pytest.mark.parametrize("model", ["someone/model", "sd15"])
-def test_download_that_fails(monkeypatch: pytest.MonkeyPatch, model: str, error: Exception) -> None:
-    def fail(*_args: object, **_options: object) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    message = refused(model)
-    assert "cannot download" in message
-    assert "--weights random" in message
-
-
-def test_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert "cannot download nobody/nothing" in refused("nobody/nothing")
-    assert "takes a model name" in refused("nobody/nothing", InvalidRequestError, weights="random")
-
-
-def test_download_asks_for_safetensors_only(
-    monkeypatch: pytest.MonkeyPatch, pipeline: Path
-) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(hub_id: str, **options: Any) -> str:
-        asked.update(options, hub_id=hub_id)
-        return str(pipeline)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    source = resolve_source("someone/model")
-    assert (source.kind, source.model, source.name) == ("hub", "someone/model", "model")
-    assert source.revision == pipeline.name  # a snapshot's folder is named for its commit
-    endings = {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]}
-    assert endings == {"json", "txt", "safetensors", "model"}
-    # A SentencePiece vocabulary: a protocol buffer, not a pickle.
-    assert [name for name in asked["allow_patterns"] if name.endswith(".model")] == [
-        "tokenizer/*.model", "tokenizer_2/*.model",
-    ]  # fmt: skip

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=BundlePath())
 @click.option("--source", metavar="DIR", help="The pipeline's folder, if it has moved.")
 @click.option(
+    "--download",
+    is_flag=True,
+    help="Fetch the model that the bundle names from Hugging Face, if it is not in the cache.",
+)
+@click.option(
     "--backend",
     type=BackendName(),
     help="Verify what this backend makes of the graphs; as for generate. Default: the graphs as "
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     source: str | None,
+    download: bool,
     backend: str | None,
     precision: RunPrecision | None,
     as_json: bool,
@@ -44,7 +50,14 @@ def command(
     require_export_extra()
     from tgate_export.export.verify import require, verify_bundle
 
-    result = verify_bundle(bundle, source, RichProgress(), backend=backend, precision=precision)
+    result = verify_bundle(
+        bundle,
+        source,
+        RichProgress(),
+        backend=backend,
+        precision=precision,
+        download=download,
+    )
     if as_json:
         print_json(
             {

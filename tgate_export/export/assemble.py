@@ -62,7 +62,7 @@ def assemble(
         TGateError: the disk has too little space.
     """
     from tgate_export.export.solver_graph import save_solver_graph
-    from tgate_export.export.solvers import SolverJobs, solver_graph
+    from tgate_export.export.solvers import SolverJobs, choose_default, solver_graph
     from tgate_export.export.verify import check_graphs, graph_references, require
     from tgate_export.families import geometry
     from tgate_export.families.graphs import denoiser_cache, graph_exports
@@ -81,7 +81,8 @@ def assemble(
         save_solver_graph(staging / "graphs" / "solver.onnx")
         graphs["solver"] = solver_graph()
         with progress.stage("compiling samplers"):
-            solvers = jobs.results(source.defaults.scheduler, progress)
+            solvers = jobs.results(progress)
+    sampler = choose_default(source.defaults.scheduler, solvers, progress)
     tokenizers = {
         spec.input: _save_tokenizer(spec, parts.tokenizers[spec.input], staging)
         for spec in source.family.tokenizers(source)
@@ -98,6 +99,7 @@ def assemble(
         prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
         defaults=source.defaults.model_copy(
             update={
+                "scheduler": sampler,
                 "gate_step": options.gate_step,
                 "sp_interval": options.sp_interval,
                 "fi_interval": options.fi_interval,

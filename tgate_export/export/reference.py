@@ -68,15 +68,19 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
         "fi_interval": 2 if "gated_reuse" in manifest.graphs else 1,
     }
     reuses = max(intervals.values()) > 1
+    # One that draws noise cannot be compared.
+    steady = [name for name in manifest.solvers if name not in ("lcm", "euler-a")]
     if manifest.graph("full").parameters > LARGE_DENOISER:
         steps, gate = (6, 3) if reuses else (4, 2)
-        # One that draws noise cannot be compared.
         default = manifest.defaults.scheduler
-        scheduler = "ddim" if default in ("lcm", "euler-a") else default
-        return (TrajectoryCase(scheduler, steps, gate, **intervals),)
+        first = [name for name in (default, "ddim") if name in steady]
+        return tuple(
+            TrajectoryCase(name, steps, gate, **intervals) for name in (first or steady)[:1]
+        )
     steps = manifest.defaults.num_inference_steps
     gates = sorted({1, max(1, steps // 5), manifest.defaults.gate_step, steps})
-    schedulers = [name for name in ("ddim", "euler", "dpm++2m", "pndm") if name in manifest.solvers]
+    usual = ("ddim", "euler", "dpm++2m", "pndm")
+    schedulers = [name for name in steady if name in usual] or steady[:1]
     cases = [TrajectoryCase(name, steps, gate) for name in schedulers for gate in gates]
     if reuses:
         gate = max(2, steps // 2)

@@ -9,14 +9,34 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tgate_export.bundle.manifest import Graph, Solver, Tensor
 from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
-from tgate_export.errors import ModelError, TGateError
+from tgate_export.errors import ModelError, TGateError, first_line
 from tgate_export.export.progress import Progress
+
+# What stands in for a default sampler that cannot be compiled, the best first.
+_STAND_INS = ("ddim", "euler", "dpm++2m", "unipc", "deis", "pndm")
+
+
+def choose_default(wanted: str, compiled: Collection[str], progress: Progress) -> str:
+    """Return the default sampler of a bundle: the wanted one, or with a note what comes near it.
+
+    Args:
+        wanted: the model's own.
+        compiled: the names of the samplers that the bundle has; at least one.
+        progress: told when the wanted one was left out.
+    """
+    near = (wanted, wanted.removesuffix("-karras"), *_STAND_INS, *sorted(compiled))
+    chosen = next(name for name in near if name in compiled)
+    if chosen != wanted:
+        progress.note(
+            f"the model's default sampler, {wanted}, was left out: the default is {chosen}"
+        )
+    return chosen
 
 
 class SolverJobs:
@@ -64,30 +84,36 @@ class SolverJobs:
         self._process.communicate()
         self._errors.close()
 
-    def results(self, required: str, progress: Progress) -> dict[str, Solver]:
+    def results(self, progress: Progress) -> dict[str, Solver]:
         """Wait for the tables, and return the samplers of the manifest by name.
 
-        A sampler that does not fit is left out with a note.
+        A sampler that cannot be compiled is left out with a note.
 
         Raises:
-            ModelError: when `required`, the default sampler, does not fit.
+            ModelError: when none can be compiled.
             TGateError: when the process failed.
         """
         assert self._process.stdout is not None
-        solvers = {}
+        solvers, refused = {}, []
         for index, line in enumerate(self._process.stdout):
             progress.advance(index + 1, self._count)
             result = json.loads(line)
             if "solver" in result:
                 solvers[result["name"]] = Solver.model_validate(result["solver"])
-            elif result["name"] == required:
-                raise ModelError(result["refused"])
             else:
+                refused.append(result["refused"])
                 progress.note(result["refused"])
         if self._process.wait():
             self._errors.seek(0)
             reason = self._errors.read().strip().splitlines()
             raise TGateError(f"compiling samplers failed: {reason[-1] if reason else 'killed'}")
+        if not solvers:
+            raise ModelError(
+                "no sampler can be compiled from the model's scheduler/scheduler_config.json, the "
+                f"first of {len(refused)} because: {refused[0]}"
+                if refused
+                else "no sampler was asked for"
+            )
         return solvers
 
 
@@ -128,15 +154,24 @@ def _main(folder: Path) -> None:
     import torch
 
     from tgate_export.export.solver_cache import cached_solver
-    from tgate_export.export.solver_tables import UnsupportedSchedulerError
+    from tgate_export.export.solver_tables import SOLVERS, UnsupportedSchedulerError
 
     torch.set_num_threads(1)
     for name in job["names"]:
         file = folder / f"{name}.json"
         try:
             table = cached_solver(name, job["scheduler"], file, starts=job["starts"])
-        except UnsupportedSchedulerError as error:
-            print(json.dumps({"name": name, "refused": str(error)}), flush=True)  # noqa: T201
+        except OSError:  # the disk's: the next sampler would not fare better
+            raise
+        except Exception as error:  # diffusers refuses configurations by errors of any class
+            file.unlink(missing_ok=True)
+            why = (
+                str(error)
+                if isinstance(error, UnsupportedSchedulerError)
+                else f"scheduler {name!r} ({SOLVERS[name].scheduler_class}) is left out: "
+                f"{type(error).__name__}: {first_line(error)}"
+            )
+            print(json.dumps({"name": name, "refused": why}), flush=True)  # noqa: T201
             continue
         solver = Solver(
             file=f"solvers/{name}.json",

@@ -274,6 +274,7 @@ def verify_bundle(
     *,
     backend: str | None = None,
     precision: RunPrecision | None = None,
+    download: bool = False,
 ) -> Verification:
     """Check a bundle's hashes, every graph against PyTorch, and runs across the gate.
 
@@ -286,6 +287,8 @@ def verify_bundle(
         backend: what runs graphs and trajectories, as `--backend` names it. By default graphs run
             as they are written, and trajectories on ONNX Runtime's CPU.
         precision: that it computes in; see `BackendOptions`.
+        download: whether the model that the bundle names may be fetched from Hugging Face, when it
+            is not in the cache. A bundle can name anything.
 
     Raises:
         BackendError: the backend cannot be used here, or not load a graph.
@@ -295,7 +298,7 @@ def verify_bundle(
     progress = progress or Progress()
     with progress.stage("checking hashes"):
         bundle = open_bundle(path)
-    found = _source(bundle.manifest, source)
+    found = _source(bundle.manifest, source, download=download)
     choice = (backend, precision) if backend or precision else None
     if check_size(found, bundle.manifest.size) == bundle.manifest.size:
         return _verify(found, bundle, choice, progress, graphs=True)
@@ -379,11 +382,15 @@ def _computed(backend: Backend | None, stored: Precision) -> Computed:
     return stored if backend is None or backend.precision is None else backend.precision
 
 
-def _source(manifest: Manifest, override: str | None) -> ModelSource:
+def _source(manifest: Manifest, override: str | None, *, download: bool = False) -> ModelSource:
     recorded = manifest.source
     weights: Weights = "random" if recorded.kind == "random" else "pretrained"
     try:
-        source = resolve_source(override or recorded.model, weights)
+        if override:  # whoever asks has named it
+            source = resolve_source(override, weights)
+        else:
+            revision = recorded.revision if recorded.kind == "hub" else None
+            source = resolve_source(recorded.model, weights, revision=revision, download=download)
     except InvalidRequestError:
         raise ModelError(
             f"{recorded.model} is not there any more: give the pipeline's folder with --source"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tgate_export.bundle.manifest import Latents, Range, Size
 from tgate_export.errors import InvalidRequestError, ModelError
 from tgate_export.families.source import ModelSource
@@ -55,13 +57,15 @@ def default_size(source: ModelSource) -> tuple[int, int]:
         return source.family.size
     denoiser = source.family.denoiser
     sample_size = source.config(denoiser).get("sample_size")
-    if not isinstance(sample_size, int):
+    # Of a pair, the first is the height, as the UNet's own.
+    pair: list[Any] = sample_size if isinstance(sample_size, list) else [sample_size] * 2
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise InvalidRequestError(
             f"{source.model} does not say its size ({denoiser}/config.json: sample_size): "
             "give --size"
         )
-    side = sample_size * vae_downscale(source)
-    return side, side
+    height, width = (side * vae_downscale(source) for side in pair)
+    return width, height
 
 
 def _levels(source: ModelSource, component: str) -> int:

@@ -16,6 +16,7 @@ from tgate_export.bundle.manifest import Precision
 from tgate_export.errors import ModelError, first_line
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
+from tgate_export.families.staging import plain_config, staged_tokenizer, staged_weights
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 RANDOM_SEED = 0
@@ -178,20 +179,20 @@ def _quiet_libraries() -> None:
 
 def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
     folder = source.folder(component)
-    plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
     dtype_argument = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
-    try:
-        model, report = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            variant=None if plain else "fp16",
-            local_files_only=True,
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-            **{dtype_argument: dtype},
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
+    with staged_weights(source, component, cls) as staged:
+        try:
+            model, report = cls.from_pretrained(
+                staged,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=True,
+                output_loading_info=True,
+                **{dtype_argument: dtype},
+            )
+        except Exception as error:  # the libraries' own for a damaged file are of many classes
+            reason = first_line(error).replace(str(staged), str(folder))
+            raise ModelError(f"cannot load {folder}: {reason}") from error
     if missing := sorted(report["missing_keys"]):  # would be random numbers
         raise ModelError(
             f"the weights in {folder} lack {missing[0]} "
@@ -202,7 +203,7 @@ def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtyp
 
 def _random(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
     """Build the exact architecture with random weights, made in `dtype`."""
-    config = source.config(component)
+    config = plain_config(cls, source.config(component))
     with _default_dtype(dtype):
         if cls.__module__.startswith("diffusers"):
             return cls.from_config(config)
@@ -229,6 +230,7 @@ def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
                 f"{folder} holds a SentencePiece vocabulary: pip install sentencepiece to read it"
             ) from None
     try:
-        return _class(class_name).from_pretrained(folder, local_files_only=True)
+        with staged_tokenizer(source, component) as staged:
+            return _class(class_name).from_pretrained(staged, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load {folder}: {first_line(error)}") from error

@@ -10,19 +10,25 @@ from torch import nn
 
 
 def skipping(
-    hidden_states: Sequence[torch.Tensor], clip_skip: torch.Tensor, last: int, skips: int
+    hidden_states: Sequence[torch.Tensor],
+    clip_skip: torch.Tensor | None,
+    last: int,
+    skips: int,
 ) -> torch.Tensor:
     """Choose a layer for every sample.
 
     Args:
         hidden_states: [B, T, D] of the embeddings and of every layer after them.
-        clip_skip: [B] i64, how many layers before the last one to stop; 0 .. `skips`.
+        clip_skip: [B] i64, how many layers before the last one to stop; 0 .. `skips`. None, as
+            graphs without that input have it, for 0.
         last: which is the last one, as a negative index.
         skips: the most that may be skipped.
 
     Returns:
         `hidden_states[last - clip_skip[b]][b]` for every b, [B, T, D].
     """
+    if clip_skip is None:
+        return hidden_states[last]
     choices = torch.stack([hidden_states[last - skip] for skip in range(skips + 1)])
     chosen = torch.arange(skips + 1)[:, None] == clip_skip[None, :]
     none = torch.zeros((), dtype=choices.dtype)
@@ -37,7 +43,9 @@ class ClipTextEncoder(nn.Module):
         self.text_encoder = text_encoder
         self.skips = skips
 
-    def forward(self, input_ids: torch.Tensor, clip_skip: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, clip_skip: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the normed hidden state of the last layer, or of one before (`clip_skip` [B])."""
         output = self.text_encoder(input_ids, output_hidden_states=True)
         # transformers 5 has the layers in the model itself, 4 in its `text_model`.
@@ -57,7 +65,10 @@ class DualClipTextEncoder(nn.Module):
         self.skips = skips
 
     def forward(
-        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor, clip_skip: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        input_ids_2: torch.Tensor,
+        clip_skip: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both penultimate hidden states [B, T, D + D2], and the second's projection.
 

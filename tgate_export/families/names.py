@@ -156,7 +156,7 @@ NAMED_MODELS = {
         NamedModel(
             name="lcm-sdxl",
             family="stable-diffusion-xl",
-            summary="LCM SDXL with an embedded guidance scale (its hub weights are a UNet alone)",
+            summary="LCM SDXL with an embedded guidance scale (a UNet in the pipeline of sdxl)",
             directory=_CONFIGS / "lcm-sdxl",
             hub_id="latent-consistency/lcm-sdxl",
             denoiser_parameters=2_567_545_604,

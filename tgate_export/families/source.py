@@ -6,19 +6,27 @@ Nothing is ever unpickled: a component without safetensors weights is refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, Guidance, Source
-from tgate_export.errors import InvalidRequestError, ModelError, first_line
+from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.families import hub
 from tgate_export.families.base import Family
+from tgate_export.families.components import check_components, inner_config, pipeline_class
+from tgate_export.families.model_files import (
+    WeightFiles,
+    check_file,
+    check_safetensors,
+    choose_weights,
+    read_json,
+)
 from tgate_export.families.names import NAMED_MODELS, unknown_model
-from tgate_export.families.registry import FAMILIES, family_of
+from tgate_export.families.registry import family_of
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -27,7 +35,7 @@ _CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
 }
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_TEXTS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,13 @@ class ModelSource:
         model: what the user asked for.
         name: short name, the default folder of the bundle.
         directory: the pipeline's files.
-        revision: commit of a hub snapshot.
+        revision: commit of a hub snapshot; of the part and of its base, with a + between them.
         pipeline: its class in `model_index.json`.
         family: how pipelines of this class are built.
         defaults: how the model is sampled unless told otherwise.
         shared: components whose configuration is another packaged pipeline's -> its folder.
         guidance: how the denoiser is told to follow the prompt.
+        parts: components that are folders of their own -> the folder.
     """
 
     kind: Literal["packaged", "local", "hub", "random"]
@@ -57,6 +66,7 @@ class ModelSource:
     defaults: Defaults
     shared: Mapping[str, Path] = field(default_factory=dict)
     guidance: Guidance = "classifier-free"
+    parts: Mapping[str, Path] = field(default_factory=dict)
 
     def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
         """Return this model with another kind of guidance; its own when None.
@@ -77,9 +87,14 @@ class ModelSource:
         """Return what the denoiser is told, with this model's guidance."""
         return self.family.conditioning(self).guided_by(self.guidance)
 
+    def root(self, component: str) -> Path:
+        """Return the model folder that a component belongs to."""
+        return self.parts.get(component) or self.shared.get(component, self.directory)
+
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
-        return self.shared.get(component, self.directory) / component
+        part = self.parts.get(component)
+        return self.root(component) / component if part is None else part
 
     def config(self, component: str) -> dict[str, Any]:
         """Return a component's configuration.
@@ -87,23 +102,65 @@ class ModelSource:
         Raises:
             ModelError: when it is missing or no JSON.
         """
-        return _read_json(self.folder(component) / _CONFIG_FILES.get(component, "config.json"))
+        path = self.folder(component) / _CONFIG_FILES.get(component, "config.json")
+        return inner_config(read_json(path), self.family.weights.get(component))
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""
-        return _read_json(self.directory / "model_index.json")
+        return read_json(self.directory / "model_index.json")
+
+    def weight_files(self, component: str) -> WeightFiles:
+        """Return which files a component's weights are loaded from.
+
+        Raises:
+            ModelError: there are none that can be.
+        """
+        folder = self.folder(component)
+        names = [path.name for path in folder.glob("*")]
+        return choose_weights(folder, names, self.family.weights[component])
+
+    def text_files(self, component: str) -> tuple[Path, ...]:
+        """Return a component's configurations and vocabularies."""
+        paths = sorted(self.folder(component).glob("*"))
+        return tuple(path for path in paths if path.suffix in _TEXTS)
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return every file that is read."""
+        found = [self.directory / "model_index.json"]
+        for component in self.family.components(self):
+            files = list(self.text_files(component))
+            if component in self.family.weights and self.kind != "random":
+                folder = self.folder(component)
+                files += [folder / name for name in self.weight_files(component).files]
+            found += sorted(files)
+        return tuple(found)
 
     def files(self) -> tuple[str, ...]:
-        """Files that the build depends on, relative to the directory."""
-        names = ["model_index.json"]
-        for component in self.family.components(self):
-            names += [
-                Path(os.path.relpath(path, self.directory)).as_posix()
-                for path in sorted(self.folder(component).glob("*"))
-                if path.suffix in (".json", ".txt", ".model")
-                or (path.suffix == ".safetensors" and self.kind != "random")
-            ]
-        return tuple(names)
+        """Return the names of `paths`, relative to the directory."""
+        return tuple(
+            Path(os.path.relpath(path, self.directory)).as_posix() for path in self.paths()
+        )
+
+    def check_texts(self, components: Iterable[str]) -> None:
+        """Check that configurations and vocabularies are files inside the model's folders.
+
+        Raises:
+            ModelError: names the file.
+        """
+        for component in components:
+            for path in self.text_files(component):
+                check_file(self.root(component), path)
+
+    def check_weights(self) -> None:
+        """Check that weights are whole, and inside the model's folders.
+
+        Raises:
+            ModelError: names the file.
+        """
+        for component in self.family.weights:
+            for name in self.weight_files(component).files:
+                check_file(self.root(component), self.folder(component) / name)
+                check_safetensors(self.folder(component) / name)
 
     def record(self) -> Source:
         """Return what the manifest says of the source; hashes every file."""
@@ -118,38 +175,56 @@ class ModelSource:
         )
 
 
-def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
+def resolve_source(
+    model: str,
+    weights: Weights = "pretrained",
+    *,
+    revision: str | None = None,
+    download: bool = True,
+) -> ModelSource:
     """Find a model by name, folder or Hugging Face id, and check that it can be built.
 
-    Only an id (or a name whose weights live on the hub) is ever downloaded.
+    Only an id (or a name whose weights live on the hub) is ever downloaded: first its
+    configuration, and when that can be built, the weights that are read.
+
+    Args:
+        model: the name, folder or id; an id may end with `@` and a revision.
+        weights: "pretrained", or "random" for the configuration alone.
+        revision: of an id, as a bundle's manifest records it.
+        download: whether anything may be downloaded that is not in the cache.
 
     Raises:
         InvalidRequestError: an unknown name.
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
-    located = _locate(model, weights)
-    pipeline = _pipeline_class(located.directory, located.model)
+    located = _locate(model, weights, revision, download)
+    pipeline = pipeline_class(located.directory, located.model, located.names(download=download))
     family = family_of(pipeline, located.model)
     source = ModelSource(
         kind=located.kind,
         model=located.model,
         name=located.name,
         directory=located.directory,
-        revision=located.revision,
+        revision=located.hub.revision if located.hub else None,
         pipeline=pipeline,
         family=family,
         defaults=located.defaults or family.defaults,
         shared=located.shared,
         guidance=located.guidance,
+        parts=located.hub.folders() if located.hub else {},
     )
-    _check_components(source)
+    source.check_texts((*family.weights, "scheduler", *family.extras))
+    check_components(source)
+    if source.kind != "random":
+        source.check_texts(spec.component for spec in family.tokenizers(source))
     family.check(source)
     if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
         source = replace(source, guidance="embedded")
+    if located.hub:
+        hub.fetch_weights(located.hub, family.weights, download=download)
     if source.kind != "random":
-        for component in family.weights:
-            _check_weights(source.folder(component))
+        source.check_weights()
     return source
 
 
@@ -161,13 +236,21 @@ class _Located:
     model: str
     name: str
     directory: Path
-    revision: str | None = None
+    hub: hub.HubModel | None = None
     defaults: Defaults | None = None
     shared: Mapping[str, Path] = field(default_factory=dict)
     guidance: Guidance = "classifier-free"
 
+    def names(self, *, download: bool) -> Collection[str]:
+        """Names of its files, here or on the hub; none of a pipeline, which needs no telling."""
+        if (self.directory / "model_index.json").is_file():
+            return ()
+        if self.hub:
+            return hub.names_of(self.hub, download=download)
+        return os.listdir(self.directory)
 
-def _locate(model: str, weights: Weights) -> _Located:
+
+def _locate(model: str, weights: Weights, revision: str | None, download: bool) -> _Located:
     path = Path(model)
     named = NAMED_MODELS.get(model)
     if named is not None:
@@ -178,9 +261,9 @@ def _locate(model: str, weights: Weights) -> _Located:
             )  # fmt: skip
         if named.hub_id is None:
             return _Located("packaged", model, model, named.directory, None, named.defaults)
-        directory, revision = _download(named.hub_id)
+        found = hub.find_model(named.hub_id, revision, download=download)
         return _Located(
-            "hub", named.hub_id, model, directory, revision, named.defaults,
+            "hub", named.hub_id, model, found.pipeline.directory, found, named.defaults,
             guidance=named.guidance,
         )  # fmt: skip
     if path.is_dir():
@@ -192,117 +275,13 @@ def _locate(model: str, weights: Weights) -> _Located:
             f"{model} is a single file: convert it to a diffusers folder first "
             "(StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER))"
         )
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+    if hub.is_hub_id(model):
         if weights == "random":
             raise InvalidRequestError(
                 f"--weights random takes a model name or a folder, not the hub id {model!r}"
             )
-        directory, revision = _download(model)
-        return _Located("hub", model, model.rsplit("/", 1)[1], directory, revision)
+        found = hub.find_model(model, revision, download=download)
+        hub_id = model.partition("@")[0]
+        name = hub_id.rpartition("/")[2]
+        return _Located("hub", hub_id, name, found.pipeline.directory, found)
     raise unknown_model(model)
-
-
-def _download(hub_id: str) -> tuple[Path, str]:
-    """Fetch the safetensors weights and configuration of a pipeline into the hub's own cache."""
-    from huggingface_hub import snapshot_download
-
-    weights = {component for family in FAMILIES.values() for component in family.weights}
-    patterns = ["model_index.json", "scheduler/*.json", "feature_extractor/*.json"]
-    patterns += [f"tokenizer{suffix}/*{end}" for suffix in ("", "_2")
-                 for end in (".json", ".txt", ".model")]  # fmt: skip
-    for component in sorted(weights):
-        patterns += [f"{component}/*.json", f"{component}/*.safetensors"]
-    try:
-        snapshot = Path(
-            snapshot_download(
-                hub_id, allow_patterns=patterns, ignore_patterns=["*non_ema*", "*.fp16.*"]
-            )
-        )
-    except Exception as error:  # the hub's own types, its HTTP client's, and the disk's
-        raise ModelError(
-            f"cannot download {hub_id} from Hugging Face ({first_line(error)}): check the id "
-            "and the network, give a local folder, or use --weights random to build the "
-            "architecture only"
-        ) from None
-    return snapshot, snapshot.name
-
-
-def _pipeline_class(directory: Path, model: str) -> str:
-    index_file = directory / "model_index.json"
-    if not index_file.is_file():
-        raise ModelError(
-            f"{model} is not a diffusers pipeline: it has no model_index.json "
-            "(save one with pipeline.save_pretrained(FOLDER))"
-        )
-    pipeline = _read_json(index_file).get("_class_name")
-    if not isinstance(pipeline, str):
-        raise ModelError(
-            f"{model} is not a diffusers pipeline: its model_index.json names no class"
-        )
-    return pipeline
-
-
-def _check_components(source: ModelSource) -> None:
-    weights = source.family.weights
-    for component in (*weights, "scheduler", *source.family.extras):
-        _check_component(source, component)
-    if source.kind != "random":
-        for spec in source.family.tokenizers(source):
-            _check_component(source, spec.component)
-
-
-def _check_component(source: ModelSource, component: str) -> None:
-    if not source.folder(component).is_dir():
-        raise ModelError(f"{source.model} lacks the component {component}/: download it again")
-
-
-def _check_weights(component: Path) -> None:
-    files = list(component.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for path in component.glob("*") if path.suffix in _PICKLES)
-        if pickled:
-            raise ModelError(
-                f"{component} has only pickled weights ({pickled[0]}), which are never loaded: "
-                "convert them with pipeline.save_pretrained(FOLDER, safe_serialization=True)"
-            )
-        raise ModelError(f"{component} has no safetensors weights: download the model again")
-    for index in component.glob("*.safetensors.index.json"):
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ModelError(f"{index} has no weight_map: download the model again")
-        for shard in sorted(set(map(str, shards.values()))):
-            if not (component / shard).is_file():
-                raise ModelError(f"{component / shard} is missing: download the model again")
-    for file in files:
-        _check_safetensors(file)
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compare a file's size with what its header promises."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > 100_000_000:
-                raise ValueError("its header is too long")
-            header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is not a safetensors file: download the model again") from None
-    if path.stat().st_size != expected:
-        raise ModelError(
-            f"{path} is truncated: {path.stat().st_size} bytes, its header promises {expected}; "
-            "download the model again"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: download the model again") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}): download the model again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is not a JSON object: download the model again")
-    return content

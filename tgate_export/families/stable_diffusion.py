@@ -31,6 +31,12 @@ def clip_layers(source: ModelSource, encoder: str) -> int:
     return int(source.config(encoder).get("num_hidden_layers", 12))
 
 
+def context_width(unet: Mapping[str, Any]) -> int:
+    """Return the width of what a UNet's cross-attention reads, which a list gives a level."""
+    width = unet.get("cross_attention_dim", 1280)
+    return int(width[0] if isinstance(width, (list, tuple)) else width)
+
+
 def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
     tokens = clip_tokens(source)
     return (TokenizerSpec("input_ids", "tokenizer", CLIP_TOKENIZER, "text_encoder", tokens),)
@@ -38,7 +44,7 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
 
 def _conditioning(source: ModelSource) -> Conditioning:
     unet = source.config("unet")
-    width = unet.get("cross_attention_dim", 1280)
+    width = context_width(unet)
     embeds = Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative")
     if unet.get("upcast_attention"):
         return Conditioning((embeds,), _predict_upcast, float32_attention=True, rescale=True)
@@ -98,7 +104,10 @@ def check_unet(source: ModelSource, supported: Mapping[str, object]) -> None:
         ModelError: names the entry of its configuration.
     """
     unet, vae = source.config("unet"), source.config("vae")
-    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):  # fmt: skip
+    for key in (
+        "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type",
+        "encoder_hid_dim",
+    ):  # fmt: skip
         if unet.get(key) != supported.get(key):
             raise ModelError(
                 f"{source.model}: its UNet takes more than text and time ({key} is "

@@ -13,6 +13,7 @@ from tgate_export.families.stable_diffusion import (
     check_unet,
     clip_layers,
     clip_tokens,
+    context_width,
     guidance_embedding,
 )
 from tgate_export.gating.conditioning import Condition, Conditioning
@@ -45,7 +46,7 @@ def _pooled_width(source: ModelSource) -> int:
 
 
 def _conditioning(source: ModelSource) -> Conditioning:
-    width = source.config("unet").get("cross_attention_dim", 1280)
+    width = context_width(source.config("unet"))
     return Conditioning(
         (
             Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative"),
@@ -81,12 +82,13 @@ def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.
 
     first: Any = parts["text_encoder"]
     second: Any = parts["text_encoder_2"]
-    skips = min(encoder.config.num_hidden_layers for encoder in (first, second)) - 2
+    skips = max(0, min(encoder.config.num_hidden_layers for encoder in (first, second)) - 2)
     return DualClipTextEncoder(first, second, skips)
 
 
 def _clip_skips(source: ModelSource) -> int:
-    return min(clip_layers(source, f"text_encoder{suffix}") for suffix in ("", "_2")) - 2
+    layers = min(clip_layers(source, f"text_encoder{suffix}") for suffix in ("", "_2"))
+    return max(0, layers - 2)
 
 
 def _check(source: ModelSource) -> None:

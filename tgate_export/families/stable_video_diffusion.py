@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family
+from tgate_export.families.stable_diffusion import context_width
 from tgate_export.gating.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _conditioning(source: ModelSource) -> Conditioning:
     unet, vae = source.config("unet"), source.config("vae")
     image = (vae.get("latent_channels", 4), "latent_height", "latent_width")
     conditions = (
-        Condition(_EMBEDS, (1, unet["cross_attention_dim"]), unconditional="zeros"),
+        Condition(_EMBEDS, (1, context_width(unet)), unconditional="zeros"),
         Condition("image_latents", image, unconditional="zeros", gated=True, image=True),
         Condition("added_time_ids", (3,), gated=True, host="video_ids"),
     )
@@ -41,7 +42,7 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     image = conditions["image_latents"].to(sample.dtype)[:, None].expand(-1, frames, -1, -1, -1)
     embeds = conditions.get(_EMBEDS)
     if embeds is None:  # not read: dead code
-        embeds = sample.new_zeros((sample.shape[0], 1, unet.config.cross_attention_dim))
+        embeds = sample.new_zeros((sample.shape[0], 1, context_width(unet.config)))
     noise_pred = unet(
         torch.cat([noisy, image], dim=2),
         timestep,
@@ -69,9 +70,9 @@ def _check(source: ModelSource) -> None:
             f"{source.model}: its UNet takes {unet.get('in_channels')} channels, not those of "
             "noisy frames and an image: it belongs to another pipeline"
         )
-    if unet.get("cross_attention_dim") != encoder.get("projection_dim"):
+    if context_width(unet) != encoder.get("projection_dim"):
         raise ModelError(
-            f"{source.model}: its UNet reads images of width {unet.get('cross_attention_dim')} and "
+            f"{source.model}: its UNet reads images of width {context_width(unet)} and "
             f"its image encoder writes {encoder.get('projection_dim')}: they belong to different "
             "pipelines"
         )
