@@ -19,6 +19,7 @@ from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.base import Family
 from tgate_export.families.names import NAMED_MODELS, unknown_model
 from tgate_export.families.registry import FAMILIES, family_of
+from tgate_export.families.repairs import effective_config
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -82,12 +83,14 @@ class ModelSource:
         return self.shared.get(component, self.directory) / component
 
     def config(self, component: str) -> dict[str, Any]:
-        """Return a component's configuration.
+        """Return a component's configuration, as diffusers' pipeline would have it.
 
         Raises:
             ModelError: when it is missing or no JSON.
         """
-        return _read_json(self.folder(component) / _CONFIG_FILES.get(component, "config.json"))
+        config = _read_json(self.folder(component) / _CONFIG_FILES.get(component, "config.json"))
+        class_name = self.family.weights.get(component)
+        return effective_config(self.pipeline, component, class_name, config)
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""

@@ -41,11 +41,11 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
 
 
 def _pooled_width(source: ModelSource) -> int:
-    return int(source.config("text_encoder_2").get("projection_dim", 512))
+    return int(source.config("text_encoder_2")["projection_dim"])
 
 
 def _conditioning(source: ModelSource) -> Conditioning:
-    width = source.config("unet").get("cross_attention_dim", 1280)
+    width = source.config("unet")["cross_attention_dim"]
     return Conditioning(
         (
             Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative"),
