@@ -84,6 +84,27 @@ def test_latents_embeddings_and_a_scale_each(
     assert_same(driver("run", bundle=str(tiny_bundle), request=request), expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": [0.5, 3.0, 1.0], "gate_step": 2, "clip_skip": 1},
+        {"guidance_scale": [-1.0], "gate_step": 5, "num_images_per_prompt": 2},
+    ],
+)
+def test_guidance_of_1_or_less(
+    driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline, options: dict[str, Any]
+) -> None:
+    options = {"num_inference_steps": 4, "seed": 6, **options}
+    prompts = ["a circle", "b", "c"]
+    expected = python_run(tiny_pipeline, prompts, negative_prompt="a square", **options)
+    negative = {"negative_prompt": texts("a square")}
+    request = {"prompt": texts(*prompts), **options}
+    found = driver("run", bundle=str(tiny_bundle), request=request | negative)
+    assert_same(found, expected)
+    other = python_run(tiny_pipeline, prompts, **options | {"guidance_scale": [3.0]})["latents"]
+    assert (np.abs(expected["latents"] - other).reshape(len(other), -1).max(axis=1) > 1e-2).any()
+
+
 def test_token_ids_stand_for_their_text(driver: Driver, tiny_bundle: Path) -> None:
     file = str(tiny_bundle / "tokenizer" / "tokenizer.json")
     ids = driver("encode", file=file, texts=["a circle"])["ids"]

@@ -183,6 +183,55 @@ def test_every_prompt_has_its_own_guidance_scale(built: Built) -> None:
         assert relative(ours.images[index], expected[0]) < RELATIVE
 
 
+# What diffusers draws without guidance, among prompts that are guided.
+SCALES = (GUIDANCE, 1.0, 0.5, 0.0, -1.0, 2.0)
+
+
+@pytest.mark.parametrize("given", ["texts", "embeddings", "mixed"])
+def test_guidance_of_1_or_less_is_the_prompt_alone_as_in_diffusers(
+    built: Built, given: str
+) -> None:
+    prompts = [PROMPTS[index % 2] for index in range(len(SCALES))]
+    latents = np.concatenate([noise(built, seed) for seed in (13, 14, 15)])
+    embeds, negative_embeds = diffusers_embeds(built.folder, tuple(prompts), NEGATIVE)
+    call: dict[str, Any] = {"prompt": prompts, "negative_prompt": NEGATIVE}
+    if given == "embeddings":
+        call = {"prompt_embeds": embeds}
+    if given != "texts":
+        call |= {"negative_prompt": None, "negative_prompt_embeds": negative_embeds}
+    run = {"scheduler": "euler", "num_inference_steps": STEPS, "output_type": "latent"}
+    found = built.pipeline(
+        **call, gate_step=STEPS, guidance_scale=SCALES, latents=latents, **run
+    )  # fmt: skip
+    assert found.request.guidance_scales == SCALES
+    for index, (prompt, scale) in enumerate(zip(prompts, SCALES, strict=True)):
+        expected = diffusers_run(
+            built.folder, prompt=prompt, negative_prompt=NEGATIVE, latents=latents[[index]],
+            guidance_scale=scale, **run,
+        )  # fmt: skip
+        assert relative(found.images[index], expected[0]) < RELATIVE, scale
+
+
+@pytest.mark.parametrize("gate_step", [1, 3])
+def test_guidance_of_1_or_less_leaves_the_prompt_s_caches(built: Built, gate_step: int) -> None:
+    """A gated run of any such scale, with any negative prompt, is one that both halves agree in."""
+    latents = noise(built, 16)
+    run = {
+        "num_inference_steps": STEPS, "gate_step": gate_step, "latents": latents,
+        "scheduler": "euler", "output_type": "latent",
+    }  # fmt: skip
+    expected = built.pipeline(PROMPTS, negative_prompt=PROMPTS, guidance_scale=GUIDANCE, **run)
+    guided = built.pipeline(PROMPTS, guidance_scale=GUIDANCE, **run)
+    for scales in ((0.0, 0.5), (1.0, -1.0)):
+        for negative in (None, NEGATIVE):
+            found = built.pipeline(PROMPTS, negative_prompt=negative, guidance_scale=scales, **run)
+            assert relative(found.images, np.asarray(expected.images)) < RELATIVE
+    assert relative(guided.images, np.asarray(expected.images)) > 3 * RELATIVE
+    mixed = built.pipeline(PROMPTS, guidance_scale=(0.0, GUIDANCE), **run)
+    assert relative(mixed.images[0], np.asarray(expected.images)[0]) < RELATIVE
+    assert relative(mixed.images[1], np.asarray(guided.images)[1]) < RELATIVE
+
+
 @pytest.mark.parametrize("gate_step", [3, STEPS])
 def test_guidance_is_rescaled_as_by_the_official_package(built: Built, gate_step: int) -> None:
     run = {
@@ -238,9 +287,12 @@ def test_clip_layers_are_skipped_as_by_diffusers(
 def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
     calls: list[dict[str, Any]] = [
         {"prompt": PROMPTS, "num_inference_steps": steps, "gate_step": gate, "seed": steps}
-        for steps, gate in ((4, 2), (6, 1), (5, 9))
+        for steps, gate in ((4, 2), (6, 1), (5, 9), (3, 2))
     ]
     calls[1]["negative_prompt"] = NEGATIVE
+    calls[2]["guidance_scale"] = (0.5, GUIDANCE)
+    embeds, _ = diffusers_embeds(built.folder, PROMPTS, NEGATIVE)
+    calls[3] |= {"prompt": None, "prompt_embeds": embeds, "guidance_scale": (GUIDANCE, 0.0)}
     with batcher_of(built.pipeline) as batcher:
         assert_equals_solo(batcher, built.pipeline, calls)
         # A bundle of fixed batches has no call for one image: the others are padding.

@@ -74,6 +74,8 @@ def test_default_schedule_never_contradicts_itself(
         ("none", {"negative_prompt": "y"}, "no classifier-free guidance; leave it out"),
         ("embedded", {"negative_prompt": ["y"]}, "no classifier-free guidance; leave it out"),
         ("none", {"guidance_scale": 7.5}, "guidance_scale 7.5 has no effect"),
+        ("none", {"guidance_scale": [1.5]}, "guidance_scale 1.5 has no effect"),
+        ("none", {"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
     ],
 )
 def test_guidance_that_is_not_there_is_refused(
@@ -83,6 +85,22 @@ def test_guidance_that_is_not_there_is_refused(
         request(of=manifest(guidance=guidance), **options)
     made = request(of=manifest(guidance=guidance), negative_prompt=None)
     assert made.negative_prompts is None
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 0, -1.0, [0.0]])
+def test_guidance_of_1_or_less_is_none(scale: Any) -> None:
+    assert request(of=manifest(guidance="none"), guidance_scale=scale).negative_prompts is None
+    made = request(negative_prompt="y", guidance_scale=scale)
+    assert made.negative_prompts is None  # ignored, as in diffusers
+    embedded = request(of=manifest(guidance="embedded"), guidance_scale=scale)
+    assert embedded.guidance_scales == made.guidance_scales
+
+
+def test_a_negative_prompt_counts_where_any_prompt_is_guided() -> None:
+    made = request(["a", "b"], negative_prompt="y", guidance_scale=[0, 1.5])
+    assert made.negative_prompts == ("y", "y")
+    with pytest.raises(InvalidRequestError, match="2 negative prompts for 1 prompts"):
+        request(negative_prompt=["y", "z"], guidance_scale=0.0)
 
 
 def test_prompts_are_repeated_in_order() -> None:

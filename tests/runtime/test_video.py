@@ -102,6 +102,22 @@ def test_ungated_as_diffusers(built: Built, output_type: str) -> None:
         assert relative(found[[index]], np.asarray(expected)) < RELATIVE
 
 
+@pytest.mark.parametrize(
+    ("first", "last"), [(1.0, 1.0), (1.0, 0.0), (0.5, 0.9), (-1.0, 0.5), (0.0, 3.0), (-1.0, 1.5)]
+)
+def test_guidance_of_1_or_less_is_none_as_in_diffusers(
+    built: Built, first: float, last: float
+) -> None:
+    """Unless a frame's is above 1: then all frames are guided by what they are given."""
+    found = draw(built, gate_step=STEPS, guidance_scale=last, min_guidance_scale=first)
+    expected = diffusers_video(
+        built.folder, image=images()[1], noise=image_noise(1), latents=latents()[[1]],
+        num_inference_steps=STEPS, output_type="latent", min_guidance_scale=first,
+        max_guidance_scale=last,
+    )  # fmt: skip
+    assert relative(found[[1]], np.asarray(expected)) < RELATIVE
+
+
 def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
     usual = draw(built, gate_step=3)
     for change in (

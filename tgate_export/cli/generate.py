@@ -48,7 +48,7 @@ _VIDEOS = (".gif", ".webp", ".png")
 @click.option(
     "--warm-up", type=int, help="Compute self-attention in steps 0..N, whatever --sp-interval."
 )
-@click.option("--guidance-scale", type=float, help="Default: the bundle's.")
+@click.option("--guidance-scale", type=float, help="1 or less: no guidance. Default: the bundle's.")
 @click.option(
     "--guidance-rescale",
     type=float,

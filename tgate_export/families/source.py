@@ -27,6 +27,7 @@ from tgate_export.families.model_files import (
 )
 from tgate_export.families.names import NAMED_MODELS, unknown_model
 from tgate_export.families.registry import family_of
+from tgate_export.families.repairs import effective_config
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -97,13 +98,15 @@ class ModelSource:
         return self.root(component) / component if part is None else part
 
     def config(self, component: str) -> dict[str, Any]:
-        """Return a component's configuration.
+        """Return a component's configuration, as diffusers' pipeline would have it.
 
         Raises:
             ModelError: when it is missing or no JSON.
         """
         path = self.folder(component) / _CONFIG_FILES.get(component, "config.json")
-        return inner_config(read_json(path), self.family.weights.get(component))
+        class_name = self.family.weights.get(component)
+        config = inner_config(read_json(path), class_name)
+        return effective_config(self.pipeline, component, class_name, config)
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""

@@ -23,12 +23,12 @@ CLIP_TOKENIZER = "transformers.CLIPTokenizer"
 
 def clip_tokens(source: ModelSource, encoder: str = "text_encoder") -> int:
     """Return how many tokens a CLIP text encoder takes."""
-    return int(source.config(encoder).get("max_position_embeddings", 77))
+    return int(source.config(encoder)["max_position_embeddings"])
 
 
 def clip_layers(source: ModelSource, encoder: str) -> int:
     """Return how many layers a CLIP text encoder has."""
-    return int(source.config(encoder).get("num_hidden_layers", 12))
+    return int(source.config(encoder)["num_hidden_layers"])
 
 
 def context_width(unet: Mapping[str, Any]) -> int:

@@ -42,7 +42,7 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
 
 
 def _pooled_width(source: ModelSource) -> int:
-    return int(source.config("text_encoder_2").get("projection_dim", 512))
+    return int(source.config("text_encoder_2")["projection_dim"])
 
 
 def _conditioning(source: ModelSource) -> Conditioning:

@@ -24,7 +24,7 @@ _EMBEDS = "image_embeds"
 
 def _conditioning(source: ModelSource) -> Conditioning:
     unet, vae = source.config("unet"), source.config("vae")
-    image = (vae.get("latent_channels", 4), "latent_height", "latent_width")
+    image = (vae["latent_channels"], "latent_height", "latent_width")
     conditions = (
         Condition(_EMBEDS, (1, context_width(unet)), unconditional="zeros"),
         Condition("image_latents", image, unconditional="zeros", gated=True, image=True),
@@ -65,7 +65,7 @@ def _prompt_encoder(source: ModelSource, parts: Components, _size: Size) -> nn.M
 def _check(source: ModelSource) -> None:
     unet, vae = source.config("unet"), source.config("vae")
     encoder = source.config("image_encoder")
-    if unet.get("in_channels") != 2 * vae.get("latent_channels", 4):
+    if unet.get("in_channels") != 2 * vae["latent_channels"]:
         raise ModelError(
             f"{source.model}: its UNet takes {unet.get('in_channels')} channels, not those of "
             "noisy frames and an image: it belongs to another pipeline"

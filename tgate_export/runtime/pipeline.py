@@ -146,7 +146,8 @@ class TGatePipeline:
             fi_interval: the same from the gate on.
             warm_up: self-attention is computed in steps 0 to this one, whatever `sp_interval`.
             guidance_scale: weight of classifier-free guidance before the gate; one for all
-                prompts, or one each.
+                prompts, or one each. At 1 or less a prompt is drawn without guidance and its
+                negative prompt is ignored, as in diffusers.
             guidance_rescale: 0 to 1: how far guidance is rescaled to the standard deviation that
                 it would have without (arXiv 2305.08891), against overexposure.
             clip_skip: how many of the CLIP text encoder's last layers the prompts skip; negative
@@ -172,7 +173,7 @@ class TGatePipeline:
             noise_aug_strength: of a video: deviation of the noise on its image in [-1, 1]; more
                 gives more motion and less likeness; 0.02.
             min_guidance_scale: of a video: the first frame's, which rises to `guidance_scale` at
-                the last; 1.
+                the last; 1. Where neither is above 1 no frame is guided.
             latents: starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance,
                 instead of a seed.
             output_type: "pil", "np" or "latent".
@@ -262,6 +263,7 @@ class TGatePipeline:
         ):
             if prompts is not None and needs_encoding(self.manifest, prompts):
                 execute()
+        run.replace_negatives(self.manifest, request, part)
         encoded = mark()
         marks = []
         for index, (denoise, solve) in enumerate(run.steps):

@@ -13,6 +13,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize, Motion
+from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.motion import make_motion
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
@@ -26,7 +27,8 @@ DEFAULT_STRENGTH = 0.8  # as in diffusers
 class Request:
     """A checked call: one prompt, negative prompt, guidance scale and latents for each image.
 
-    Without negative prompts the negative text conditions are zeros.
+    Without negative prompts the negative text conditions are zeros, or the prompts' own where
+    nothing is guided.
     """
 
     images: int
@@ -130,6 +132,8 @@ def make_request(
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
     scales = _guidance_scales(manifest, guidance_scale, number)
+    if all(by_prompt_alone(manifest, scale) for scale in scales):
+        negatives = None  # ignored
     name = defaults.scheduler if scheduler is None else scheduler
     if name not in manifest.solvers:
         raise InvalidRequestError(
@@ -237,17 +241,18 @@ def _guidance_scales(
     manifest: Manifest, value: float | Sequence[float] | None, prompts: int
 ) -> list[float]:
     """Return one guidance scale for each prompt."""
-    if manifest.guidance == "none" and value not in (None, 1.0):
-        raise InvalidRequestError(
-            f"guidance_scale {value} has no effect: this bundle was built without "
-            "guidance; leave it out"
-        )
+    given = value is not None
     if value is None:
         value = manifest.defaults.guidance_scale
     scales = [float(scale) for scale in value] if isinstance(value, Sequence) else [float(value)]
     for scale in scales:
         if not math.isfinite(scale):
             raise InvalidRequestError(f"guidance_scale must be a finite number, got {scale}")
+        if given and manifest.guidance == "none" and scale > 1:
+            raise InvalidRequestError(
+                f"guidance_scale {scale} has no effect: this bundle was built without guidance; "
+                "leave it out"
+            )
     if len(scales) not in (1, prompts):
         raise InvalidRequestError(
             f"{len(scales)} guidance scales for {prompts} prompts: give one, or one each"

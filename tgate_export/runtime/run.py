@@ -11,6 +11,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.solver_table import HISTORY, SolverSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.guidance import by_prompt_alone, effective_scale, frame_scales
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
 from tgate_export.runtime.prompts import Prompts
@@ -117,7 +118,7 @@ class PreparedRun:
                 write(slot, np.zeros(spec.shape, dtype=spec.dtype))
         for name, kind in manifest.conditioning.items():
             write(Slot(name), host_input(kind, batch, request.told_size, request.motion))
-        write(Slot("guidance_scale"), self._guidance_scales(request, part))
+        write(Slot("guidance_scale"), self._guidance_scales(manifest, request, part))
         write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
         if manifest.clip_skips:
             write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
@@ -141,14 +142,29 @@ class PreparedRun:
         write(Slot("denoiser_input"), denoiser_input)
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
 
-    def _guidance_scales(self, request: Request, part: slice) -> np.ndarray:
+    def replace_negatives(self, manifest: Manifest, request: Request, part: slice) -> None:
+        """Give the images that are not guided their prompt's conditions as the negative ones.
+
+        To be called once the prompts are encoded.
+        """
+        scales = request.guidance_scales[part]
+        rows = [row for row, scale in enumerate(scales) if by_prompt_alone(manifest, scale)]
+        if not rows:
+            return
+        for tensor in manifest.graph(manifest.prompt_encoder).outputs:
+            values = self.memory.read_rows(Slot(tensor.name), rows)
+            self.memory.write_rows(
+                Slot(NEGATIVE + tensor.name), dict(zip(rows, values, strict=True))
+            )
+
+    def _guidance_scales(self, manifest: Manifest, request: Request, part: slice) -> np.ndarray:
         """Return [B] f32, or for a video [B, F], rising from the first frame to the last."""
-        scales = np.array(request.guidance_scales[part], dtype=np.float32)
+        given = [effective_scale(manifest, scale) for scale in request.guidance_scales[part]]
+        scales = np.array(given, dtype=np.float32)
         if request.motion is None:
             return scales
         _, frames = self.plan.buffers["guidance_scale"].shape
-        first = np.float32(request.motion.min_guidance_scale)
-        return np.linspace(np.full_like(scales, first), scales, frames, axis=1, dtype=np.float32)
+        return frame_scales(scales, request.motion, frames)
 
     def _write_prompts(
         self,

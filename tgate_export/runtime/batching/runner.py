@@ -9,6 +9,7 @@ from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.batching.arena import Arena
 from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.batching.trajectory import Stage, Trajectory
+from tgate_export.runtime.plan import NEGATIVE
 
 
 class Runner:
@@ -53,6 +54,8 @@ class Runner:
         encoded = self._texts.encode(arena, texts.values())
         for (member, prefix), text in texts.items():
             member.state |= {prefix + name: row for name, row in encoded[text].items()}
+            if member.alone:
+                member.state |= {NEGATIVE + name: row for name, row in encoded[text].items()}
         for member in members:
             member.texts.clear()
         with_image = [(member, member.image) for member in members if member.image is not None]

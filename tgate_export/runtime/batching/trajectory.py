@@ -11,6 +11,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.solver_table import HISTORY
 from tgate_export.runtime.conditioning import host_input
+from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.itinerary import Itinerary
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.runtime.plan import NEGATIVE
@@ -34,6 +35,7 @@ class Trajectory:
         state: rows by buffer, as the next evaluation reads them.
         texts: what is to be encoded before the first evaluation, by the prefix of its tensors.
         image: what the VAE is to encode before the first evaluation [H, W, 3] f32, if anything.
+        alone: its prompt's conditions are also its negative ones.
         due: the moment by which it should be done; see `policy.due`.
         step: the next evaluation.
         left: evaluations to come, by phase.
@@ -47,6 +49,7 @@ class Trajectory:
     state: State
     texts: dict[str, str]
     image: np.ndarray | None
+    alone: bool = False
     due: float = 0.0
     step: int = 0
     row: int | None = None
@@ -67,13 +70,18 @@ class Trajectory:
         shape = (manifest.latents.channels, request.height // scale, request.width // scale)
         state: State = {
             "history.0": np.zeros((HISTORY, *shape), np.float32),
-            "guidance_scale": np.array(request.guidance_scales[index], np.float32),
+            "guidance_scale": np.array(
+                effective_scale(manifest, request.guidance_scales[index]), np.float32
+            ),
             "guidance_rescale": np.array(request.guidance_rescale, np.float32),
         }
         for name, kind in manifest.conditioning.items():
             state[name] = host_input(kind, 1, request.told_size)[0]
         texts, embeds = _split(request.prompts, index, "")
-        if request.negative_prompts is not None:
+        alone = by_prompt_alone(manifest, request.guidance_scales[index])
+        if alone:  # a text's conditions follow when it is encoded
+            embeds |= {NEGATIVE + name: row for name, row in embeds.items()}
+        elif request.negative_prompts is not None:
             more_texts, more_embeds = _split(request.negative_prompts, index, NEGATIVE)
             texts, embeds = texts | more_texts, embeds | more_embeds
         elif manifest.guidance == "classifier-free":
@@ -81,7 +89,7 @@ class Trajectory:
                 row = tuple(int(dim) for dim in tensor.shape[1:])
                 state[NEGATIVE + tensor.name] = np.zeros(row, tensor.dtype)
         image = None if request.image is None else request.image[index]
-        return cls(request, index, route, state | embeds, texts, image)
+        return cls(request, index, route, state | embeds, texts, image, alone)
 
     @property
     def stage(self) -> Stage:

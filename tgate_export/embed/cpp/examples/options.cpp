@@ -21,7 +21,7 @@ Draw with a bundle: full graph before the gate step, gated graph from it on.
                            of N; 1: in every step.
   --fi-interval N          The same from the gate step on.
   --warm-up N              Compute self-attention in steps 0..N, whatever --sp-interval.
-  --guidance-scale X
+  --guidance-scale X       1 or less: no guidance.
   --guidance-rescale X     0 to 1.
   --clip-skip N            Skip this many of the CLIP text encoder's last layers.
   --scheduler NAME         Sampler.

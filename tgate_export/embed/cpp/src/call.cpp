@@ -43,15 +43,15 @@ void set_schedule(const Manifest& manifest, const Request& request, Settings& se
 
 std::vector<double> guidance_scales(const Manifest& manifest, std::vector<double> scales,
                                     std::size_t prompts) {
-  const bool plain = scales.empty() || (scales.size() == 1 && scales[0] == 1.0);
-  if (manifest.guidance == "none" && !plain) {
-    refuse("guidance_scale " + repr(scales[0]) +
-           " has no effect: this bundle was built without guidance; leave it out");
-  }
-  if (scales.empty()) scales = {manifest.defaults.guidance_scale};
+  const bool given = !scales.empty();
+  if (!given) scales = {manifest.defaults.guidance_scale};
   for (const double scale : scales) {
     if (!std::isfinite(scale)) {
       refuse("guidance_scale must be a finite number, got " + repr(scale));
+    }
+    if (given && manifest.guidance == "none" && scale > 1) {
+      refuse("guidance_scale " + repr(scale) +
+             " has no effect: this bundle was built without guidance; leave it out");
     }
   }
   if (scales.size() != 1 && scales.size() != prompts) {
@@ -174,6 +174,10 @@ void check_latents(const Manifest& manifest, const Call& call) {
 
 }  // namespace
 
+bool by_prompt_alone(const Manifest& manifest, double scale) {
+  return manifest.guidance == "classifier-free" && scale <= 1;
+}
+
 // Checks in the order of tgate_export/runtime/request.py: of several faults, the first is named.
 Call make_call(const Manifest& manifest, const Request& request) {
   Call call;
@@ -185,6 +189,10 @@ Call make_call(const Manifest& manifest, const Request& request) {
   if (each < 1) refuse("num_images must be at least 1, got " + std::to_string(each));
   set_schedule(manifest, request, settings);
   const std::vector<double> scales = guidance_scales(manifest, request.guidance_scale, prompts);
+  if (std::all_of(scales.begin(), scales.end(),
+                  [&](double scale) { return by_prompt_alone(manifest, scale); })) {
+    call.negatives.reset();  // ignored
+  }
   settings.scheduler = request.scheduler.value_or(manifest.defaults.scheduler);
   check_solver(manifest, settings);
   settings.seed = request.seed ? *request.seed : std::random_device()();

@@ -107,7 +107,7 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
   }
   // Launches may only be queued: nothing waits for the device before the end.
   const Mark encode_started = backend.mark();
-  run.encode(call);
+  run.encode({call, first});
   const Mark encoded = backend.mark();
   std::vector<Mark> marks;  // before, between and after the two launches of every step
   marks.reserve(3 * phases.size());

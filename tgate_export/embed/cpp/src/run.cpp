@@ -175,9 +175,12 @@ void PreparedRun::write_conditions(const Call& call, int first) {
     for (std::size_t i = 0; i < batch; ++i) values.insert(values.end(), row.begin(), row.end());
     write({name}, values);
   }
-  const auto scales = call.settings.guidance_scales.begin() + first;
-  write({"guidance_scale"},
-        std::vector<float>(scales, scales + static_cast<std::ptrdiff_t>(batch)));
+  std::vector<float> scales;
+  for (std::size_t row = 0; row < batch; ++row) {
+    const double scale = call.settings.guidance_scales[static_cast<std::size_t>(first) + row];
+    scales.push_back(by_prompt_alone(manifest_, scale) ? 1.0F : static_cast<float>(scale));
+  }
+  write({"guidance_scale"}, scales);
   write({"guidance_rescale"},
         std::vector<float>(batch, static_cast<float>(call.settings.guidance_rescale)));
   if (manifest_.clip_skips > 0) {
@@ -235,9 +238,33 @@ std::vector<float> PreparedRun::draw(const Call& call, int first, std::size_t nu
   return noise;
 }
 
-void PreparedRun::encode(const Call& call) const {
+void PreparedRun::encode(const Part& part) {
+  const Call& call = part.call;
   if (!std::holds_alternative<Embeds>(call.prompts)) encode_[0]();
   if (call.negatives && !std::holds_alternative<Embeds>(*call.negatives)) encode_[1]();
+  replace_negatives(part);
+}
+
+void PreparedRun::replace_negatives(const Part& part) {
+  const auto batch = static_cast<std::size_t>(shape_.batch);
+  std::vector<std::size_t> rows;
+  for (std::size_t row = 0; row < batch; ++row) {
+    const std::size_t image = static_cast<std::size_t>(part.first) + row;
+    if (by_prompt_alone(manifest_, part.call.settings.guidance_scales[image])) rows.push_back(row);
+  }
+  if (rows.empty()) return;
+  for (const TensorSpec& tensor : manifest_.graph("text_encoder").outputs) {
+    const std::size_t bytes = plan_.buffers.at(tensor.name).row_bytes();
+    std::vector<char> own(bytes), negative(bytes);
+    memory_->read({tensor.name}, own.data(), bytes);
+    memory_->read({kNegative + tensor.name}, negative.data(), bytes);
+    const std::size_t each = bytes / batch;
+    for (const std::size_t row : rows) {
+      std::copy_n(own.begin() + static_cast<std::ptrdiff_t>(row * each), each,
+                  negative.begin() + static_cast<std::ptrdiff_t>(row * each));
+    }
+    write({kNegative + tensor.name}, negative);
+  }
 }
 
 }  // namespace tgate

@@ -43,7 +43,7 @@ class PreparedRun {
   std::vector<std::string> write_inputs(Tokenizers& tokenizers, const Part& part,
                                         const SolverSteps& solver);
   // Runs the text encoder on the prompts, and on the negative ones where there are some.
-  void encode(const Call& call) const;
+  void encode(const Part& part);
   void denoise(std::size_t step) const { steps_[step].first(); }
   void solve(std::size_t step) const { steps_[step].second(); }
   void decode() const { decode_(); }
@@ -58,6 +58,7 @@ class PreparedRun {
                  const std::vector<std::vector<std::int64_t>>& rows);
   void write_embeds(const std::string& slot, const Tensor& value, int first);
   void write_conditions(const Call& call, int first);
+  void replace_negatives(const Part& part);
   void write_solver(const SolverSteps& solver);
   void write_sample(const Part& part, const SolverSteps& solver);
   std::vector<float> draw(const Call& call, int first, std::size_t number) const;

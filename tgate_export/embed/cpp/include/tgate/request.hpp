@@ -50,7 +50,9 @@ struct Request {
   std::optional<int> sp_interval;
   std::optional<int> fi_interval;
   std::optional<int> warm_up;
-  std::vector<double> guidance_scale;  // empty, one for all prompts, or one each
+  // Empty, one for all prompts, or one each; a prompt at 1 or less is drawn without guidance, and
+  // its negative prompt is ignored.
+  std::vector<double> guidance_scale;
   double guidance_rescale = 0.0;
   int clip_skip = 0;
   std::optional<std::string> scheduler;
