@@ -48,7 +48,11 @@ class PipelineOutput:
 
 
 class TGatePipeline:
-    """A loaded bundle. Engines load when they are first needed; buffers are kept between calls."""
+    """A loaded bundle. Engines load when they are first needed; buffers are kept between calls.
+
+    Any thread may call it; calls wait for one another. A forked child of the process loads engines
+    of its own on the CPU, and is refused on a GPU.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
@@ -178,9 +182,11 @@ class TGatePipeline:
                 instead of a seed.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
+                It cannot call this pipeline, nor wait for another thread that does.
 
         Raises:
-            InvalidRequestError: an argument out of range; the message names it.
+            InvalidRequestError: an argument out of range; the message names it. Or a callback
+                called the pipeline that it is called by.
         """
         request = make_request(
             self.manifest,
@@ -217,12 +223,15 @@ class TGatePipeline:
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
-        while left := request.images - first:
-            batch = self.backend.batch_size(min(left, self.manifest.batch.max))
-            part = slice(first, first := first + batch)
-            result, timing = self._run(request, part, callback_on_step_end)
-            results.append(result)
-            timings = timing if timings is None else timings + timing
+        with self.backend.turns.take(self) as still_bound:
+            if not still_bound:
+                self._prepared = None
+            while left := request.images - first:
+                batch = self.backend.batch_size(min(left, self.manifest.batch.max))
+                part = slice(first, first := first + batch)
+                result, timing = self._run(request, part, callback_on_step_end)
+                results.append(result)
+                timings = timing if timings is None else timings + timing
         assert timings is not None
         stacked = np.concatenate(results)
         frames = self.manifest.latents.frames
@@ -274,6 +283,7 @@ class TGatePipeline:
             marks.append((before, between, mark()))
             if callback is not None:
                 callback(run.step_info(index, float(solver.timesteps[index])))
+                self.backend.turns.check()
         decode_started = decoded = mark()
         if request.output_type == "latent":
             result = run.memory.read(run.plan.latents)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
+from tgate_export.runtime.turns import Turns
 
 Execute = Callable[[], None]
 RunPrecision = Literal["fp32", "bf16"]
@@ -114,12 +115,28 @@ class Backend(ABC):
         precision: what it computes in, where that is less than what the graphs ask for.
         slow_after_another_shape: the first run's shapes are compiled for, all others are slower,
             and so are the first from then on.
+        turns: whose turn it is. Everything from `allocate` to the last `Memory.read` of a run is
+            one user's turn.
     """
 
     name: str
     reason: str = "asked for by name"
     precision: Literal["bf16"] | None = None
     slow_after_another_shape: bool = False
+
+    def __init__(self) -> None:
+        self.turns = Turns(self.renew)
+
+    def renew(self) -> None:
+        """Let go of every engine, without freeing it, in a process that was forked off.
+
+        Raises:
+            BackendError: it cannot be used in a forked process.
+        """
+        raise BackendError(
+            f"{self.name} cannot go on in a forked process",
+            "load the pipeline after the fork, or start processes by 'spawn'",
+        )
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

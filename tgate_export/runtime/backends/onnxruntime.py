@@ -89,6 +89,7 @@ class OnnxRuntimeBackend(Backend):
                 "no CUDA driver or GPU on this machine",
                 "check nvidia-smi, or use --backend onnxruntime:cpu",
             )
+        super().__init__()
         self.name = f"onnxruntime:{device}"
         self.device = device
         self._cuda_graphs = cuda_graphs
@@ -103,6 +104,12 @@ class OnnxRuntimeBackend(Backend):
         self._memory: OrtDeviceMemory | None = None
         self._captured: set[str] = set()  # graphs whose launches become CUDA graphs
         self._graph_ids = itertools.count(1)
+
+    def renew(self) -> None:
+        """Make sessions anew, on the CPU; see `Backend.renew`."""
+        if self.device != "cpu":
+            super().renew()
+        self._sessions, self._initializers, self._pool = {}, [], None
 
     def load(self, graph: str, *, single_thread: bool = False) -> None:
         """Create the graph's session, unless there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ from tgate_export.runtime.backends.openvino_model import (
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
+# The process in which OpenVINO's threads were started: a forked child of it has none, and waits for
+# them for ever, sometimes in a Core of its own, too.
+_started_in: int | None = None
 # Graphs of larger weights that they share are compiled in one model. It copies the tensors of its
 # graphs: a twentieth of a `shapes` step, nothing of a large one.
 SMALL_GRAPH_BYTES = 64 * 2**20
@@ -72,9 +76,11 @@ class OpenVinoBackend(Backend):
             import openvino
         except ImportError:
             raise BackendError("openvino is not installed", pip_install("openvino")) from None
+        super().__init__()
         self.name = "openvino"
         if precision == "bf16":
             self.name, self.precision = "openvino:bf16", "bf16"
+        _refuse_forked()
         self._ov = openvino
         self._core = openvino.Core()
         # Asked for bf16, a CPU without it computes in fp32 and says nothing.
@@ -93,6 +99,12 @@ class OpenVinoBackend(Backend):
         self._compiled: dict[str, _Compiled] = {}
         self._weights: dict[str, WeightMap] = {}
         self._apart: set[str] = set()  # files of weights whose graphs could not be joined
+
+    def renew(self) -> None:
+        """Begin anew, unless it is too late; see `Backend.renew`."""
+        _refuse_forked()
+        self._core = self._ov.Core()
+        self._compiled = {}
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
@@ -172,6 +184,8 @@ class OpenVinoBackend(Backend):
                 models[graph].reshape({name: list(shape) for name, shape in shapes.items()})
         joined = len(models) > 1
         model = join(self._ov, models) if joined else next(iter(models.values()))
+        global _started_in
+        _started_in = os.getpid()
         compiled = self._core.compile_model(model, _DEVICE, self._properties)
         for graph in graphs:
             file = self._bundle.manifest.graph(graph).weights
@@ -205,6 +219,15 @@ class OpenVinoBackend(Backend):
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
         return partial(_run, request, self._weights)
+
+
+def _refuse_forked() -> None:
+    if _started_in not in (None, os.getpid()):
+        raise BackendError(
+            "openvino ran in the process that this one was forked off, and cannot here",
+            "load the pipeline only in the child, start processes by 'spawn', or use --backend "
+            "onnxruntime:cpu",
+        )
 
 
 def _cannot_load(graph: str, error: Exception) -> BackendError:

@@ -37,6 +37,7 @@ class TensorRTBackend(Backend):
     """Runs a bundle's plans; all work is queued on one stream."""
 
     def __init__(self, bundle: Bundle, flavour: Flavour, options: BackendOptions) -> None:
+        super().__init__()
         self.name = flavour
         self._bundle = bundle
         self._options = options

@@ -13,7 +13,7 @@ from tgate_export.runtime.plan import NEGATIVE
 
 
 class Runner:
-    """The only user of the backend; one thread at a time."""
+    """What a batcher does with the backend, one call a turn."""
 
     def __init__(
         self, backend: Backend, manifest: Manifest, texts: TextEncoder, batch: int
@@ -30,6 +30,12 @@ class Runner:
         Raises:
             BackendError: memory or engines for the images' size cannot be had.
         """
+        with self._backend.turns.take(self) as still_bound:
+            if not still_bound:
+                self._arena = None
+            return self._run(stage, members)
+
+    def _run(self, stage: Stage, members: Sequence[Trajectory]) -> float:
         arena = self._arena_of(members[0].size)
         before = arena.engine_seconds
         if stage == "encode":
