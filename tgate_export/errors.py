@@ -27,6 +27,15 @@ class VerificationError(TGateError):
     """A measured difference broke its bound; names the graph and the tensor."""
 
 
+def ordinary(error: BaseException) -> Exception:
+    """Return an error that `except Exception` catches, which a panic of a Rust library is not."""
+    if isinstance(error, Exception):
+        return error
+    caught = TGateError(f"{type(error).__name__}: {first_line(error)}")
+    caught.__cause__ = error
+    return caught
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type if it has none."""
     lines = str(error).strip().splitlines()
