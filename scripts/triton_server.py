@@ -2,6 +2,8 @@
 
 The wheel has the server, its Python backend and nothing else; its numpy is older than ours, so it
 gets a virtual environment of its own. usage: scripts/triton_server.py REPOSITORY
+[--http-port N] [--grpc-port N] [--metrics-port N] [--log FILE] [-- OPTIONS OF tritonserver]
+Ctrl-C and SIGTERM end it when what it has begun is done; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,8 +21,9 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-triton"
@@ -73,7 +77,23 @@ class Server:
         ready_seconds: from start to ready.
     """
 
-    def __init__(self, repository: Path, *options: str, venv: Path | None = None) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *options: str,
+        venv: Path | None = None,
+        ports: Sequence[int | None] = (None, None, None),
+        log: Path | None = None,
+    ) -> None:
+        """Start it; `ready` waits.
+
+        Args:
+            repository: of models.
+            options: of `tritonserver`.
+            venv: the environment that has it; `server_venv` by default.
+            ports: of HTTP, gRPC and metrics; free ones where None.
+            log: a file for its output, which stays; by default it goes with the server.
+        """
         venv = venv or server_venv()
         package = next(venv.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
         python = package.parents[2].name.removeprefix("python")
@@ -87,16 +107,19 @@ class Server:
             package / "python_backend_stubs" / python / "triton_python_backend_stub",
         ):
             (backend / file.name).symlink_to(file)
-        ports = free_ports(3)
-        self.http, self.grpc, self.metrics = (f"127.0.0.1:{port}" for port in ports)
-        self.log = folder / "log.txt"
+        chosen = [
+            free if port is None else port
+            for port, free in zip(ports, free_ports(len(ports)), strict=True)
+        ]
+        self.http, self.grpc, self.metrics = (f"127.0.0.1:{port}" for port in chosen)
+        self.log = log or folder / "log.txt"
         addresses = ("http", "grpc", "metrics")
         command = [
             str(package / "bin" / "tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={backend.parent}",
             *(f"--{name}-address=127.0.0.1" for name in addresses),
-            *(f"--{name}-port={port}" for name, port in zip(addresses, ports, strict=True)),
+            *(f"--{name}-port={port}" for name, port in zip(addresses, chosen, strict=True)),
             *options,
         ]
         environment = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
@@ -122,7 +145,21 @@ class Server:
                 self.ready_seconds = time.monotonic() - self.started
                 return
             time.sleep(0.05)
-        raise RuntimeError(f"tritonserver is not ready:\n{self.log.read_text()[-3000:]}")
+        raise RuntimeError(f"tritonserver is not ready{self.ending()}:\n{self.last_words()}")
+
+    def ending(self) -> str:
+        """Return how it has ended, as the end of a sentence, if it has."""
+        status = self.process.poll()
+        if status is None:
+            return ""
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return f", it has ended with {how}"
+
+    def last_words(self) -> str:
+        """Return the errors in its log; if there are none, the end of it."""
+        text = self.log.read_text(errors="replace")
+        errors = [line for line in text.splitlines() if re.match(r"E\d{4} |error", line)]
+        return ("\n".join(errors) or text)[-3000:].strip()
 
     def get(self, path: str) -> int:
         """Return the HTTP status of a path; 0 when nothing answers."""
@@ -184,20 +221,78 @@ class Server:
         self._folder.cleanup()
 
 
-def main() -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Serve until told to stop; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition(" usage:")[0],
+        epilog="what follows -- are options of tritonserver",
+    )
     parser.add_argument("repository", type=Path)
-    arguments = parser.parse_args()
-    with Server(arguments.repository.resolve()) as server:
-        server.ready()
-        print(f"ready after {server.ready_seconds:.1f} s: HTTP {server.http}, gRPC {server.grpc}, "
-              f"metrics http://{server.metrics}/metrics")  # fmt: skip
+    for name, default in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=default, metavar="N",
+                            help=f"default {default}; 0: one that is free")  # fmt: skip
+    parser.add_argument("--log", type=Path, help="where its output goes; a new file by default")
+    own = sys.argv[1:]
+    end = own.index("--") if "--" in own else len(own)
+    options = own[end + 1 :]
+    arguments = parser.parse_args(own[:end])
+    if not arguments.repository.is_dir():
+        parser.error(f"{arguments.repository} is not a folder: write one with embed triton")
+    log = arguments.log
+    if log is None:
+        descriptor, name = tempfile.mkstemp(prefix="tritonserver-", suffix=".log")
+        os.close(descriptor)
+        log = Path(name)
+    log = log.resolve()
+    ports = [arguments.http_port or None, arguments.grpc_port or None,
+             arguments.metrics_port or None]  # fmt: skip
+    return serve(arguments.repository.resolve(), options, ports, log)
+
+
+def serve(repository: Path, options: Sequence[str], ports: Sequence[int | None], log: Path) -> int:
+    """Run a server until it ends or SIGTERM or Ctrl-C ends it; say why; return an exit status."""
+    told: list[int] = []
+    starting = False
+    server: Server | None = None
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        if not starting:  # nothing runs yet but an installation, which this ends
+            sys.exit(128 + number)
+        if server is not None and server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM if len(told) == 1 else signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        venv = server_venv()
+        starting = True
+        server = Server(repository, *options, venv=venv, ports=ports, log=log)
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with server:
+        print(f"log: {log}", flush=True)
+        if told:  # while it was started
+            server.process.terminate()
         try:
-            server.process.wait()
-        except KeyboardInterrupt:
-            print("stopping")
+            server.ready()
+        except RuntimeError as error:
+            if not told:
+                print(f"error: {error}\nthe log is {log}", file=sys.stderr)
+                return 1
+        else:
+            print(f"ready after {server.ready_seconds:.1f} s: HTTP {server.http}, "
+                  f"gRPC {server.grpc}, metrics http://{server.metrics}/metrics",
+                  flush=True)  # fmt: skip
+        status = server.process.wait()
+    if told:
+        print(f"stopped by {signal.Signals(told[0]).name}", flush=True)
+        return 0 if status == 0 else 1
+    print(f"error: tritonserver is gone{server.ending()}:\n{server.last_words()}\n"
+          f"the log is {log}", file=sys.stderr)  # fmt: skip
+    return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

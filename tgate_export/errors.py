@@ -38,6 +38,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def ordinary(error: BaseException) -> Exception:
+    """Return an error that `except Exception` catches, which a panic of a Rust library is not."""
+    if isinstance(error, Exception):
+        return error
+    caught = TGateError(f"{type(error).__name__}: {first_line(error)}")
+    caught.__cause__ = error
+    return caught
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type if it has none."""
     lines = str(error).strip().splitlines()

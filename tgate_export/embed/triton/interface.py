@@ -11,6 +11,7 @@ from tgate_export.runtime.plan import NEGATIVE
 TritonType = Literal["STRING", "INT32", "UINT64", "FP16", "FP32", "BOOL", "UINT8", "INT64"]
 Format = Literal["raw", "png", "base64", "latents"]
 FORMATS: tuple[Format, ...] = ("raw", "png", "base64", "latents")
+DEFAULT_FORMAT: Format = "base64"  # HTTP's JSON would write three numbers a pixel of "raw"
 _TYPES: dict[str, TritonType] = {"float32": "FP32", "float16": "FP16", "int64": "INT64"}
 
 
@@ -38,6 +39,9 @@ SCALARS: dict[str, tuple[TritonType, str]] = {
     "width": ("INT32", "width"),
     "height": ("INT32", "height"),
 }
+
+# Inputs that are one value, whatever the number of images.
+SINGLE = {*SCALARS, "deadline", "format", "progress", "preview"}
 
 
 def inputs(manifest: Manifest) -> list[Port]:

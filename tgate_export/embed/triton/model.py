@@ -8,7 +8,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from tgate_export.embed.triton.devices import visible_device
+from tgate_export.embed.triton.encoders import Encoders
 from tgate_export.embed.triton.interface import inputs
 from tgate_export.embed.triton.metrics import Metrics
-from tgate_export.embed.triton.parsing import Call, parse
+from tgate_export.embed.triton.parsing import Call, check_fields, parse
 from tgate_export.embed.triton.repository import bundle_of
 from tgate_export.embed.triton.watchdog import Watchdog, server_above
-from tgate_export.errors import InvalidRequestError
+from tgate_export.errors import InvalidRequestError, TGateError, ordinary
 from tgate_export.runtime.batching import (
     BatchedOutput,
     Batcher,
@@ -37,6 +39,12 @@ from tgate_export.runtime.batching import (
 from tgate_export.runtime.pipeline import to_pil
 
 _POLL_SECONDS = 0.1  # how soon a client that went away is noticed, and metrics are renewed
+_PROGRESS_BYTES = 64 * 2**20  # that may wait to be sent; what is more is left out
+_MESSAGE_BYTES = 512  # of progress, beside a preview's latents
+_UNSENDABLE = (
+    "the response could not be sent: ask for fewer images or format base64, or give the server "
+    "more shared memory; its log has the reason"
+)
 
 
 @dataclass(eq=False)
@@ -48,12 +56,18 @@ class _Exchange:
     sender: Any
     future: Future[BatchedOutput] | None = None
 
+    @property
+    def images(self) -> int:
+        return self.call.request.images
+
 
 class TGateModel:
     """What Triton's Python backend drives; see its documentation for the methods.
 
-    The batcher's thread only queues what is to be sent. One thread of this class encodes and sends
-    responses, looks for clients that went away, and renews metrics.
+    The batcher's threads only queue what is to be sent. One thread of this class sends responses,
+    looks for clients that went away, and renews metrics; others make pictures into files. What
+    waits to be sent is bounded: images that are not answered by twice `max_pending`, and progress
+    by its size.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -64,7 +78,9 @@ class TGateModel:
         }
         if args["model_instance_kind"] == "GPU":
             # Every instance is a process of its own.
-            os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(
+                os.environ.get("CUDA_VISIBLE_DEVICES"), args["model_instance_device_id"]
+            )
         bundle = bundle_of(Path(args["model_repository"]), args["model_version"])
         self._batcher = Batcher.from_bundle(
             bundle, parameters.get("backend", "auto"), _options(parameters)
@@ -73,6 +89,9 @@ class TGateModel:
         self._exchanges: set[_Exchange] = set()
         self._closing = False
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._progress_lock = threading.Lock()
+        self._progress_bytes = 0  # in the outbox
+        self._encoders = Encoders()
         self._metrics = Metrics(pb_utils, args["model_name"], args["model_instance_name"])
         self._thread = threading.Thread(target=self._deliver, name="tgate-responses", daemon=True)
         self._thread.start()
@@ -91,13 +110,17 @@ class TGateModel:
             sender = request.get_response_sender()
             try:
                 self._accept(request, sender)
-            except Exception as error:  # one request must not fail the others
-                self._outbox.put(partial(_send_error, sender, error))
+            except BaseException as error:  # one request must not fail the others
+                _attempt(partial(_send_error, sender, error))
 
     def finalize(self) -> None:
         """Finish what was taken, as the server does when it is told to stop."""
         self._closing = True
         self._batcher.close()
+        ended = threading.Event()
+        self._outbox.put(ended.set)
+        ended.wait()
+        self._encoders.close()
         self._outbox.put(None)
         self._thread.join()
         self._metrics.close()
@@ -111,14 +134,18 @@ class TGateModel:
             for name in self._names
             if (tensor := pb_utils.get_input_tensor_by_name(request, name)) is not None
         }
+        # What `generate` knows no input for, it hands over as parameters.
+        parameters = getattr(request, "parameters", None)
+        check_fields(self._names, json.loads((parameters and parameters()) or "{}"))
         call = parse(self._batcher.manifest, found)
         exchange = _Exchange(request.request_id(), call, sender)
-        on_step = None
-        if call.progress or call.preview:
-
-            def on_step(progress: StepProgress) -> None:
-                self._outbox.put(lambda: _send_progress(exchange, progress))
-
+        unanswered = sum(other.images for other in list(self._exchanges))
+        if unanswered + exchange.images > 2 * self._batcher.max_pending:
+            raise QueueFullError(
+                f"{unanswered} images are pending or wait to be sent, no room for "
+                f"{exchange.images} more: try again later"
+            )
+        on_step = partial(self._tell, exchange) if call.progress or call.preview else None
         exchange.future = self._batcher.submit(
             call.request, deadline=call.deadline, on_step=on_step
         )
@@ -151,16 +178,67 @@ class TGateModel:
                 exchange.future.cancel()
         self._metrics.renew(self._batcher.stats())
 
+    def _tell(self, exchange: _Exchange, progress: StepProgress) -> None:
+        """Queue a step's progress, unless too much waits already: then its client misses a step."""
+        latents = progress.latents() if exchange.call.preview else None
+        size = _MESSAGE_BYTES + (0 if latents is None else latents.nbytes)
+        with self._progress_lock:
+            if self._progress_bytes + size > _PROGRESS_BYTES:
+                return
+            self._progress_bytes += size
+        numbers = {
+            "image": progress.image, "step": progress.step, "evaluations": progress.evaluations,
+        }  # fmt: skip
+        phase = progress.phase
+
+        def send() -> None:  # holds no more than it sends
+            with self._progress_lock:
+                self._progress_bytes -= size
+            _send_progress(exchange.sender, numbers, phase, latents)
+
+        self._outbox.put(send)
+
     def _end(self, exchange: _Exchange, future: Future[BatchedOutput]) -> None:
-        self._exchanges.discard(exchange)
         try:
             output = future.result()
         except (CancelledError, Exception) as error:
-            _send_error(exchange.sender, error)
-            _log(event="request", id=exchange.id, error=type(error).__name__)
+            self._fail(exchange, error)
             return
-        tensors = _result(exchange.call, output)
-        _send(exchange.sender, pb_utils.InferenceResponse(tensors), final=True)
+        if exchange.call.format in ("png", "base64"):
+            files: list[bytes] = []
+            self._encoders.add(lambda: self._encode(exchange, output, files))
+        else:
+            self._finish(exchange, output, ())
+
+    def _encode(self, exchange: _Exchange, output: BatchedOutput, files: list[bytes]) -> bool:
+        """Make a request's next picture a file; return whether there are more."""
+        try:
+            (picture,) = to_pil(np.asarray(output.images[len(files)])[None])
+            file = _png(picture)
+            files.append(base64.b64encode(file) if exchange.call.format == "base64" else file)
+        except BaseException as error:
+            self._outbox.put(partial(self._fail, exchange, error))
+            return False
+        if len(files) < len(output.images):
+            return True
+        self._outbox.put(lambda: self._finish(exchange, output, files))
+        return False
+
+    def _fail(self, exchange: _Exchange, error: BaseException) -> None:
+        self._exchanges.discard(exchange)
+        _log(event="request", id=exchange.id, error=type(error).__name__)
+        _send_error(exchange.sender, error)
+
+    def _finish(self, exchange: _Exchange, output: BatchedOutput, files: Sequence[bytes]) -> None:
+        try:
+            response = pb_utils.InferenceResponse(_result(exchange.call, output, files))
+            _send(exchange.sender, response, final=True)
+        except BaseException as error:
+            # Triton's own words name its shared memory, which is nobody else's to know.
+            _log(event="response failed", id=exchange.id, error=f"{type(error).__name__}: {error}")
+            self._fail(exchange, TGateError(_UNSENDABLE))
+            return
+        self._exchanges.discard(exchange)
         _log(
             event="request",
             id=exchange.id,
@@ -175,7 +253,7 @@ def _attempt(action: Callable[[], None]) -> None:
     """Do something for one client, which must not end the thread that serves all of them."""
     try:
         action()
-    except Exception as error:
+    except BaseException as error:
         _log(event="response failed", error=f"{type(error).__name__}: {error}")
 
 
@@ -185,16 +263,13 @@ def _options(parameters: dict[str, str]) -> BatchingOptions:
     return BatchingOptions(**values)
 
 
-def _result(call: Call, output: BatchedOutput) -> list[Any]:
+def _result(call: Call, output: BatchedOutput, files: Sequence[bytes]) -> list[Any]:
     images = np.asarray(output.images)
     if call.format == "latents":
         drawn = pb_utils.Tensor("latents", images)
     elif call.format == "raw":
         drawn = pb_utils.Tensor("images", (images * 255).round().astype(np.uint8))
     else:
-        files = [_png(picture) for picture in to_pil(images)]
-        if call.format == "base64":
-            files = [base64.b64encode(file) for file in files]
         drawn = pb_utils.Tensor("png", np.array(files, dtype=np.object_))
     return [
         drawn,
@@ -213,15 +288,14 @@ def _text_tensor(name: str, text: str) -> Any:
     return pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_))
 
 
-def _send_progress(exchange: _Exchange, progress: StepProgress) -> None:
-    numbers = {
-        "image": progress.image, "step": progress.step, "evaluations": progress.evaluations,
-    }  # fmt: skip
+def _send_progress(
+    sender: Any, numbers: Mapping[str, int], phase: str, latents: np.ndarray | None
+) -> None:
     tensors = [pb_utils.Tensor(name, np.array([n], np.int32)) for name, n in numbers.items()]
-    tensors.append(_text_tensor("phase", progress.phase))
-    if exchange.call.preview:
-        tensors.append(pb_utils.Tensor("latents", progress.latents()[None]))
-    _send(exchange.sender, pb_utils.InferenceResponse(tensors), final=False)
+    tensors.append(_text_tensor("phase", phase))
+    if latents is not None:
+        tensors.append(pb_utils.Tensor("latents", latents[None]))
+    _send(sender, pb_utils.InferenceResponse(tensors), final=False)
 
 
 def _send_error(sender: Any, error: BaseException) -> None:
@@ -233,9 +307,13 @@ def _send_error(sender: Any, error: BaseException) -> None:
     code = next((code for kinds, code in codes if isinstance(error, kinds)), None)
     if code is None:
         code = pb_utils.TritonError.INTERNAL
-    message = str(error) or type(error).__name__
-    failure = pb_utils.TritonError(message, code)
-    _send(sender, pb_utils.InferenceResponse(output_tensors=[], error=failure), final=True)
+    message = str(ordinary(error)) or type(error).__name__
+    try:
+        failure = pb_utils.TritonError(message, code)
+        _send(sender, pb_utils.InferenceResponse(output_tensors=[], error=failure), final=True)
+    except BaseException:  # an end without a word, which takes no memory
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        raise
 
 
 def _send(sender: Any, response: Any, *, final: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.embed.triton.interface import FORMATS, SCALARS, Format
+from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, SCALARS, SINGLE, Format
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.plan import NEGATIVE
 from tgate_export.runtime.request import Request, make_request
@@ -43,11 +43,11 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
     Raises:
         InvalidRequestError: names the input and what it may be.
     """
+    for name, value in tensors.items():  # before anything is made of so many
+        _check_count(name, value)
     found = {name: _plain(name, value) for name, value in tensors.items()}
     arguments = {
-        argument: _single(name, found[name])
-        for name, (_, argument) in SCALARS.items()
-        if name in found
+        argument: _single(found[name]) for name, (_, argument) in SCALARS.items() if name in found
     }
     names = [tensor.name for tensor in manifest.graph("text_encoder").outputs]
     for prefix in ("", NEGATIVE):
@@ -60,7 +60,7 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
             arguments[name] = values[0] if len(values) == 1 else values
     if "latents" in found:
         arguments["latents"] = found["latents"]
-    format_ = _single("format", found["format"]) if "format" in found else "raw"
+    format_ = _single(found["format"]) if "format" in found else DEFAULT_FORMAT
     if format_ not in FORMATS:
         raise InvalidRequestError(f"unknown format {format_!r}: choose one of {', '.join(FORMATS)}")
     prompts = found["prompt"].tolist() if "prompt" in found else None
@@ -73,10 +73,32 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
     return Call(
         request,
         format_,
-        _single("deadline", found["deadline"]) if "deadline" in found else None,
-        bool(_single("progress", found["progress"])) if "progress" in found else False,
-        bool(_single("preview", found["preview"])) if "preview" in found else False,
+        _single(found["deadline"]) if "deadline" in found else None,
+        bool(_single(found["progress"])) if "progress" in found else False,
+        bool(_single(found["preview"])) if "preview" in found else False,
     )
+
+
+def check_fields(known: Iterable[str], fields: Iterable[str]) -> None:
+    """Refuse what a request has beside its inputs.
+
+    Raises:
+        InvalidRequestError: names the first, and what there is.
+    """
+    if (unknown := next(iter(fields), None)) is not None:
+        raise InvalidRequestError(f"unknown field {unknown!r}: there are {', '.join(known)}")
+
+
+def _check_count(name: str, value: np.ndarray) -> None:
+    if name in SINGLE:
+        if value.size != 1:
+            raise InvalidRequestError(f"{name} must be one value, got {value.size}")
+    elif len(value) > MAX_IMAGES:
+        raise InvalidRequestError(
+            f"{len(value)} images in a request, at most {MAX_IMAGES} are served"
+            if name == "prompt"
+            else f"{name} has {len(value)} entries, for at most {MAX_IMAGES} images"
+        )
 
 
 def _plain(name: str, value: np.ndarray) -> np.ndarray:
@@ -96,7 +118,5 @@ def _text(name: str, value: Any) -> str:
         raise InvalidRequestError(f"{name} is not UTF-8: {error.reason}") from None
 
 
-def _single(name: str, value: np.ndarray) -> Any:
-    if value.size != 1:
-        raise InvalidRequestError(f"{name} must be one value, got {value.size}")
+def _single(value: np.ndarray) -> Any:
     return value.reshape(-1)[0].item() if value.dtype != np.object_ else value.reshape(-1)[0]

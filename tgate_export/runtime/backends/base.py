@@ -175,6 +175,15 @@ class Backend(ABC):
     def synchronize(self) -> None:  # noqa: B027 - most backends have nothing to wait for
         """Wait for everything that was queued."""
 
+    def stop(self) -> None:  # noqa: B027 - a device's launches end by themselves
+        """End the launch that runs, from another thread, if the backend can: it raises.
+
+        So do those after it, until `resume`.
+        """
+
+    def resume(self) -> None:  # noqa: B027 - as above
+        """Let launches run again after `stop`."""
+
     def memory_report(self) -> MemoryReport | None:
         """Return the device memory in use, where the backend knows it."""
         return None

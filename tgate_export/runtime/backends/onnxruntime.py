@@ -95,6 +95,7 @@ class OnnxRuntimeBackend(Backend):
         self._cuda_graphs = cuda_graphs
         self._missing = "" if device == "cpu" else preload_cuda(onnxruntime)
         self._ort = onnxruntime
+        self._run_options = onnxruntime.RunOptions()  # of every launch on the CPU
         self._bundle = bundle
         self._sessions: dict[tuple[str, bool], Any] = {}
         self._weights: dict[Path, np.ndarray] = {}
@@ -210,7 +211,7 @@ class OnnxRuntimeBackend(Backend):
             binding.bind_ortvalue_input(name, memory.value(slot))
         for name, slot in launch.outputs.items():
             binding.bind_ortvalue_output(name, memory.value(slot))
-        return partial(session.run_with_iobinding, binding)
+        return partial(session.run_with_iobinding, binding, self._run_options)
 
     def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
         """Bind the beginnings of the buffers; see `Backend.prepare_batch`.
@@ -225,10 +226,22 @@ class OnnxRuntimeBackend(Backend):
         edges = [batch * part // parts for part in range(parts + 1)]
         session = self._sessions[launch.graph, parts > 1]
         runs = [
-            partial(session.run_with_iobinding, _bind_rows(session, launch, memory, first, last))
+            partial(
+                session.run_with_iobinding,
+                _bind_rows(session, launch, memory, first, last),
+                self._run_options,
+            )
             for first, last in itertools.pairwise(edges)
         ]
         return partial(self._run_together, runs)
+
+    def stop(self) -> None:
+        """End launches on the CPU between two nodes; see `Backend.stop`."""
+        self._run_options.terminate = True
+
+    def resume(self) -> None:
+        """See `Backend.resume`."""
+        self._run_options.terminate = False
 
     def _prepare_on_device(
         self, launch: Launch, memory: OrtDeviceMemory, batch: int | None

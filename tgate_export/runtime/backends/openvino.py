@@ -98,6 +98,8 @@ class OpenVinoBackend(Backend):
         self._bundle = bundle
         self._compiled: dict[str, _Compiled] = {}
         self._weights: dict[str, WeightMap] = {}
+        self._running: Any = None  # the request that runs
+        self._stopped = False
         self._apart: set[str] = set()  # files of weights whose graphs could not be joined
 
     def renew(self) -> None:
@@ -218,7 +220,28 @@ class OpenVinoBackend(Backend):
         request = compiled.model.create_infer_request()
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
-        return partial(_run, request, self._weights)
+        return partial(self._run, request)  # and so the maps live as long as what reads them
+
+    def _run(self, request: Any) -> None:
+        if self._stopped:
+            raise BackendError("openvino was stopped")
+        # `infer()` would also wrap every output for its caller.
+        request.start_async()
+        self._running = request
+        try:
+            request.wait()
+        finally:
+            self._running = None
+
+    def stop(self) -> None:
+        """End the launch that runs between two nodes; see `Backend.stop`."""
+        self._stopped = True
+        if (request := self._running) is not None:
+            request.cancel()
+
+    def resume(self) -> None:
+        """See `Backend.resume`."""
+        self._stopped = False
 
 
 def _refuse_forked() -> None:
@@ -239,13 +262,6 @@ def _reason(error: Exception) -> str:
     places = ("Exception from ", "Check '")
     lines = [line for line in str(error).splitlines() if line and not line.startswith(places)]
     return lines[0] if lines else first_line(error)
-
-
-def _run(request: Any, _weights: Mapping[str, WeightMap]) -> None:
-    # It reads the maps, whoever else has let go of them.
-    # `infer()` would also wrap every output for its caller.
-    request.start_async()
-    request.wait()
 
 
 class OvMemory(Memory):

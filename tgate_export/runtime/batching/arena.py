@@ -96,6 +96,18 @@ class Arena:
         wanted: Mapping[str, Iterable[int]],
     ) -> dict[str, dict[int, np.ndarray]]:
         """Copy rows in, launch, and return the wanted rows of buffers."""
+        try:
+            return self._copy_and_launch(launches, inputs, wanted)
+        except BaseException:  # nobody knows which rows were written
+            self._resident.clear()
+            raise
+
+    def _copy_and_launch(
+        self,
+        launches: Sequence[Launch],
+        inputs: Mapping[str, Sequence[np.ndarray]],
+        wanted: Mapping[str, Iterable[int]],
+    ) -> dict[str, dict[int, np.ndarray]]:
         size = 0
         for buffer, values in inputs.items():
             size = max(len(values), self._smallest)

@@ -36,6 +36,9 @@ from tgate_export.runtime.itinerary import Itineraries
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.schedule import Phase
 
+_WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call stopped for it
+_STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
+
 
 class Batcher:
     """Draws what many callers ask for at once, each step of all of them in shared engine calls.
@@ -46,7 +49,8 @@ class Batcher:
     rounding of batched kernels.
 
     Any thread may submit. A single thread of the batcher's own runs engines; callbacks run there,
-    so they should be short.
+    so they should be short. Another one looks after the requests in a call that takes long: those
+    that are late are answered, and a call that nobody waits for any more is stopped.
     """
 
     def __init__(
@@ -76,8 +80,12 @@ class Batcher:
         self._pending = 0
         self._closing = False
         self._process = os.getpid()
+        self._calling = threading.Lock()
+        self._running: list[Job] | None = None  # whose images are in the engine call that runs
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="tgate-batcher", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="tgate-batcher-watch", daemon=True).start()
         try:
             self._warm_up()
         except BaseException:
@@ -145,7 +153,7 @@ class Batcher:
         Raises:
             InvalidRequestError: the bundle cannot do it, or it can never fit.
             QueueFullError: `max_pending` images are pending.
-            ClosedError: the batcher is closing, or in another process.
+            ClosedError: the batcher is closing, or this is a fork of its process.
 
         The future's own errors are `DeadlineError`, `ClosedError`, and those of backends.
         """
@@ -156,11 +164,12 @@ class Batcher:
                 f"{request.images} images are more than the {self.max_pending} that can be pending "
                 "here: ask for fewer at a time"
             )
-        if self._process != os.getpid():  # the thread stayed behind, maybe with a lock
-            raise ClosedError(
-                "this process was forked off the one that made the batcher: make one in each"
-            )
         now = monotonic()
+        if self._forked:  # before the lock, which may have been held when it forked
+            raise ClosedError(
+                "this process was forked from the batcher's, whose threads it does not have: make "
+                "a batcher in this process"
+            )
         with self._changed:
             self._check_room(request.images)  # before work is done for it
         route = self._itineraries.of(request)
@@ -187,7 +196,7 @@ class Batcher:
     def stats(self) -> BatcherStats:
         """Return what has been done so far, and what is pending."""
         with self._changed:
-            waiting = sum(job.request.images for job in self._waiting)
+            waiting = sum(len(job.waiting) for job in self._waiting)
             return self._recorder.stats(waiting, self._pending - waiting)
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
@@ -197,7 +206,7 @@ class Batcher:
             drain: finish them; otherwise they fail with `ClosedError` after the current call.
             timeout: seconds to wait; what is not done then fails with `ClosedError`.
         """
-        if self._process != os.getpid():
+        if self._forked:
             return
         with self._changed:
             self._closing = True
@@ -205,7 +214,7 @@ class Batcher:
         if drain:
             self._thread.join(timeout)
         self._fail_all()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
 
     def __enter__(self) -> Batcher:
         return self
@@ -213,14 +222,31 @@ class Batcher:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
+
     def _serve(self) -> None:
         try:
             while self._await_flight():
-                self._call()
-                self._refuse_late()
+                try:
+                    self._call()
+                    self._refuse_late()
+                except BaseException as error:  # memory that ran out between calls, say
+                    for job in {self._owners[image]: None for image in self._flight}:
+                        self._settle(job, error)
         finally:  # nobody is to wait for a thread that is gone
             self._closing = True
             self._fail_all()
+            self._ended.set()
+
+    def _watch(self) -> None:
+        """Answer who is late while a call runs, and stop a call that nobody waits for."""
+        while not self._ended.wait(_WATCH_SECONDS):
+            self._refuse_late()
+            with self._calling:
+                if self._running and all(job.future.done() for job in self._running):
+                    self.backend.stop()
 
     def _fail_all(self) -> None:
         with self._changed:
@@ -247,10 +273,10 @@ class Batcher:
         for job in (*gone, *ended):
             self._release(job)
             self._recorder.count(job.outcome)
-        for job in ended:
+        for job in (*gone, *ended):
             for image in job.trajectories:
-                del self._owners[image]
-        if ended:
+                self._owners.pop(image, None)
+        if gone or ended:
             self._flight = [image for image in self._flight if image in self._owners]
 
     def _release(self, job: Job) -> None:
@@ -260,7 +286,7 @@ class Batcher:
                 job.released = True
                 self._pending -= job.request.images
 
-    def _settle(self, job: Job, outcome: BatchedOutput | Exception) -> None:
+    def _settle(self, job: Job, outcome: BatchedOutput | BaseException) -> None:
         """Give a job its outcome; who gets it may submit the next one at once."""
         self._release(job)
         job.settle(outcome)
@@ -274,17 +300,15 @@ class Batcher:
                 self._settle(job, error)
 
     def _begin_waiting(self) -> None:
-        """Let requests begin while there is room, those that can wait least before the others."""
-        self._waiting.sort(key=lambda job: self._start_by(job.trajectories[0]))
-        while self._waiting:
-            room = self.max_in_flight - len(self._flight)
+        """Let images begin while there is room, those that can wait least before the others."""
+        self._waiting.sort(key=lambda job: self._start_by(job.waiting[0]))
+        while self._waiting and len(self._flight) < self.max_in_flight:
             job = self._waiting[0]
-            # One that is larger than all the room there is begins alone.
-            if job.request.images > room and self._flight:
-                return
-            self._begun.append(self._waiting.pop(0))
-            self._flight += job.trajectories
-            self._owners |= dict.fromkeys(job.trajectories, job)
+            image = job.waiting.popleft()
+            self._owners[image] = job
+            self._flight.append(image)
+            if not job.waiting:
+                self._begun.append(self._waiting.pop(0))
 
     def _call(self) -> None:
         stage, members = choose(
@@ -296,12 +320,18 @@ class Batcher:
         jobs = list(dict.fromkeys(self._owners[member] for member in members))
         for job in jobs:
             job.began = job.began or started
+        with self._calling:
+            self._running = jobs
         try:
             engine_seconds = self._runner.run(stage, members)
-        except Exception as error:  # whatever a backend raises is the callers' to see
+        except BaseException as error:  # whatever a backend raises is the callers' to see
             for job in jobs:
                 self._settle(job, error)
             return
+        finally:
+            with self._calling:
+                self._running = None
+                self.backend.resume()
         seconds = monotonic() - started
         self._costs.record(stage, len(members), seconds)
         self._pace[stage] = self._costs.expected(stage, self.max_batch)
@@ -311,8 +341,16 @@ class Batcher:
         self._flight = [image for image in self._flight if image.stage != "done"]
         for job in jobs:
             if all(image.stage == "done" for image in job.trajectories):
-                now = monotonic()
-                self._settle(job, job.late(now) or job.output(now))
+                self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        now = monotonic()
+        outcome: BatchedOutput | BaseException
+        try:
+            outcome = job.late(now) or job.output(now)
+        except BaseException as error:  # memory for the result, say: it is this caller's alone
+            outcome = error
+        self._settle(job, outcome)
 
     def _tell(self, stage: Stage, member: Trajectory, batch: int, seconds: float) -> None:
         """Note a call in a member's request, and tell its caller of a step."""
@@ -324,7 +362,7 @@ class Batcher:
         if stage not in ("encode", "decode") and job.on_step is not None and not job.future.done():
             try:
                 job.on_step(StepProgress.of(member, batch))
-            except Exception as error:  # whatever it is, it is this caller's alone
+            except BaseException as error:  # whatever it is, it is this caller's alone
                 self._settle(job, error)
 
     def _check_room(self, images: int) -> None:

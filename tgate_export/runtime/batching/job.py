@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgate_export.errors import TGateError
+from tgate_export.errors import TGateError, ordinary
 from tgate_export.runtime.batching.stats import Outcome
 from tgate_export.runtime.batching.trajectory import Stage, Trajectory
 from tgate_export.runtime.pipeline import to_pil
@@ -39,7 +41,7 @@ class BatchingOptions:
     Attributes:
         max_batch: images in one engine call; the bundle's largest batch when None, and never more.
         max_in_flight: images that have begun and hold memory for their latents, conditions and
-            caches; four batches when None.
+            caches; four batches when None. Of a request for more, some wait until others are done.
         max_pending: images accepted and not yet done, begun or waiting; more are refused.
         call_target: seconds that one engine call should not exceed. Batches are kept small enough
             for it, so that progress and new requests are never further away than that.
@@ -152,6 +154,7 @@ class Job:
         began: when its first engine call began.
         warnings: for its caller.
         released: whether its images have stopped counting as pending.
+        waiting: its images that have not begun; the first begins next.
     """
 
     request: Request
@@ -164,6 +167,10 @@ class Job:
     began: float | None = None
     stages: dict[Stage, StageTime] = field(default_factory=dict)
     released: bool = False
+    waiting: deque[Trajectory] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(self.trajectories)
 
     @property
     def outcome(self) -> Outcome:
@@ -175,15 +182,17 @@ class Job:
             return "done"
         return "late" if isinstance(error, DeadlineError) else "failed"
 
-    def settle(self, outcome: BatchedOutput | Exception) -> None:
+    def settle(self, outcome: BatchedOutput | BaseException) -> None:
         """Give the future its outcome, unless its caller has cancelled it."""
         try:
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(ordinary(outcome))
             else:
                 self.future.set_result(outcome)
         except InvalidStateError:
             pass
+        except BaseException:  # of a callback of the future, which is its caller's
+            logging.getLogger(__name__).exception("a callback of a request failed")
 
     def late(self, now: float) -> DeadlineError | None:
         """Return the error of a deadline that has passed."""
