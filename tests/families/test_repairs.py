@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tests.families.test_source import edit_json, pipeline  # noqa: F401  a fixture
+from tests.families.small_folder import edit_json
 from tgate_export.export.solver_tables import SOLVERS, make_scheduler
 from tgate_export.families import geometry
 from tgate_export.families.loading import component_precision
@@ -100,7 +100,7 @@ def test_every_class_with_weights_has_its_defaults() -> None:
     )
 
 
-def test_a_source_reads_the_repaired_configuration(pipeline: Path) -> None:  # noqa: F811
+def test_a_source_reads_the_repaired_configuration(pipeline: Path) -> None:
     edit_json(pipeline / "unet" / "config.json", _diffusers_version="0.8.0.dev0", sample_size=32)
     source = resolve_source(str(pipeline))
     assert geometry.default_size(source) == (256, 256)
@@ -117,7 +117,7 @@ def test_a_source_reads_the_repaired_configuration(pipeline: Path) -> None:  # n
                             ({"force_upcast": None}, "fp16"), ({"force_upcast": True}, "fp32")],
 )  # fmt: skip
 def test_vae_that_does_not_say_whether_fp16_overflows(
-    pipeline: Path, said: dict[str, Any], precision: str  # noqa: F811
+    pipeline: Path, said: dict[str, Any], precision: str
 ) -> None:  # fmt: skip
     """As diffusers' `AutoencoderKL`, which SDXL's pipeline asks before it decodes."""
     unet = {"addition_embed_type": "text_time", "addition_time_embed_dim": 1}

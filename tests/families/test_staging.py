@@ -43,10 +43,13 @@ def unpickled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def refused(folder: Path, component: str | None = None) -> str:
-    with pytest.raises(ModelError) as caught:
+    def load() -> None:
         source = resolve_source(str(folder))
         if component:
             load_component(source, component, "fp32")
+
+    with pytest.raises(ModelError) as caught:
+        load()
     message = str(caught.value)
     assert "\n" not in message
     return message
