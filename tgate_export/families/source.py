@@ -17,9 +17,10 @@ from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, Guidance, Source
 from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.base import Family
-from tgate_export.families.names import NAMED_MODELS, unknown_model
+from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_model
 from tgate_export.families.registry import FAMILIES, family_of
 from tgate_export.families.repairs import effective_config
+from tgate_export.families.sampling import own_defaults, samplers
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -77,6 +78,11 @@ class ModelSource:
     def conditioning(self) -> Conditioning:
         """Return what the denoiser is told, with this model's guidance."""
         return self.family.conditioning(self).guided_by(self.guidance)
+
+    @property
+    def samplers(self) -> tuple[str, ...] | None:
+        """The samplers that serve it; all that can be compiled when None."""
+        return samplers(self)
 
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
@@ -150,6 +156,9 @@ def resolve_source(model: str, weights: Weights = "pretrained") -> ModelSource:
     family.check(source)
     if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
         source = replace(source, guidance="embedded")
+    if located.defaults is None:
+        source = replace(source, defaults=own_defaults(source))
+    samplers(source)  # refuses a model that none serves
     if source.kind != "random":
         for component in family.weights:
             _check_weights(source.folder(component))
@@ -201,7 +210,9 @@ def _locate(model: str, weights: Weights) -> _Located:
                 f"--weights random takes a model name or a folder, not the hub id {model!r}"
             )
         directory, revision = _download(model)
-        return _Located("hub", model, model.rsplit("/", 1)[1], directory, revision)
+        return _Located(
+            "hub", model, model.rsplit("/", 1)[1], directory, revision, **named_by_hub_id(model)
+        )
     raise unknown_model(model)
 
 
