@@ -23,6 +23,7 @@ from tgate_export.bundle.solver_table import (
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.solver_graph import build_solver_graph
 from tgate_export.export.solver_tables import (
+    EDM_SOLVERS,
     SOLVERS,
     UnsupportedSchedulerError,
     compile_scheduler,
@@ -164,7 +165,7 @@ def assert_follows(scheduler: Any, steps: SolverSteps, step: Step) -> None:
 
 @pytest.mark.parametrize("step", [advance, advance_in_graph])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [*SOLVERS, *EDM_SOLVERS])
 def test_table_follows_diffusers(name: str, prediction_type: str, step: Step) -> None:
     table = compiled(name, prediction_type)
     assert table.steps.keys() == {count for count in STEP_COUNTS if name != "lcm" or count <= 50}

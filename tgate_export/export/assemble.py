@@ -75,7 +75,7 @@ def assemble(
     starts = options.image_to_image
     declared = graph_exports(source, parts, options.size, groups, image_to_image=starts)
     with SolverJobs(
-        parts.scheduler_config, staging / "solvers", source.family.samplers, starts=starts
+        parts.scheduler_config, staging / "solvers", source.samplers, starts=starts
     ) as jobs:
         graphs = _export_graphs(source, parts, declared, options, staging, progress)
         save_solver_graph(staging / "graphs" / "solver.onnx")

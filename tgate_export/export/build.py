@@ -31,6 +31,7 @@ from tgate_export.export.options import (
     default_folder,
 )
 from tgate_export.export.progress import Progress
+from tgate_export.families.sampling import sampling_notes
 from tgate_export.families.source import Weights, resolve_source
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def build_bundle(
             remove_leftovers(out)
             manifest = existing
         else:
+            for note in sampling_notes(source):
+                progress.note(note)
             with replace_bundle(out, force=force) as staging:
                 manifest, differences = assemble(source, record, options, key, staging, progress)
                 if not force:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.export.solver_tables import SOLVERS
+from tgate_export.export.solver_tables import solver_spec
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
@@ -19,6 +19,7 @@ from tgate_export.gating.conditioning import Conditioning
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.gating.phases import FullPhase, GatedPhase, make_phase, phases
 from tgate_export.runtime.conditioning import ImageSize, Motion, host_input
+from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.schedule import Phase, gate_schedule
 
@@ -101,7 +102,9 @@ def trajectories(
     frames, guidance_scale = manifest.latents.frames, manifest.defaults.guidance_scale
     conditions = _text_conditions if frames is None else _image_conditions
     values, call = conditions(source, parts, manifest)
-    values["guidance_scale"] = torch.tensor([guidance_scale])
+    values["guidance_scale"] = torch.tensor([effective_scale(manifest, guidance_scale)])
+    if by_prompt_alone(manifest, guidance_scale):
+        values |= {f"negative_{entry.name}": values[entry.name] for entry in conditioning.prompt}
     if frames is not None:
         values["guidance_scale"] = torch.linspace(
             MOTION.min_guidance_scale, guidance_scale, frames
@@ -227,7 +230,7 @@ def _run(
     graphs: _Graphs,
     latents: np.ndarray,
 ) -> np.ndarray:
-    spec = SOLVERS[case.scheduler]
+    spec = solver_spec(case.scheduler)
     scheduler = getattr(diffusers, spec.scheduler_class).from_config(
         scheduler_config, **spec.overrides
     )

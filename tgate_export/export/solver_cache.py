@@ -15,7 +15,7 @@ import tgate_export
 from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
 from tgate_export.bundle.solver_table import SolverTable
 from tgate_export.cache import cache_folder, keep
-from tgate_export.export.solver_tables import SOLVERS, compile_solver
+from tgate_export.export.solver_tables import compile_solver, solver_spec
 
 
 def cached_solver(
@@ -52,7 +52,7 @@ def _key(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> str:
     code = hashlib.sha256()
     for path in sorted(package.glob("*/solver_*.py")):
         code.update(path.name.encode() + b"\0" + path.read_bytes())
-    spec = SOLVERS[name]
+    spec = solver_spec(name)
     content = {
         "name": name,
         "class": spec.scheduler_class,

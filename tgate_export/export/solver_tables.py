@@ -54,6 +54,11 @@ SOLVERS: dict[str, SolverSpec] = {
     "lcm": SolverSpec("LCMScheduler"),
     "pndm": SolverSpec("PNDMScheduler", {"skip_prk_steps": True}),
 }
+# For models that are preconditioned as arXiv 2206.00364 does it, and for no others.
+EDM_SOLVERS: dict[str, SolverSpec] = {
+    "edm-euler": SolverSpec("EDMEulerScheduler"),
+    "edm-dpm++2m": SolverSpec("EDMDPMSolverMultistepScheduler", {**_DPM, "solver_order": 2}),
+}
 
 
 def compile_solver(
@@ -81,15 +86,25 @@ def compile_solver(
     return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress, starts=starts)
 
 
+def solver_spec(name: str) -> SolverSpec:
+    """Return what a sampler's name stands for.
+
+    Raises:
+        InvalidRequestError: for an unknown name.
+    """
+    known = {**SOLVERS, **EDM_SOLVERS}
+    if name not in known:
+        raise InvalidRequestError(f"unknown scheduler {name!r}; choose from {', '.join(SOLVERS)}")
+    return known[name]
+
+
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
     """Make the diffusers scheduler that a name in `SOLVERS` stands for.
 
     Raises:
         InvalidRequestError: for an unknown name.
     """
-    if name not in SOLVERS:
-        raise InvalidRequestError(f"unknown scheduler {name!r}; choose from {', '.join(SOLVERS)}")
-    spec = SOLVERS[name]
+    spec = solver_spec(name)
     scheduler_class = getattr(diffusers, spec.scheduler_class)
     return scheduler_class.from_config(dict(scheduler_config), **spec.overrides)
 

@@ -63,6 +63,7 @@ class Family:
         dynamic_size: whether one graph can serve several image sizes.
         vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
             `force_upcast`.
+        latents_by_channel: its pipelines read the VAE's `latents_mean` and `latents_std`.
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
@@ -86,6 +87,7 @@ class Family:
     dynamic_size: bool = True
     samplers: tuple[str, ...] | None = None
     vae_upcast: bool = False
+    latents_by_channel: bool = False
     image_to_image: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False

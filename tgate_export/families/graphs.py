@@ -103,10 +103,11 @@ def graph_exports(
     declare = partial(GraphExport, sizes=axes.sizes)
 
     image = [entry for entry in conditioning.conditions if entry.image]
+    by_channel = family.latents_by_channel
     vae_encoder = declare(
         "vae_encoder",
         ("vae",),
-        lambda: VaeEncoder(parts["vae"], scaled=not image),
+        lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
         (GraphInput("noisy_image" if image else "images", torch.float32, axes.images()),),
         tuple(condition(entry, entry.name) for entry in image)
         or (GraphInput("image_latents", torch.float32, sample.shape),),
@@ -152,7 +153,11 @@ def graph_exports(
         declare(
             "vae_decoder",
             ("vae",),
-            lambda: VideoVaeDecoder(parts["vae"], frames) if frames else VaeDecoder(parts["vae"]),
+            lambda: (
+                VideoVaeDecoder(parts["vae"], frames)
+                if frames
+                else VaeDecoder(parts["vae"], by_channel=by_channel)
+            ),
             (GraphInput("latents", torch.float32, sample.shape),),
             (GraphInput("images", torch.float32, axes.images(frames)),),
         ),

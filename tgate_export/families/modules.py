@@ -125,10 +125,10 @@ class ClipImageEncoder(nn.Module):
 class VaeEncoder(nn.Module):
     """Images [B, H, W, 3] f32 in [0, 1] to latents [B, C, h, w] f32: the posterior's mode."""
 
-    def __init__(self, vae: nn.Module, *, scaled: bool = True) -> None:
+    def __init__(self, vae: nn.Module, *, scaled: bool = True, by_channel: bool = False) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor, self.shift_factor = _latent_scaling(vae) if scaled else (1.0, 0.0)
+        self.scale, self.mean = _latent_space(vae, by_channel=by_channel) if scaled else ([1.0], [])
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -136,21 +136,21 @@ class VaeEncoder(nn.Module):
         pixels = (2 * images - 1).permute(0, 3, 1, 2).to(self.compute_dtype)
         posterior = self.vae.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
         mode: torch.Tensor = posterior.mode().float()
-        return (mode - self.shift_factor) * self.scaling_factor
+        return (mode - _channels(self.mean)) * _channels(self.scale)
 
 
 class VaeDecoder(nn.Module):
     """Latents [B, C, h, w] f32 to images [B, H, W, 3] f32 in [0, 1]."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: nn.Module, *, by_channel: bool = False) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor, self.shift_factor = _latent_scaling(vae)
+        self.scale, self.mean = _latent_space(vae, by_channel=by_channel)
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Undo the latents' scaling, decode, and map [-1, 1] to [0, 1], as diffusers does."""
-        scaled = latents / self.scaling_factor + self.shift_factor
+        scaled = latents / _channels(self.scale) + _channels(self.mean)
         image = self.vae.decode(scaled.to(self.compute_dtype), return_dict=False)[0]  # type: ignore[operator]
         return (image.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
@@ -162,7 +162,7 @@ class VideoVaeDecoder(nn.Module):
         super().__init__()
         self.vae = vae
         self.frames = frames
-        self.scaling_factor, _ = _latent_scaling(vae)
+        self.scaling_factor = _latent_space(vae, by_channel=False)[0][0]
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -175,6 +175,21 @@ class VideoVaeDecoder(nn.Module):
         return images.unflatten(0, (-1, self.frames)).contiguous()
 
 
-def _latent_scaling(vae: Any) -> tuple[float, float]:
-    """Return what latents were multiplied with, and what was subtracted from them before."""
-    return float(vae.config.scaling_factor), float(getattr(vae.config, "shift_factor", None) or 0)
+def _latent_space(vae: Any, *, by_channel: bool) -> tuple[list[float], list[float]]:
+    """Return what latents were multiplied with, and what was subtracted from them before.
+
+    One value for all channels, or, where a pipeline reads the mean and the deviation of its VAE's
+    latents, one for each; no mean is zero. A `shift_factor` is not read by any of these pipelines.
+    """
+    factor = float(vae.config.scaling_factor)
+    mean, deviation = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    if not by_channel or mean is None or deviation is None:  # diffusers wants both
+        return [factor], []
+    return [factor / float(value) for value in deviation], [float(value) for value in mean]
+
+
+def _channels(values: list[float]) -> torch.Tensor | float:
+    """Return what is computed with latents [B, C, h, w]."""
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    return torch.tensor(values)[:, None, None]

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tgate_export.bundle.manifest import Defaults, Guidance
 from tgate_export.errors import InvalidRequestError
@@ -208,6 +209,14 @@ NAMED_MODELS = {
         ),
     )
 }
+
+
+def named_by_hub_id(hub_id: str) -> dict[str, Any]:
+    """Return `defaults` and `guidance` of the named model with these weights, if there is one."""
+    for model in NAMED_MODELS.values():
+        if model.hub_id is not None and model.hub_id.lower() == hub_id.lower():
+            return {"defaults": model.defaults, "guidance": model.guidance}
+    return {}
 
 
 def unknown_model(model: str) -> InvalidRequestError:

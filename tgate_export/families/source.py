@@ -25,9 +25,10 @@ from tgate_export.families.model_files import (
     choose_weights,
     read_json,
 )
-from tgate_export.families.names import NAMED_MODELS, unknown_model
+from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_model
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
+from tgate_export.families.sampling import own_defaults, samplers
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -91,6 +92,11 @@ class ModelSource:
     def root(self, component: str) -> Path:
         """Return the model folder that a component belongs to."""
         return self.parts.get(component) or self.shared.get(component, self.directory)
+
+    @property
+    def samplers(self) -> tuple[str, ...] | None:
+        """The samplers that serve it; all that can be compiled when None."""
+        return samplers(self)
 
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
@@ -224,6 +230,9 @@ def resolve_source(
     family.check(source)
     if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
         source = replace(source, guidance="embedded")
+    if located.defaults is None:
+        source = replace(source, defaults=own_defaults(source))
+    samplers(source)  # refuses a model that none serves
     if located.hub:
         hub.fetch_weights(located.hub, family.weights, download=download)
     if source.kind != "random":
@@ -286,5 +295,7 @@ def _locate(model: str, weights: Weights, revision: str | None, download: bool) 
         found = hub.find_model(model, revision, download=download)
         hub_id = model.partition("@")[0]
         name = hub_id.rpartition("/")[2]
-        return _Located("hub", hub_id, name, found.pipeline.directory, found)
+        return _Located(
+            "hub", hub_id, name, found.pipeline.directory, found, **named_by_hub_id(hub_id)
+        )
     raise unknown_model(model)

@@ -101,6 +101,14 @@ def _check(source: ModelSource) -> None:
             f"{source.model}: its UNet takes {found} values of pooled text and sizes, expected "
             f"{expected}: refiners, which take an aesthetic score, are not supported"
         )
+    vae = source.config("vae")
+    for name in ("latents_mean", "latents_std"):
+        values = vae.get(name)
+        if values is not None and len(values) != vae["latent_channels"]:
+            raise ModelError(
+                f"{source.model}: vae/config.json has {len(values)} {name}, expected one for each "
+                f"of {vae['latent_channels']} channels: it belongs to another pipeline"
+            )
 
 
 def _zero_negative(source: ModelSource) -> bool:
@@ -126,5 +134,6 @@ STABLE_DIFFUSION_XL = Family(
     image_to_image=True,
     clip_skips=_clip_skips,
     vae_upcast=True,
+    latents_by_channel=True,
     zero_negative=_zero_negative,
 )
