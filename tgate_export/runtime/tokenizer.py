@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Tokenizer as TokenizerSpec
 from tgate_export.errors import BundleError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def _warn(message: str) -> None:
@@ -28,6 +32,7 @@ class PromptTokenizer:
             raise BundleError(f"{path} is not a tokenizer file: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._vectors = _several_vectors(self._tokenizer)
         self.spec = spec
 
     def __call__(
@@ -43,7 +48,7 @@ class PromptTokenizer:
         rows = np.full((len(prompts), length), self.spec.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(rows)
         for index, prompt in enumerate(prompts):
-            ids = self._tokenizer.encode(prompt).ids
+            ids = self._encode(prompt)
             if len(ids) > length:
                 removed = self._tokenizer.decode(ids[length - 1 : -1]).replace("</w>", " ").strip()
                 warn(
@@ -54,3 +59,38 @@ class PromptTokenizer:
             rows[index, : len(ids)] = ids
             mask[index, : len(ids)] = 1
         return rows, mask
+
+    def _encode(self, prompt: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(prompt).ids
+        found = [self._vectors[token] for token in dict.fromkeys(ids) if token in self._vectors]
+        if found:
+            for token, all_of_it in found:
+                prompt = prompt.replace(token, all_of_it)
+            ids = self._tokenizer.encode(prompt).ids
+        return ids
+
+
+def _several_vectors(tokenizer: Tokenizer) -> dict[int, tuple[str, str]]:
+    """Return the tokens of textual inversions that stand for several vectors.
+
+    `<cat>` stands for `<cat> <cat>_1 <cat>_2` where those were added to the vocabulary, too; see
+    `TextualInversionLoaderMixin.maybe_convert_prompt` of diffusers, which only pipelines with CLIP
+    have.
+
+    Returns:
+        by the token's id, what is replaced in a prompt, and by what.
+    """
+    from tokenizers.models import BPE
+
+    if not isinstance(tokenizer.model, BPE):
+        return {}
+    decoder = tokenizer.get_added_tokens_decoder()
+    added = {token.content: number for number, token in decoder.items()}
+    found = {}
+    for token, number in added.items():
+        vectors = [token]
+        while (following := f"{token}_{len(vectors)}") in added:
+            vectors.append(following)
+        if len(vectors) > 1:
+            found[number] = (token, " ".join(vectors))
+    return found
