@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commands = {
         "C++": [arguments.tgate_generate],
-        "Python": [sys.executable, "-m", "tgate_export", "generate"],
+        "Python": [sys.executable, "-P", "-m", "tgate_export", "generate"],
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:

@@ -50,7 +50,7 @@ class Kill:
 def start(model: str, out: Path) -> subprocess.Popen[bytes]:
     """Start a build in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tgate_export", "build", "--model", model, "--out", str(out),
+        [sys.executable, "-P", "-m", "tgate_export", "build", "--model", model, "--out", str(out),
          "--force"],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -36,9 +36,10 @@ def server_venv() -> Path:
     stamp = VENV / "installed"
     if stamp.is_file() and stamp.read_text() == wanted:
         return VENV
-    pip = [str(VENV / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    python = [str(VENV / "bin/python"), "-P", "-m"]
+    pip = [*python, "pip", "install", "-q", "--disable-pip-version-check"]
     for command in (
-        [sys.executable, "-m", "venv", str(VENV)],
+        [sys.executable, "-P", "-m", "venv", str(VENV)],
         [*pip, "-r", str(REQUIREMENTS), "-e", f"{ROOT}[cpu]"],
     ):
         run = subprocess.run(command, capture_output=True, text=True, check=False)

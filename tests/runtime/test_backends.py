@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from tests.hostile import relist
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
@@ -221,7 +223,11 @@ def test_unknown_precision() -> None:
 @pytest.mark.parametrize("name", ["onnxruntime:cpu", "openvino"])
 def test_a_graph_that_cannot_be_loaded(tiny_bundle_copy: Path, name: str) -> None:
     pytest.importorskip(name.partition(":")[0])
-    (tiny_bundle_copy / "graphs" / "gated.onnx").write_bytes(b"not a graph")
+    path = tiny_bundle_copy / "graphs" / "gated.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    relist(tiny_bundle_copy)
     bundle = Bundle(tiny_bundle_copy, read_manifest(tiny_bundle_copy))
     pipeline = TGatePipeline(bundle, select(name, bundle))
     with pytest.raises(BackendError, match=r"cannot load graph 'gated': .") as caught:

@@ -21,7 +21,8 @@ def measure_peak(bundle: Path, backend: str, call: dict[str, Any]) -> int | None
     arguments = json.dumps({"bundle": str(bundle), "backend": backend, "call": call})
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", __name__, arguments],
+            # Not "-m" alone: that looks for every module in the working directory first.
+            [sys.executable, "-P", "-m", __name__, arguments],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         return int(ended.stdout.splitlines()[-1])

@@ -14,6 +14,7 @@ from tgate_export.compile.request import PlanRequest
 from tgate_export.errors import TGateError, first_line
 from tgate_export.export.memory import release_memory
 from tgate_export.export.progress import Progress
+from tgate_export.runtime.backends.onnx_check import read_graph
 
 
 def compile_graph(
@@ -37,6 +38,7 @@ def compile_graph(
         progress: told how far it is.
 
     Raises:
+        BundleError: the graph was changed, or has weights that are not the bundle's.
         VerificationError: the parsed network is not the graph that the manifest describes.
         TGateError: TensorRT cannot compile it; says why in its words.
     """
@@ -45,6 +47,7 @@ def compile_graph(
     from polygraphy.logger import G_LOGGER
 
     manifest = bundle.manifest
+    read_graph(bundle, graph)  # TensorRT opens the file and its weights by itself
     toolkit.errors.clear()
     release_memory()
     silent = G_LOGGER.CRITICAL + 1

@@ -43,7 +43,8 @@ class SolverJobs:
         self._count = len(names)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, os.fspath(folder)],
+            # Not "-m" alone: that looks for every module in the working directory first.
+            [sys.executable, "-P", "-m", __name__, os.fspath(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -30,6 +30,7 @@ from tgate_export.families.source import ModelSource, Weights, resolve_source
 from tgate_export.gating.cross_attention import CacheGroup
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions, RunPrecision
+from tgate_export.runtime.backends.onnx_check import read_graph
 from tgate_export.runtime.conditioning import ImageSize, host_input
 from tgate_export.runtime.plan import NEGATIVE
 
@@ -239,6 +240,7 @@ def check_graphs(
             if backend:
                 found = run_on(backend, bundle.manifest, name, reference.inputs)
             else:
+                read_graph(bundle, name)  # ONNX Runtime opens the file and its weights by itself
                 found = run_file(bundle.file(graph.file), reference.inputs)
         for tensor, expected in reference.outputs.items():
             bound = graph_bound(tensor, _computed(backend, graph.precision))

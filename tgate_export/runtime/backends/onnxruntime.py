@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.errors import first_line
+from tgate_export.errors import TGateError, first_line
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -31,7 +31,8 @@ from tgate_export.runtime.backends.base import (
 )
 from tgate_export.runtime.backends.cuda import has_driver
 from tgate_export.runtime.backends.fused_attention import fuse_attention
-from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
+from tgate_export.runtime.backends.onnx_check import read_graph
+from tgate_export.runtime.backends.onnx_file import external_arrays
 from tgate_export.runtime.backends.onnxruntime_cuda import (
     CPU,
     CUDA,
@@ -123,6 +124,8 @@ class OnnxRuntimeBackend(Backend):
         if single_thread:
             options.intra_op_num_threads = 1
         options.log_severity_level = 3
+        # It would take bytes that look so for its own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         path = self._bundle.file(self._bundle.manifest.graph(graph).file)
         make = partial(self._ort.InferenceSession, sess_options=options)
         try:
@@ -131,9 +134,12 @@ class OnnxRuntimeBackend(Backend):
             elif self.device == "cuda":
                 session = self._on_cuda(graph, path, options, make)
             else:  # what a provider does not know falls to the next
+                read_graph(self._bundle, graph)
                 available = self._ort.get_available_providers()
                 names = [PROVIDERS[name] for name in (self.device, "cuda", "cpu")]
                 session = make(str(path), providers=[name for name in names if name in available])
+        except TGateError:
+            raise
         except Exception as error:  # onnxruntime raises many types of its own
             reason = first_line(error)
             raise BackendError(f"onnxruntime cannot load graph {graph!r}: {reason}") from error
@@ -148,7 +154,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _for_cpu(self, graph: str, path: Path, options: Any) -> bytes:
         """Return the graph as the CPU runs it, and set the options for it."""
-        model = read_model(path)
+        model = read_graph(self._bundle, graph)
         fuse_attention(model)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
         # Every session has workers of its own. They would go on spinning for a while after its
@@ -180,7 +186,9 @@ class OnnxRuntimeBackend(Backend):
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
     def _on_cuda(self, graph: str, path: Path, options: Any, make: Callable[..., Any]) -> Any:
-        session, captures = cuda_session(path, options, make, capture=self._cuda_graphs)
+        session, captures = cuda_session(
+            read_graph(self._bundle, graph), path.parent, options, make, capture=self._cuda_graphs
+        )
         if captures:
             self._captured.add(graph)
         return session

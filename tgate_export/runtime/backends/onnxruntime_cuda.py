@@ -10,7 +10,6 @@ from typing import Any
 
 from tgate_export.runtime.backends.fused_attention import fuse_attention
 from tgate_export.runtime.backends.fused_group_norm import fuse_group_norm
-from tgate_export.runtime.backends.onnx_file import read_model
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -29,23 +28,23 @@ def preload_cuda(ort: Any) -> str:
 
 
 def cuda_session(
-    path: Path, options: Any, make: Callable[..., Any], *, capture: bool
+    model: Any, weights_folder: Path, options: Any, make: Callable[..., Any], *, capture: bool
 ) -> tuple[Any, bool]:
     """Make a session.
 
     Args:
-        path: the graph.
+        model: the graph's ModelProto, which is changed.
+        weights_folder: where its weights are.
         options: its SessionOptions.
-        make: takes the model and `providers`.
+        make: takes the serialized model and `providers`.
         capture: its launches are to become CUDA graphs.
 
     Returns:
         The session, and whether they do: not where a node runs on the CPU or copies to it.
     """
-    model = read_model(path)
     fuse_attention(model, half=True)
     fuse_group_norm(model)
-    options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder))
     serialized = model.SerializeToString()
 
     def made(enable: str) -> Any:

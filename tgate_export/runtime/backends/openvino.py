@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.errors import first_line
+from tgate_export.errors import TGateError, first_line
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -21,6 +21,7 @@ from tgate_export.runtime.backends.base import (
     Memory,
     RunPrecision,
 )
+from tgate_export.runtime.backends.onnx_check import read_graph
 from tgate_export.runtime.backends.openvino_model import (
     WeightMap,
     join,
@@ -170,7 +171,9 @@ class OpenVinoBackend(Backend):
         entry = self._bundle.manifest.graph(graph)
         weights = None if entry.weights is None else self._weights[entry.weights]
         try:
-            return read_model(self._ov, self._core, self._bundle.file(entry.file), weights)
+            return read_model(self._ov, read_graph(self._bundle, graph), weights)
+        except TGateError:
+            raise
         except Exception as error:
             raise _cannot_load(graph, error) from error
 

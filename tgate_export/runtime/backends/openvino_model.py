@@ -7,6 +7,7 @@ weights become one model, each the body of an `If` of its own.
 
 from __future__ import annotations
 
+import io
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from tgate_export.runtime.backends.onnx_file import external_arrays
-from tgate_export.runtime.backends.onnx_file import read_model as read_onnx
 
 
 class WeightMap:
@@ -34,29 +34,50 @@ class WeightMap:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def read_model(ov: Any, core: Any, path: Path, weights: WeightMap | None) -> Any:
+def read_model(ov: Any, onnx: Any, weights: WeightMap | None) -> Any:
     """Return an ONNX graph as a model whose weights are views of a map, which has to outlive it.
+
+    The reader opens no file and guesses no format: it gets the graph in memory, with its weights as
+    inputs that become constants afterwards.
 
     Args:
         ov: the openvino module.
-        core: its Core.
-        path: ONNX file.
+        onnx: the graph's ModelProto, as `read_graph` returns it; its weights are taken out.
         weights: the file in which the graph has its weights, if it has any.
 
     Raises:
         ValueError: the graph has weights that are not in that file.
     """
-    model = core.read_model(path)
-    if weights is None:
-        return model
-    arrays = external_arrays(read_onnx(path), weights.bytes, weights.name)
-    for node in model.get_ops():
-        name = node.get_friendly_name()
-        if node.get_type_name() == "Constant" and name in arrays:
+    from openvino.frontend import FrontEndManager
+
+    arrays = {} if weights is None else external_arrays(onnx, weights.bytes, weights.name)
+    _make_inputs(onnx.graph, arrays)
+    reader = FrontEndManager().load_by_framework("onnx")
+    model = reader.convert(reader.load(io.BytesIO(onnx.SerializeToString())))
+    for parameter in model.get_parameters():
+        name = parameter.get_friendly_name()
+        if name in arrays:
             tensor = ov.Tensor(arrays[name], shared_memory=True)
             mapped = ov.opset13.constant(tensor, name=name, shared_memory=True)
-            ov.utils.replace_node(node, mapped)
+            ov.utils.replace_node(parameter, mapped)
+            model.remove_parameter(parameter)
     return model
+
+
+def _make_inputs(graph: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Make inputs of a GraphProto's tensors of these names."""
+    kept = []
+    for tensor in graph.initializer:
+        if tensor.name not in arrays:
+            kept.append(type(tensor).FromString(tensor.SerializeToString()))
+            continue
+        kind = graph.input.add(name=tensor.name).type.tensor_type
+        kind.elem_type = tensor.data_type
+        kind.shape.SetInParent()
+        for side in tensor.dims:
+            kind.shape.dim.add(dim_value=side)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def tensor_name(graph: str, name: str) -> str:

@@ -20,6 +20,7 @@ from tgate_export.runtime.backends.base import (
 )
 from tgate_export.runtime.backends.bindings import View
 from tgate_export.runtime.backends.cuda import Block, Cuda, Event
+from tgate_export.runtime.backends.onnx_check import read_graph
 from tgate_export.runtime.backends.plan_choice import (
     Machine,
     batch_size,
@@ -99,6 +100,8 @@ class TensorRTBackend(Backend):
                     f"{plans.path} was not built to stream weights",
                     "leave out the budget, or build the plans again with --weight-streaming",
                 )
+            if settings.weights_stripped:
+                read_graph(self._bundle, graph)  # TensorRT opens the file and its weights by itself
             self._engines[plans.name, graph] = self._loader.load(
                 graph, plans.file(graph), onnx if settings.weights_stripped else None, budget
             )

@@ -206,7 +206,7 @@ void Tokenizer::read_post_processor(const nlohmann::json& json) {
   end_ = json.at("sep").at(1).get<std::int64_t>();
 }
 
-std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, std::size_t most) const {
   std::vector<std::int64_t> ids = encode_as_it_is(text);
   if (vectors_.empty()) return ids;
   std::string longer(text);
@@ -215,7 +215,9 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {
     const auto found = vectors_.find(id);
     if (found == vectors_.end() || !seen.insert(id).second) continue;
     const auto& [token, all] = found->second;
-    for (std::size_t at = 0; (at = longer.find(token, at)) != std::string::npos; at += all.size()) {
+    std::size_t at = 0;
+    for (std::size_t times = 0; times < most; ++times, at += all.size()) {
+      if ((at = longer.find(token, at)) == std::string::npos) break;
       longer.replace(at, token.size(), all);
     }
   }

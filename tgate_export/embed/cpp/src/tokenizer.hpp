@@ -20,8 +20,9 @@ class Tokenizer {
   Tokenizer(std::string_view json, const std::string& where);
 
   // Token ids of valid UTF-8, the start and the end token included. A token of a textual inversion
-  // of several vectors becomes as many, where the text has it as it is in the vocabulary.
-  std::vector<std::int64_t> encode(std::string_view text) const;
+  // of several vectors becomes as many, where the text has it as it is in the vocabulary: its first
+  // `most` occurrences.
+  std::vector<std::int64_t> encode(std::string_view text, std::size_t most = 77) const;
 
   // Text of ids without the special tokens; what is not UTF-8 becomes U+FFFD.
   std::string decode(const std::vector<std::int64_t>& ids) const;
