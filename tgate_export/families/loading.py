@@ -17,6 +17,7 @@ from tgate_export.errors import ModelError, first_line
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
 from tgate_export.families.staging import plain_config, staged_tokenizer, staged_weights
+from tgate_export.families.tokenizer_files import check_words
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 RANDOM_SEED = 0
@@ -231,6 +232,8 @@ def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
             ) from None
     try:
         with staged_tokenizer(source, component) as staged:
-            return _class(class_name).from_pretrained(staged, local_files_only=True)
+            tokenizer = _class(class_name).from_pretrained(staged, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
+    check_words(folder, tokenizer)
+    return tokenizer

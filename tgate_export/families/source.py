@@ -29,6 +29,7 @@ from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_m
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
+from tgate_export.families.tokenizer_files import check_tokenizer_files
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -227,6 +228,8 @@ def resolve_source(
     check_components(source)
     if source.kind != "random":
         source.check_texts(spec.component for spec in family.tokenizers(source))
+        for spec in family.tokenizers(source):
+            check_tokenizer_files(source.folder(spec.component), spec.class_name)
     family.check(source)
     if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
         source = replace(source, guidance="embedded")

@@ -106,10 +106,11 @@ def make_request(
         min_guidance_scale=min_guidance_scale,
     )
     pictures = None
+    sides = manifest.size.height.max, manifest.size.width.max
     if motion is not None:
         if image is None:
             raise InvalidRequestError("image is missing: a video is drawn from one")
-        pictures = load_images(image)
+        pictures = load_images(image, largest=sides)
     prompts = positive(manifest, prompt, prompt_embeds, pictures)
     number = count(prompts)
     negatives = negative(manifest, negative_prompt, negative_prompt_embeds, number)
@@ -151,7 +152,7 @@ def make_request(
             f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}"
         )
     if image is not None:
-        pictures = load_images(image, number)
+        pictures = load_images(image, number, sides)
     if pictures is not None:
         height, width = _image_sides(pictures, height, width)
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
