@@ -22,13 +22,14 @@ MODEL_TYPES = {
 }
 _INNER = {"clip_text_model": "text_config", "clip_vision_model": "vision_config"}
 
-# Schedulers over the usual 1000 betas, whose configurations fit one another. Those of EDM and of
-# flow matching know other times and other noise.
+# Schedulers over the usual 1000 betas, whose configurations fit one another, and EDM's. Those of
+# flow matching and of consistency models know other times and other noise.
 SCHEDULERS = frozenset(
     f"{name}Scheduler"
     for name in (
         "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep",
-        "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete",
+        "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EDMDPMSolverMultistep",
+        "EDMEuler", "EulerAncestralDiscrete",
         "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM",
         "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep",
     )
