@@ -185,6 +185,11 @@ def exported(repository: Path) -> None:
         path.rename(path.with_suffix(".onnx"))
 
 
+def exported_by_optimum(repository: Path) -> None:
+    exported(repository)
+    (repository / "vae").rename(repository / "vae_decoder")
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -195,6 +200,7 @@ def exported(repository: Path) -> None:
         (unknown_variant, "weights of the variant non_ema only"),
         (pickled, "has only pickled weights"),
         (exported, "has weights for ONNX only"),
+        (exported_by_optimum, "was exported to ONNX already (unet/)"),
     ],
 )
 def test_no_weights_are_fetched_in_vain(

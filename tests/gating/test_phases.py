@@ -87,6 +87,30 @@ def hooked(unet: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, di
 
 
 @torch.no_grad()
+def test_pruned_unet_without_a_middle_block(inputs: dict[str, torch.Tensor]) -> None:
+    """As distilled models (BK-SDM) have it."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    pruned = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, mid_block_type=None,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4,
+        cross_attention_dim=WIDTH, norm_num_groups=8,
+    ).eval()  # fmt: skip
+    groups = groups_of_kinds(pruned, ["cross_cache"])
+    sample, timestep, text, negative, _ = inputs.values()
+    noise_pred, *caches = FullPhase(pruned, groups, TEXT)(*inputs.values())
+    without, _ = hooked(pruned, sample, timestep, negative)
+    with_prompt, _ = hooked(pruned, sample, timestep, text)
+    scale = inputs["guidance_scale"].reshape(-1, 1, 1, 1)
+    expected = without + scale * (with_prompt - without)
+    torch.testing.assert_close(noise_pred, expected, atol=2e-5, rtol=2e-5)
+    assert sum(len(group.layers) for group in groups) == 3
+    assert GatedPhase(pruned, groups, TEXT)(sample, timestep, *caches)[0].shape == sample.shape
+
+
+@torch.no_grad()
 def test_full_is_guidance_of_two_runs_and_caches_their_mean(
     unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
 ) -> None:

@@ -16,7 +16,9 @@ import pytest
 from tests.hostile import relist
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
+from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
+from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import Flavour
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
@@ -309,3 +311,43 @@ def test_openvino_packs_the_weights_of_large_denoisers_once(
     for apart, together in zip(*found.values(), strict=True):
         # Its own way of group norms, in other kernels: fp32 rounding, which four steps carry on.
         assert np.abs(apart - together).max() <= 1e-5 * np.abs(apart).max()
+
+
+def other_solver(path: Path, kind: str) -> None:
+    """Replace a bundle's solver graph by one that its manifest does not describe."""
+    graph = path / "graphs" / "solver.onnx"
+    model = onnx.load(graph)
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    nodes = [
+        onnx.helper.make_node("Identity", ["sample"], ["denoiser_input"]),
+        onnx.helper.make_node("Identity", ["history"], ["next_history"]),
+    ]
+    double = onnx.TensorProto.DOUBLE
+    if kind == "output of another type":
+        values["next_sample"].type.tensor_type.elem_type = double
+        nodes.append(onnx.helper.make_node("Cast", ["sample"], ["next_sample"], to=double))
+    elif kind == "input of another type":
+        values["noise_pred"].type.tensor_type.elem_type = double
+        nodes.append(onnx.helper.make_node("Identity", ["sample"], ["next_sample"]))
+    else:  # 64 times as large as it says
+        concat = onnx.helper.make_node("Concat", ["sample"] * 64, ["next_sample"], axis=0)
+        nodes.append(concat)
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    graph.write_bytes(model.SerializeToString())
+    manifest = read_manifest(path)
+    files = {**manifest.files, "graphs/solver.onnx": hash_file(graph)}
+    (path / MANIFEST_NAME).write_text(manifest.model_copy(update={"files": files}).to_json())
+
+
+@pytest.mark.parametrize(
+    "kind", ["output of another type", "input of another type", "larger output"]
+)
+def test_graph_that_is_not_what_the_manifest_says(
+    cpu_backend: str, tiny_bundle_copy: Path, kind: str
+) -> None:
+    other_solver(tiny_bundle_copy, kind)
+    pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
+    with pytest.raises(BackendError, match=r"graph 'solver'") as caught:
+        pipeline("a cat", num_inference_steps=2, gate_step=1, seed=0, output_type="latent")
+    assert "\n" not in str(caught.value)

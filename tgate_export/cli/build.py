@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     type=Model(),
     required=True,
     metavar="NAME|DIR|HF_ID",
-    help="A name from `tgate-export models`, a diffusers folder, or a Hugging Face id.",
+    help="A name from `tgate-export models`, a diffusers folder, or a Hugging Face id, which may "
+    "end with @ and a revision.",
 )
 @click.option(
     "--weights",

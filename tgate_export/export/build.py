@@ -80,7 +80,8 @@ def build_bundle(
     """Compile a diffusers pipeline into a bundle, verify it, and put it in place atomically.
 
     Args:
-        model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id.
+        model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id, which may
+            end with `@` and a revision.
         weights: "pretrained", or "random" for the exact architecture with weights from a seed.
         precision: of the weights and the computation; inputs and outputs that matter stay f32.
         size: width and height ranges in pixels; the model's own size when not given.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,13 +22,14 @@ MODEL_TYPES = {
 }
 _INNER = {"clip_text_model": "text_config", "clip_vision_model": "vision_config"}
 
-# Schedulers over the usual 1000 betas, whose configurations fit one another. Those of EDM and of
-# flow matching know other times and other noise.
+# Schedulers over the usual 1000 betas, whose configurations fit one another, and EDM's. Those of
+# flow matching and of consistency models know other times and other noise.
 SCHEDULERS = frozenset(
     f"{name}Scheduler"
     for name in (
         "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep",
-        "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete",
+        "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EDMDPMSolverMultistep",
+        "EDMEuler", "EulerAncestralDiscrete",
         "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM",
         "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep",
     )
@@ -111,8 +112,12 @@ def inner_config(config: dict[str, Any], class_name: str | None) -> dict[str, An
     return inner if config.get("model_type") == "clip" and isinstance(inner, dict) else config
 
 
-def check_components(source: ModelSource) -> None:
+def check_components(source: ModelSource, listing: Callable[[str], Collection[str]]) -> None:
     """Check that a pipeline's components are those that its family is built from.
+
+    Args:
+        source: the pipeline.
+        listing: names the files of a component's folder, here or on the hub.
 
     Raises:
         ModelError: names the component, what it is, and what was expected or what to do.
@@ -123,15 +128,13 @@ def check_components(source: ModelSource) -> None:
             f"{source.model} is an SDXL refiner, which goes on from a base model's latents and is "
             "not supported: build the base model"
         )
-    _check_exported(source)
     expected = {**source.family.weights, "scheduler": "diffusers.scheduler"}
+    expected |= dict.fromkeys(source.family.extras, "")
     for component, class_name in expected.items():
-        _check_component(source, component, class_name, index)
-    for component in source.family.extras:
-        _check_component(source, component, "", index)
+        _check_component(source, component, class_name, index, listing)
     if source.kind != "random":
         for spec in source.family.tokenizers(source):
-            _check_component(source, spec.component, spec.class_name, index)
+            _check_component(source, spec.component, spec.class_name, index, listing)
     for component, class_name in source.family.weights.items():
         _check_config(source, component, class_name)
     predicted = source.config("scheduler").get("prediction_type", "epsilon")
@@ -143,25 +146,25 @@ def check_components(source: ModelSource) -> None:
         )
 
 
-def _check_exported(source: ModelSource) -> None:
-    folder = source.folder(source.family.denoiser)
-    names = [path.name for path in folder.glob("*")]
-    if any(name.endswith(".safetensors") for name in names) or source.kind == "hub":
-        return  # a repository of the hub may hold all formats, and its weights are not here yet
-    if source.kind != "random" and (exported := foreign_format(names)):
-        raise ModelError(
-            f"{source.model} was exported to {exported} already ({folder.name}/): build from the "
-            "PyTorch model that it was made from, in safetensors"
-        )
-
-
 def _check_component(
-    source: ModelSource, component: str, class_name: str, index: dict[str, Any]
+    source: ModelSource,
+    component: str,
+    class_name: str,
+    index: dict[str, Any],
+    listing: Callable[[str], Collection[str]],
 ) -> None:
     if class_name and index.get(component) is not None:
         _check_entry(source, component, class_name, index[component])
-    if not source.folder(component).is_dir():
-        raise ModelError(f"{source.model} lacks the component {component}/: download it again")
+    if source.folder(component).is_dir():
+        return
+    # Optimum's exports have `vae_decoder` in place of `vae`.
+    denoiser = source.family.denoiser
+    if exported := foreign_format(listing(denoiser)):
+        raise ModelError(
+            f"{source.model} was exported to {exported} already ({denoiser}/): build from the "
+            "PyTorch model that it was made from, in safetensors"
+        )
+    raise ModelError(f"{source.model} lacks the component {component}/: download it again")
 
 
 def _check_entry(source: ModelSource, component: str, class_name: str, entry: Any) -> None:

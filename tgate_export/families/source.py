@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,7 +226,7 @@ def resolve_source(
         parts=located.hub.folders() if located.hub else {},
     )
     source.check_texts((*family.weights, "scheduler", *family.extras))
-    check_components(source)
+    check_components(source, partial(located.listing, download=download))
     if source.kind != "random":
         source.check_texts(spec.component for spec in family.tokenizers(source))
         for spec in family.tokenizers(source):
@@ -263,6 +264,13 @@ class _Located:
         if self.hub:
             return hub.names_of(self.hub, download=download)
         return os.listdir(self.directory)
+
+    def listing(self, folder: str, *, download: bool) -> Collection[str]:
+        """Names of the files of a folder, here or on the hub."""
+        if self.hub is None:
+            return [path.name for path in (self.directory / folder).glob("*")]
+        names = hub.names_of(self.hub, download=download)
+        return [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
 
 
 def _locate(model: str, weights: Weights, revision: str | None, download: bool) -> _Located:

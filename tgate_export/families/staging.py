@@ -48,11 +48,13 @@ def _declared(cls: Any) -> set[str]:
         return {*inspect.signature(cls.__init__).parameters, "_diffusers_version"} - {"self"}
     from transformers import PretrainedConfig
 
-    names = set(inspect.signature(cls.config_class.__init__).parameters) - {"self", "kwargs"}
+    # What it has of its own: `dense_act_fn` of T5 is no parameter, but published all the same.
+    names = {*inspect.signature(cls.config_class.__init__).parameters, *vars(cls.config_class())}
     for part in cls.config_class.__mro__:
         if issubclass(part, PretrainedConfig) and part is not PretrainedConfig:
             names |= set(vars(part).get("__annotations__", ()))
-    return names - set(PretrainedConfig.__annotations__)
+    names -= {*PretrainedConfig.__annotations__, *vars(PretrainedConfig()), "self", "kwargs"}
+    return {name for name in names if not name.startswith("_")}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.solver_table import HISTORY, SolverSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
+from tgate_export.runtime.backends.launching import bind
 from tgate_export.runtime.conditioning import host_input
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale, frame_scales
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
@@ -64,13 +65,13 @@ class PreparedRun:
             shape=shape,
             plan=plan,
             memory=memory,
-            encode=tuple(backend.prepare(launch, memory) for launch in plan.encode),
-            encode_image=backend.prepare(plan.encode_image, memory) if plan.encode_image else None,
+            encode=tuple(bind(backend, launch, memory) for launch in plan.encode),
+            encode_image=bind(backend, plan.encode_image, memory) if plan.encode_image else None,
             steps=tuple(
-                (backend.prepare(denoiser, memory), backend.prepare(solver, memory))
+                (bind(backend, denoiser, memory), bind(backend, solver, memory))
                 for denoiser, solver in plan.steps
             ),
-            decode=backend.prepare(plan.decode, memory),
+            decode=bind(backend, plan.decode, memory),
         )
 
     def image_latents(self, request: Request, part: slice) -> np.ndarray | None:
