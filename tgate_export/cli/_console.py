@@ -75,7 +75,7 @@ class RichProgress(Progress):
         """Mark the block as one stage."""
         started = time.perf_counter()
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
             TimeElapsedColumn(),
         )  # fmt: skip
         with rich.progress.Progress(
