@@ -8,6 +8,10 @@ class TGateError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # Names of a foreign bundle's files are part of messages, which end in terminals and logs.
+        return printable(" ".join(super().__str__().splitlines()))
+
 
 class InvalidRequestError(TGateError, ValueError):
     """What was asked for makes no sense: an unknown name, a value out of range."""
@@ -25,6 +29,13 @@ class BundleError(TGateError):
 
 class VerificationError(TGateError):
     """A measured difference broke its bound; names the graph and the tensor."""
+
+
+def printable(text: str) -> str:
+    """Return a text in which control characters and the like are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def first_line(error: BaseException) -> str:

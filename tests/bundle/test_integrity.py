@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +128,76 @@ def test_damage_is_named_without_hashing(
     message = refused(tiny_bundle_copy, check_hashes=False)
     assert str(file) in message
     assert reason in message
+
+
+@pytest.mark.parametrize("place", ["graphs", ".", "nowhere"])
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_special_files_are_refused(tiny_bundle_copy: Path, place: str, kind: str) -> None:
+    (folder := tiny_bundle_copy / place).mkdir(exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(folder / "x")
+    elif kind == "device":
+        try:
+            os.mknod(folder / "x", stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+        except PermissionError:
+            pytest.skip("devices are made by root")
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        here = os.open(folder, os.O_RDONLY)
+        try:  # by a short name: the path of a socket has at most 107 bytes
+            listener.bind(f"/proc/self/fd/{here}/x")
+        finally:
+            listener.close()
+            os.close(here)
+    assert f"{folder / 'x'} does not belong to the bundle" in refused(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plans/x/plans.json"])
+@pytest.mark.parametrize("target", [None, "/dev/zero"])
+def test_records_that_never_end(tiny_bundle_copy: Path, name: str, target: str | None) -> None:
+    file = tiny_bundle_copy / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    if target is None:
+        os.mkfifo(file)  # opening it would wait for somebody to write
+    else:
+        file.symlink_to(target)
+    message = refused(tiny_bundle_copy)
+    assert "is no regular file" in message or "it is a link" in message
+
+
+def test_a_manifest_of_any_size(tiny_bundle_copy: Path) -> None:
+    os.truncate(tiny_bundle_copy / "manifest.json", 10 * 2**30)  # takes no space
+    assert "it has more than 4 MiB" in refused(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["plans", "plans/set", "plans/.set.building-x"])
+def test_links_in_place_of_plans(tiny_bundle_copy: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "home" / ".ssh").mkdir(parents=True)
+    (tiny_bundle_copy / name).parent.mkdir(exist_ok=True)
+    (tiny_bundle_copy / name).symlink_to(tmp_path / "home")
+    assert f"{tiny_bundle_copy / name} does not belong" in refused(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["plans", "plans/run.sh", "plans/.run.sh"])
+def test_files_among_plans(tiny_bundle_copy: Path, name: str) -> None:
+    (tiny_bundle_copy / name).parent.mkdir(exist_ok=True)
+    (tiny_bundle_copy / name).write_text("#!")
+    assert f"{tiny_bundle_copy / name} does not belong" in refused(tiny_bundle_copy)
+
+
+def test_a_hidden_folder_among_plans(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "plans" / ".set.building-x").mkdir(parents=True)
+    open_bundle(tiny_bundle_copy)  # of a build that is running
+    (tiny_bundle_copy / "plans" / ".x").mkdir()
+    assert f"{tiny_bundle_copy / 'plans' / '.x'} does not belong" in refused(tiny_bundle_copy)
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "\x1b[2J\nALL CHECKS PASSED\x1b[8m").write_text("")
+    message = refused(tiny_bundle_copy)
+    assert message.isprintable()
+    assert "\\x1b[2J" in message
 
 
 def test_missing_manifest(tiny_bundle_copy: Path) -> None:

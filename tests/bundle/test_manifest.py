@@ -27,7 +27,16 @@ GRAPH = {
     "float32_layers": 0,
     "parameters": 12,
     "inputs": [{"name": "sample", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
-    "outputs": [{"name": "noise_pred", "dtype": "float32", "shape": ["batch", 4, 8, 8]}],
+    "outputs": [
+        {"name": "noise_pred", "dtype": "float32", "shape": ["batch", 4, 8, 8]},
+        {"name": "cross_cache_0", "dtype": "float32", "shape": ["batch", 1, 64, 32]},
+    ],
+}
+ENCODER = GRAPH | {
+    "file": "graphs/text_encoder.onnx",
+    "weights": None,
+    "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", 77]}],
+    "outputs": [{"name": "prompt_embeds", "dtype": "float32", "shape": ["batch", 77, 32]}],
 }
 FILE = {"sha256": "0" * 64, "bytes": 3}
 VALID: dict[str, Any] = {
@@ -54,7 +63,7 @@ VALID: dict[str, Any] = {
     "guidance": "classifier-free",
     "absent_negative_prompt": "empty",
     "conditioning": {},
-    "graphs": {"full": GRAPH},
+    "graphs": {"full": GRAPH, "text_encoder": ENCODER},
     "cache": [
         {
             "tensor": "cross_cache_0", "kind": "cross_cache", "passes": None, "downsample": 1,
@@ -71,6 +80,7 @@ VALID: dict[str, Any] = {
     "files": {
         "graphs/full.onnx": FILE,
         "graphs/denoiser.weights": FILE,
+        "graphs/text_encoder.onnx": FILE,
         "solvers/ddim.json": FILE,
         "tokenizer/tokenizer.json": FILE,
     },
@@ -147,6 +157,29 @@ def test_other_schema_version_is_refused(version: object) -> None:
     assert "schema_version" in refused(changed("schema_version", version))
 
 
+def test_json_has_one_reading() -> None:
+    text = json.dumps(VALID)
+    twice = text.replace('"bytes": 3', '"bytes": 3, "bytes": 4', 1)
+    assert "the key 'bytes' is there twice" in refused(twice)
+    assert "the key 'files' is there twice" in refused(f'{text[:-1]}, "files": {{}}}}')
+    for number in ("NaN", "Infinity", "1e999"):
+        assert f"{number} is not a finite number" in refused(text.replace("7.5", number))
+    assert "more than 64 deep" in refused(f'{text[:-1]}, "x": {"[" * 64}{"]" * 64}}}')
+    assert "x: Extra" in refused(f'{text[:-1]}, "x": {"[" * 63}{"]" * 63}}}')
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "/x", ".x", "", "x" * 65, "a b", "a\x1b[2J", "[red]"]
+)
+@pytest.mark.parametrize("field", ["graphs", "solvers", "tokenizers", "conditioning"])
+def test_names_are_plain(field: str, name: str) -> None:
+    raw = copy.deepcopy(VALID)
+    raw[field][name] = "time_ids" if field == "conditioning" else next(iter(raw[field].values()))
+    message = refused(raw)
+    assert "is not a plain name" in message
+    assert message.isprintable()
+
+
 @pytest.mark.parametrize("text", ["", "{", "not json", "\ufeff{}", "[" * 100_000])
 def test_text_that_is_not_json_is_refused(text: str) -> None:
     assert "not valid JSON" in refused(text)
@@ -190,6 +223,22 @@ def test_missing_field_is_named(field: str) -> None:
         ("files|graphs/full.onnx", {"sha256": "G" * 64, "bytes": 3}),
         ("files|graphs/full.onnx", {"sha256": "0" * 64, "bytes": -1}),
         ("source|kind", "elsewhere"),
+        ("defaults|guidance_scale", 10**400),
+        ("defaults|gate_step", 2**31),
+        ("batch|max", 2**31),
+        ("latents|channels", 2**70),
+        ("clip_skips", 10**9),
+        ("tokenizers|input_ids|max_length", 2**40),
+        ("tokenizers|input_ids|max_length", 16),  # the text encoder takes 77
+        ("tokenizers|input_ids|pad_token_id", 2**70),
+        ("tokenizers|input_ids|eos_token_id", -1),
+        ("tokenizers", {}),  # nothing says what the text encoder reads
+        ("conditioning", {"sample": "time_ids"}),
+        ("conditioning", {"time_ids": "time_ids"}),
+        ("cache|0|tensor", "nope"),
+        ("graphs|full|inputs|0|shape", [1] * 9),
+        ("graphs|full|weights", "tokenizer/tokenizer.json"),
+        ("files|graphs/full.onnx", {"sha256": "0" * 64, "bytes": 2**70}),
     ],
 )
 def test_field_out_of_its_domain_is_named(field: str, value: object) -> None:

@@ -169,7 +169,10 @@ def edit(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["history"], True, "history: expected int, found bool"),
         (["history"], 4, "history: expected 0 to 3"),
         (["extra_evaluations"], 1, "extra_evaluations: 1, but steps have 0"),
-        (["residual"], float("nan"), "NaN is not a number"),
+        (["residual"], float("nan"), "NaN is not a finite number"),
+        (["residual"], 10**400, "residual: not finite"),
+        (["steps", 0, "sample_scale"], 10**400, r"steps\[0\]\.sample_scale: not finite"),
+        (["steps", 1, "weights", 0, 2], 10**400, r"steps\[1\]\.weights: not finite"),
         (["residual"], -1.0, "residual: expected a finite number"),
         (["steps"], [], "steps: expected one step count or more"),
         (["steps"], {}, "steps: expected list, found dict"),
@@ -210,7 +213,10 @@ def test_a_wrong_file_is_refused_by_field(
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"schema_version": Infinity}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 100_000, '{"a": 1, "a": 2}', "\xff", '{"schema_version": Infinity}'],
+)
 def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "broken.json"
     file.write_text(text, encoding="latin-1")

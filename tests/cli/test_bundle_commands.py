@@ -12,6 +12,7 @@ import pytest
 
 from tests.bundle.test_integrity import change_byte, remove
 from tests.cli.command import run
+from tests.hostile import relist
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.export import verify
 from tgate_export.export.reference import TrajectoryCase
@@ -101,6 +102,21 @@ def test_inspect_shows_names_with_brackets(capsys: Capture, tiny_bundle_copy: Pa
     path.write_text(json.dumps(manifest))
     result = run(capsys, "inspect", tiny_bundle_copy)
     assert "/models/[/v1] :smile:" in result.out
+
+
+def test_inspect_shows_what_terminals_obey(capsys: Capture, tiny_bundle_copy: Path) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["family"] = "\x1b]0;title\x07\x1b[2J [bold red]markup[/] [link=file:///x]y[/link]"
+        manifest["cache"][0]["layers"][0] = "\x1b[31mred \\[x [/]"
+        manifest["defaults"]["scheduler"] = manifest["name"] = "\x9b31m[red]"
+
+    relist(tiny_bundle_copy, edit)
+    result = run(capsys, "inspect", tiny_bundle_copy)
+    assert result.code == 0
+    assert "\\x1b[2J [bold red]markup[/] [link=file:///x]y[/link]" in result.out
+    assert "\\x1b[31mred \\[x [/]" in result.out
+    assert all(line.isprintable() for line in result.out.splitlines())
+    assert len(result.out.splitlines()) == len(result.out.split("\n")) - 1
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

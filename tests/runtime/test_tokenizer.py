@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import PixArtAlphaPipeline
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.errors import BundleError
+from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.export.assemble import _save_tokenizer
 from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import letter_tokenizer
@@ -97,3 +101,102 @@ def test_a_broken_file_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     broken.write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer file"):
         PromptTokenizer(broken, read_manifest(tiny_bundle).tokenizers["input_ids"])
+
+
+def clip_file(bundle: Path) -> Any:
+    return json.loads((bundle / "tokenizer" / "tokenizer.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def t5_file() -> Any:
+    return json.loads(letter_tokenizer().backend_tokenizer.to_str())
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+
+
+def charsmap(table: bytes) -> dict[str, str]:
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
+LONG = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+HOSTILE: list[tuple[str, str, Any]] = [
+    ("clip", "normalizer", {"type": "Sequence", "normalizers": [LONG] * 3}),
+    ("clip", "normalizer", None),
+    ("clip", "pre_tokenizer", split("(x+x+)+y")),
+    ("clip", "pre_tokenizer", {"type": "FixedLength", "length": 0}),
+    ("clip", "decoder", {"type": "Strip", "content": "a", "start": 2**60, "stop": 2**60}),
+    ("clip", "post_processor", {"type": "TemplateProcessing", "single": [], "pair": []}),
+    ("clip", "model|dropout", 1.5),
+    ("clip", "model|unk_token", None),
+    ("clip", "model|vocab|a</w>", 2**32 - 1),
+    ("clip", "model|vocab|a</w>", 1e300),
+    ("clip", "model|vocab|a</w>", 0),  # of another token, too
+    ("clip", "model|vocab|" + "x" * 1025, 400),
+    ("clip", "model", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
+    ("clip", "added_tokens|0|id", -1),
+    ("clip", "added_tokens", [{}] * 5000),
+    ("t5", "normalizer", charsmap(b"\xff\xff\xff\xff")),  # a trie of 4 GiB
+    ("t5", "normalizer", charsmap(b"")),
+    ("t5", "normalizer", charsmap(bytes(3))),
+    ("t5", "normalizer", charsmap(b"\x04\0\0\0" + bytes(4) + b"a" * 1000 + b"\0")),
+    ("t5", "normalizer", charsmap(b"\x04\0\0\0" + bytes(4) + b"abc")),
+    ("t5", "normalizer", {"type": "Sequence", "normalizers": [LONG] * 3}),
+    ("t5", "normalizer", {"type": "Precompiled", "precompiled_charsmap": "?"}),
+    ("t5", "pre_tokenizer", split("(x+x+)+y")),
+    ("t5", "model|vocab", []),
+    ("t5", "model|unk_id", 10**6),
+    ("t5", "model|vocab|3|1", True),
+    ("t5", "post_processor|special_tokens", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "keys", "value"), HOSTILE)
+def test_only_what_a_build_writes(
+    tiny_bundle: Path, tmp_path: Path, t5_file: Any, kind: str, keys: str, value: Any
+) -> None:
+    content = clip_file(tiny_bundle) if kind == "clip" else copy.deepcopy(t5_file)
+    spec = read_manifest(tiny_bundle).tokenizers["input_ids"]
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    PromptTokenizer(file, spec)  # as it is, it is fine
+    inner, (*parents, last) = content, keys.split("|")
+    for key in parents:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[int(last) if isinstance(inner, list) else last] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"is not a tokenizer file: its ") as caught:
+        PromptTokenizer(file, spec)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "\ud83d".encode(errors="surrogatepass"), "[]", "3"]
+)
+def test_what_is_no_tokenizer_at_all(tiny_bundle: Path, tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BundleError, match="is not a tokenizer file"):
+        PromptTokenizer(file, read_manifest(tiny_bundle).tokenizers["input_ids"])
+
+
+def test_panics_are_errors_of_ours(tiny_bundle: Path, tmp_path: Path, t5_file: Any) -> None:
+    """The trie of a table may lead anywhere: the library then panics, which is no Exception."""
+    content = copy.deepcopy(t5_file)
+    value = (0x1FFFF << 10) | 1 << 9  # the root leads out of the trie
+    content["normalizer"] = charsmap(b"\x04\0\0\0" + value.to_bytes(4, "little") + b"a\0")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    tokenizer = PromptTokenizer(file, read_manifest(tiny_bundle).tokenizers["input_ids"])
+    with pytest.raises(
+        InvalidRequestError, match="the tokenizer cannot read the prompt: index out"
+    ):
+        tokenizer(["a red circle"])
+
+
+def test_a_prompt_that_is_no_text(tiny_bundle: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="the tokenizer cannot read the prompt"):
+        ours(tiny_bundle)(["\ud800"])

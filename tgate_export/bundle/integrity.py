@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
+from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
 from tgate_export.errors import BundleError
@@ -36,15 +37,15 @@ def read_manifest(path: Path) -> Manifest:
     """
     manifest = path / MANIFEST_NAME
     try:
-        text = manifest.read_text(encoding="utf-8")
+        text = read_regular(manifest, RECORD_BYTES).decode()
     except (FileNotFoundError, NotADirectoryError):
         hint = "" if path.exists() else ": no such folder"
         raise BundleError(
             f"{path} is not a bundle{hint or f': it has no {MANIFEST_NAME}'}; "
             "make one with `tgate-export build`"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {manifest}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {manifest}: {error}: build the bundle again") from None
     return parse_manifest(text, manifest)
 
 
@@ -109,5 +110,6 @@ def bundle_files(path: Path) -> Iterator[str]:
     for file in path.rglob("*"):
         relative = file.relative_to(path)
         own = relative.parts[0] in DERIVED_FOLDERS or relative.as_posix() == MANIFEST_NAME
-        if (file.is_file() or file.is_symlink()) and not own:
+        # Not only files: a FIFO or a device would hang or feed whoever reads the folder.
+        if (file.is_symlink() or not file.is_dir()) and not own:
             yield relative.as_posix()

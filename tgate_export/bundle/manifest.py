@@ -6,12 +6,14 @@ people who embed one, `bundle/manifest.schema.json` is its JSON schema.
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgate_export.bundle.json_file import parse_json
+from tgate_export.bundle.manifest_checks import check_references
 from tgate_export.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -37,11 +39,24 @@ def _inside_bundle(path: str) -> str:
         raise ValueError(f"path {path!r} leaves the bundle")
     if str(pure) != path or not pure.parts:
         raise ValueError(f"path {path!r} is not in its plain form {str(pure)!r}")
+    if not path.isprintable():
+        raise ValueError(f"path {path!r} has characters that cannot be printed")
     return path
 
 
+def _plain_name(name: str) -> str:
+    # They become names of files, and of what a server or another language calls things.
+    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.+-]{1,64}", name):
+        raise ValueError(f"name {name!r} is not a plain name")
+    return name
+
+
 BundlePath = Annotated[str, AfterValidator(_inside_bundle)]
-Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, AfterValidator(_plain_name)]
+_LARGEST = 2**31 - 1  # what any language that embeds a bundle counts with
+Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+MAX_RANK = 8
 
 
 class BundleModel(BaseModel):
@@ -53,9 +68,9 @@ class BundleModel(BaseModel):
 class Tensor(BundleModel):
     """A graph's input or output; a dimension is a number or the name of a free one."""
 
-    name: str
+    name: Name
     dtype: DType
-    shape: tuple[Positive | str, ...]
+    shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
 
 
 class Graph(BundleModel):
@@ -67,7 +82,7 @@ class Graph(BundleModel):
     float32_attention: bool = Field(
         default=False, description="attention products are fp32 whatever the precision"
     )
-    float32_layers: Annotated[int, Field(ge=0)] = Field(
+    float32_layers: Count = Field(
         default=0, description="linear layers that are fp32 whatever the precision"
     )
     parameters: int = Field(description="number of weights this graph uses")
@@ -82,7 +97,7 @@ class Cache(BundleModel):
     a video. A cache of every guidance pass is [batch, passes, layers, tokens, width].
     """
 
-    tensor: str
+    tensor: Name
     kind: Literal["cross_cache", "self_passes", "self_cache"]
     passes: Positive | None = Field(
         description="unconditional, then conditional; null: one for all"
@@ -147,11 +162,11 @@ class Defaults(BundleModel):
 
     num_inference_steps: Positive
     gate_step: Positive
-    guidance_scale: float
+    guidance_scale: Annotated[float, Field(allow_inf_nan=False)]
     scheduler: str
     sp_interval: Positive = 1
     fi_interval: Positive = 1
-    warm_up: Annotated[int, Field(ge=0)] = 0
+    warm_up: Count = 0
 
 
 class Source(BundleModel):
@@ -168,7 +183,7 @@ class Solver(BundleModel):
 
     file: BundlePath
     scheduler_class: str
-    extra_evaluations: Annotated[int, Field(ge=0)]
+    extra_evaluations: Count
     max_steps: Positive
 
 
@@ -176,10 +191,10 @@ class Tokenizer(BundleModel):
     """A `tokenizers` file and how prompts are padded and truncated."""
 
     file: BundlePath
-    max_length: Positive
-    pad_token_id: int
-    eos_token_id: int
-    mask: str | None = Field(
+    max_length: Annotated[int, Field(gt=0, le=2**16)]
+    pad_token_id: Count
+    eos_token_id: Count
+    mask: Name | None = Field(
         description="graph input that takes 1 for a token and 0 for padding [B,T], if there is one"
     )
 
@@ -188,7 +203,7 @@ class File(BundleModel):
     """Size in bytes and content hash of a file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Manifest(BundleModel):
@@ -205,10 +220,10 @@ class Manifest(BundleModel):
     batch: Range
     size: Size
     latents: Latents
-    tokenizers: dict[str, Tokenizer] = Field(
+    tokenizers: dict[Name, Tokenizer] = Field(
         description="by the input of `text_encoder` that takes the ids"
     )
-    clip_skips: Annotated[int, Field(ge=0)] = Field(
+    clip_skips: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description="how many of the text encoder's last layers a prompt can skip; above 0, "
         "`text_encoder` takes `clip_skip` [B]",
@@ -218,24 +233,18 @@ class Manifest(BundleModel):
         description="what stands for a missing negative prompt: an empty text, or zeros in place "
         "of the text encoder's outputs"
     )
-    conditioning: dict[str, HostInput] = Field(
+    conditioning: dict[Name, HostInput] = Field(
         description="denoiser inputs that the host computes, and what they are"
     )
-    graphs: dict[str, Graph]
+    graphs: dict[Name, Graph]
     cache: tuple[Cache, ...]
-    solvers: dict[str, Solver]
+    solvers: dict[Name, Solver]
     versions: dict[str, str]
     files: dict[BundlePath, File]
 
     @model_validator(mode="after")
-    def _refers_to_listed_files(self) -> Manifest:
-        used = {tokenizer.file for tokenizer in self.tokenizers.values()}
-        used |= {solver.file for solver in self.solvers.values()}
-        for graph in self.graphs.values():
-            used |= {graph.file} | ({graph.weights} if graph.weights else set())
-        unlisted = sorted(used - self.files.keys())
-        if unlisted:
-            raise ValueError(f"file {unlisted[0]!r} is used but not listed under files")
+    def _is_consistent(self) -> Manifest:
+        check_references(self)
         return self
 
     @property
@@ -273,8 +282,8 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         BundleError: when it is no manifest, or one of a newer schema version.
     """
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise BundleError(f"{where} is not valid JSON ({error}): build the bundle again") from None
     if not isinstance(raw, dict) or "schema_version" not in raw:
         raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")

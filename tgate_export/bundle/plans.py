@@ -19,15 +19,26 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
-from tgate_export.bundle.manifest import BundleModel, File, Manifest, Positive, Precision, Range
+from tgate_export.bundle.json_file import RECORD_BYTES, read_json
+from tgate_export.bundle.manifest import (
+    MAX_RANK,
+    BundleModel,
+    File,
+    Manifest,
+    Name,
+    Positive,
+    Precision,
+    Range,
+)
 from tgate_export.errors import BundleError
 
 PLANS_FOLDER = "plans"
 RECORD_NAME = "plans.json"
 SCHEMA_VERSION = 1
+BUILDING = ".building-"  # in the name of a hidden folder: of a build that is running or was killed
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
-Shape = tuple[Positive, ...]
+Shape = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_RANK)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -91,14 +102,14 @@ class PlanKey(BundleModel):
         code_sha256: of the code that drove the compiler.
     """
 
-    graph: str
+    graph: Name
     graph_sha256: Sha256
     weights_sha256: Sha256 | None
     flavour: Flavour
     version: str
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...]
     precision: Precision
-    shapes: dict[str, ShapeRange]
+    shapes: Annotated[dict[Name, ShapeRange], Field(min_length=1)]
     settings: PlanSettings
     code_sha256: Sha256
 
@@ -128,7 +139,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain_name(name: str) -> str:
-    if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+    if not name.isprintable() or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not the plain name of a file")
     return name
 
@@ -146,7 +157,7 @@ class PlanRecord(BundleModel):
     """The whole of a plan set's `plans.json`."""
 
     schema_version: Literal[1]
-    plans: dict[str, Plan]
+    plans: dict[Name, Plan]
 
 
 class PlanSet:
@@ -198,14 +209,18 @@ def plan_sets(bundle: Path) -> Iterator[PlanSet]:
         BundleError: a record is missing, damaged, or was changed.
     """
     folder = bundle / PLANS_FOLDER
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):  # of a build that is running or was killed
-            continue
-        if not path.is_dir() or path.is_symlink():
+    for path in (folder, *(sorted(folder.iterdir()) if _is_real_folder(folder) else ())):
+        hidden = path.name.startswith(".")
+        if not _is_real_folder(path) or (hidden and BUILDING not in path.name):
             raise BundleError(f"{path} does not belong to the bundle: move it elsewhere")
-        yield read_plan_set(path)
+        if path != folder and not hidden:
+            yield read_plan_set(path)
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def read_plan_set(path: Path) -> PlanSet:
@@ -216,10 +231,12 @@ def read_plan_set(path: Path) -> PlanSet:
     """
     record = path / RECORD_NAME
     try:
-        raw = json.loads(record.read_text(encoding="utf-8"))
+        if record.is_symlink():
+            raise ValueError("it is a link")
+        raw = read_json(record, RECORD_BYTES)
     except FileNotFoundError:
         raise BundleError(f"{record} is missing: {_again(path)}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"cannot read {record} ({error}): {_again(path)}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if type(version) is int and version > SCHEMA_VERSION:
@@ -312,7 +329,9 @@ def keep_plans(old: Path, new: Path, manifest: Manifest) -> None:
         kept = {
             graph: plan
             for graph, plan in plans.plans.items()
-            if not stale_parts(plan.key, manifest) and plans.file(graph).is_file()
+            if not stale_parts(plan.key, manifest)
+            and plans.file(graph).is_file()
+            and not plans.file(graph).is_symlink()
         }
         if kept:
             folder = new / PLANS_FOLDER / plans.name

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tgate_export.bundle.json_file import TABLE_BYTES, read_json
 from tgate_export.bundle.solver_table import (
     NUM_WEIGHTS,
     FloatArray,
@@ -75,7 +76,7 @@ def read_solver_table(path: Path) -> SolverTable:
         ValueError: when it is not a solver table; names the file and the field.
     """
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_finite))
+        return _parse(read_json(path, TABLE_BYTES))
     except ValueError as error:
         raise ValueError(f"{path} is not a solver table: {error}") from None
 
@@ -146,9 +147,19 @@ def _fields(found: Any, where: str, expected: dict[str, type]) -> dict[str, Any]
             raise ValueError(
                 f"{where}{field}: expected {kind.__name__}, found {type(found[field]).__name__}"
             )
+        if kind is float:
+            _check_size(found[field], f"{where}{field}")
     for field in found.keys() - expected.keys():
         raise ValueError(f"{where}{field}: unknown field")
     return dict(found)
+
+
+def _check_size(value: float, where: str) -> None:
+    """Check that a whole number, which has any length in JSON, is one of 64-bit floats."""
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{where}: not finite in 32 bits") from None
 
 
 def _check_numbers(values: list[Any], where: str, depth: int) -> None:
@@ -164,10 +175,6 @@ def _check_numbers(values: list[Any], where: str, depth: int) -> None:
             _check_numbers(value, f"{where}[{index}]", depth - 1)
         elif type(value) not in (int, float):
             raise ValueError(f"{where}[{index}]: expected a number, {type(value).__name__}")
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is not a number that a table may hold")
 
 
 def _rows(weights: FloatArray) -> list[list[float]]:

@@ -227,8 +227,11 @@ def advance(
 
 
 def _as_float32(field: str, values: Any) -> FloatArray:
-    with np.errstate(over="ignore"):
-        array = np.array(values, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=np.float32)
+    except OverflowError:  # a whole number may have any length
+        raise ValueError(f"{field}: not finite in 32 bits") from None
     if not np.isfinite(array).all():
         raise ValueError(f"{field}: not finite in 32 bits")
     array.flags.writeable = False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tgate_export.bundle.integrity import bundle_files, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME
+from tgate_export.bundle.plans import BUILDING
 from tgate_export.errors import BundleError
 
 
@@ -128,7 +129,7 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
 
 
 def _prefix(out: Path) -> str:
-    return f".{out.name}.building-"
+    return f".{out.name}{BUILDING}"
 
 
 def _swap(staging: Path, out: Path, retired: Path) -> None:

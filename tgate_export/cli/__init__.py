@@ -11,7 +11,7 @@ import click
 
 from tgate_export import __version__
 from tgate_export.cli._lazy import lazy_group
-from tgate_export.errors import TGateError, first_line
+from tgate_export.errors import TGateError, first_line, printable
 
 # Command -> its help line, so that `--help` imports none of them.
 COMMANDS = {
@@ -68,5 +68,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> Any:
-    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.splitlines()))}", err=True)
     sys.exit(code)

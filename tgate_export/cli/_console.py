@@ -6,17 +6,18 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import click
 import rich.progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
 from tgate_export.bundle.manifest import Range
-from tgate_export.errors import TGateError
+from tgate_export.errors import TGateError, printable
 from tgate_export.export.progress import Progress
 
 
@@ -25,10 +26,35 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1))
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: no markup, and no control characters in it.
+
+    Names, prompts and paths may hold [brackets], :colons: and what a terminal obeys.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield what is drawn; see `Console.render`."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = map(printable, segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+def stdout() -> Console:
+    """Return the console for results that people read."""
+    return PlainConsole()
+
+
 def stderr() -> Console:
     """Return the console for everything that is not the result."""
-    # Prompts and paths may hold [brackets] and :colons:.
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return PlainConsole(stderr=True)
 
 
 def spinner(label: str) -> contextlib.AbstractContextManager[object]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tgate_export.cli._console import readable_warnings, spinner, stderr
+from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
 
 if TYPE_CHECKING:
@@ -109,11 +109,9 @@ def command(
 
 def _show(result: BenchResult) -> None:
     """Print the tables for people; the JSON file is for programs."""
-    from rich.console import Console
-
     from tgate_export.bench.tables import settings_line, tables
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = stdout()
     console.print(settings_line(result), soft_wrap=True)
     for content in tables(result):
         print_table(console, content)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tgate_export.cli._console import megabytes, print_json
+from tgate_export.cli._console import megabytes, print_json, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,17 +30,16 @@ def command(bundle: Path, as_json: bool) -> None:
         records = {plans.name: _plans_json(plans) for plans in found}
         print_json(manifest.model_dump(mode="json") | {"plans": records})
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
 
-    console = Console(highlight=False, emoji=False)
+    console = stdout()
     defaults, source = manifest.defaults, manifest.source
     total = sum(file.bytes for file in manifest.files.values())
+    console.print(manifest.name, style="bold", end="")
     console.print(
-        f"[bold]{escape(manifest.name)}[/]  {manifest.family}, {manifest.precision}, "
+        f"  {manifest.family}, {manifest.precision}, "
         f"{megabytes(total)} in {len(manifest.files)} files\n"
-        f"source     {source.kind} {escape(source.model)}"
+        f"source     {source.kind} {source.model}"
         f"{f' at {source.revision}' if source.revision else ''}\n"
         f"size       {manifest.size.width}x{manifest.size.height} pixels, "
         f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
@@ -77,9 +76,9 @@ def command(bundle: Path, as_json: bool) -> None:
         )
     for plans in found:
         key = plans.key
+        console.print(f"plans/{plans.name}", style="bold", end="", soft_wrap=True)
         console.print(
-            f"[bold]plans/{escape(plans.name)}[/]  {key.flavour} {key.version}, "
-            f"for SM {', '.join(key.compute_capabilities)}",
+            f"  {key.flavour} {key.version}, for SM {', '.join(key.compute_capabilities)}",
             soft_wrap=True,
         )
         console.print(_plans_table(plans))
@@ -119,4 +118,4 @@ def _self_attention(defaults: Defaults) -> str:
 
 def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
     short = {"float32": "f32", "float16": "f16", "int64": "i64"}[dtype]
-    return f"{name} {short} \\[{','.join(str(dim) for dim in shape)}]"
+    return f"{name} {short} [{','.join(str(dim) for dim in shape)}]"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tgate_export.cli._console import readable_warnings, spinner, stderr
+from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, progress_bar, write_report
 from tgate_export.errors import InvalidRequestError
 
@@ -108,12 +108,10 @@ def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:
 
 def _show(result: ProbeResult) -> None:
     """Print the gates and the suggestion for people; the JSON file is for programs."""
-    from rich.console import Console
-
     from tgate_export.bench.tables import probe_tables
     from tgate_export.cli._reports import print_table
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = stdout()
     for table in probe_tables(result):
         print_table(console, table)
     console.print(f"Bound: {result.bound.text}.", soft_wrap=True)

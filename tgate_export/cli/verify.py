@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tgate_export.cli._console import RichProgress, print_json, require_export_extra
+from tgate_export.cli._console import RichProgress, print_json, require_export_extra, stdout
 
 if TYPE_CHECKING:
     from tgate_export.export.verify import Difference
@@ -60,13 +60,13 @@ def command(
 
 
 def _print_table(differences: tuple[Difference, ...]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("what", "tensor", "max abs", "relative", "allowed", "")
     for d in differences:
-        verdict = "[green]ok[/]" if d.holds else "[bold red]BROKEN[/]"
+        verdict = Text("ok", "green") if d.holds else Text("BROKEN", "bold red")
         table.add_row(
             d.graph, d.tensor, f"{d.max_abs:.1e}", f"{d.relative:.1e}", f"{d.bound:.0e}", verdict
         )
-    Console().print(table)
+    stdout().print(table)

@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import MANIFEST_NAME
-from tgate_export.bundle.plans import link_file, plan_sets
+from tgate_export.bundle.plans import link_file
 from tgate_export.bundle.store import check_replaceable, replace_folder
-from tgate_export.embed.bundles import open_image_bundle
+from tgate_export.embed.bundles import files_of, open_image_bundle
 from tgate_export.errors import BundleError
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -41,19 +40,11 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
     with replace_folder(out) as staging:
         shutil.copytree(SOURCES, staging, dirs_exist_ok=True)
         _write_machine_file(staging / MACHINE_FILE)
-        for relative in _files(opened):
+        for relative in files_of(opened):
             target = staging / BUNDLE_FOLDER / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             link_file(opened.file(relative), target)
     return opened
-
-
-def _files(bundle: Bundle) -> list[str]:
-    """List the manifest, what it lists, and the plans."""
-    files = [MANIFEST_NAME, *bundle.manifest.files]
-    for plans in plan_sets(bundle.path):
-        files += [path.relative_to(bundle.path).as_posix() for path in plans.path.iterdir()]
-    return files
 
 
 def _write_machine_file(path: Path) -> None:

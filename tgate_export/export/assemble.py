@@ -22,7 +22,8 @@ from tgate_export.bundle.manifest import (
     Tensor,
     Tokenizer,
 )
-from tgate_export.errors import TGateError
+from tgate_export.bundle.tokenizer_file import check_tokenizer
+from tgate_export.errors import ModelError, TGateError
 from tgate_export.export.memory import release_memory
 from tgate_export.export.options import BuildOptions, versions
 from tgate_export.export.progress import Progress
@@ -277,6 +278,12 @@ def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Token
     (staging / spec.component).mkdir()
     # Its own save() hides a full disk behind a bare Exception.
     text = backend.to_str(pretty=True)
+    try:
+        check_tokenizer(text)
+    except ValueError as error:
+        raise ModelError(
+            f"the tokenizer in {spec.component} is none that can be run: {error}"
+        ) from None
     (staging / spec.component / "tokenizer.json").write_text(text, encoding="utf-8")
     return Tokenizer(
         file=f"{spec.component}/tokenizer.json",

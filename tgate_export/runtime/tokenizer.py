@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Tokenizer as TokenizerSpec
-from tgate_export.errors import BundleError
+from tgate_export.bundle.tokenizer_file import read_tokenizer
+from tgate_export.errors import BundleError, InvalidRequestError, TGateError, first_line
+
+
+def _unreadable(reason: str) -> TGateError:
+    return InvalidRequestError(f"the tokenizer cannot read the prompt: {reason}")
 
 
 def _warn(message: str) -> None:
@@ -22,10 +28,11 @@ class PromptTokenizer:
     def __init__(self, path: Path, spec: TokenizerSpec) -> None:
         from tokenizers import Tokenizer
 
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer file: {error}") from None
+        def broken(reason: str) -> TGateError:
+            return BundleError(f"{path} is not a tokenizer file: {reason}: build the bundle again")
+
+        with _library_errors(broken):
+            self._tokenizer = Tokenizer.from_str(read_tokenizer(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.spec = spec
@@ -43,9 +50,12 @@ class PromptTokenizer:
         rows = np.full((len(prompts), length), self.spec.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(rows)
         for index, prompt in enumerate(prompts):
-            ids = self._tokenizer.encode(prompt).ids
+            with _library_errors(_unreadable):
+                ids = self._tokenizer.encode(prompt).ids
             if len(ids) > length:
-                removed = self._tokenizer.decode(ids[length - 1 : -1]).replace("</w>", " ").strip()
+                with _library_errors(_unreadable):
+                    removed = self._tokenizer.decode(ids[length - 1 : -1])
+                removed = removed.replace("</w>", " ").strip()
                 warn(
                     f"the prompt is longer than the {length} tokens that the text encoder takes; "
                     f"this part was left out: {removed!r}"
@@ -54,3 +64,15 @@ class PromptTokenizer:
             rows[index, : len(ids)] = ids
             mask[index, : len(ids)] = 1
         return rows, mask
+
+
+@contextmanager
+def _library_errors(make: Callable[[str], TGateError]) -> Iterator[None]:
+    """Turn the errors of the library, which raises bare Exceptions and panics, into ours."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of Rust is no Exception, and of a module that cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise make(first_line(error)) from None

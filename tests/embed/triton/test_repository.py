@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from tests.cli.command import run
-from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.integrity import open_bundle, read_manifest
 from tgate_export.embed.triton.interface import inputs, outputs
 from tgate_export.embed.triton.repository import (
     BUNDLE_FOLDER,
@@ -127,6 +127,20 @@ def test_damaged_bundle_writes_nothing(tiny_bundle_copy: Path, tmp_path: Path) -
     with pytest.raises(BundleError, match=r"full\.onnx"):
         write_repository(tiny_bundle_copy, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_only_the_bundle_is_copied(tiny_bundle_copy: Path, tmp_path: Path) -> None:
+    build = tiny_bundle_copy / "plans" / ".set.building-x"  # of a build that is running
+    build.mkdir(parents=True)
+    (build / "full.plan").symlink_to("/etc/passwd")
+    model = write_repository(tiny_bundle_copy, tmp_path / "models")
+    copied = {path.relative_to(model / "1" / "bundle").as_posix() for path in files_below(model)}
+    assert copied == {"manifest.json", *read_manifest(tiny_bundle_copy).files}
+
+
+def files_below(model: Path) -> list[Path]:
+    found = list((model / "1" / "bundle").rglob("*"))
+    return [path for path in found if path.is_symlink() or not path.is_dir()]
 
 
 def test_a_link_out_of_the_repository_is_not_followed(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.store import replace_folder
-from tgate_export.embed.bundles import open_image_bundle
+from tgate_export.embed.bundles import files_of, open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
 from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.backends import BACKENDS
@@ -101,7 +101,7 @@ def write_repository(
         (staging / "config.pbtxt").write_text(
             model_config(model.name, opened, options), encoding="utf-8"
         )
-        _place(opened.path, version / BUNDLE_FOLDER, copy=copy)
+        _place(opened, version / BUNDLE_FOLDER, copy=copy)
     return model
 
 
@@ -196,17 +196,16 @@ def _check_replaceable(model: Path) -> None:
         raise TGateError(f"{config} was not written by this program: choose another --name")
 
 
-def _place(source: Path, target: Path, *, copy: bool) -> None:
+def _place(bundle: Bundle, target: Path, *, copy: bool) -> None:
     """Put a bundle's files into a folder as hard links, or as copies where those cannot be."""
-
-    def link_or_copy(file: str, destination: str) -> None:
+    for relative in files_of(bundle):
+        file, destination = bundle.file(relative), target / relative
+        destination.parent.mkdir(parents=True, exist_ok=True)
         if not copy:
             try:
                 os.link(os.path.realpath(file), destination)
             except OSError:  # another file system, or one without links
                 pass
             else:
-                return
+                continue
         shutil.copy2(file, destination)
-
-    shutil.copytree(source, target, copy_function=link_or_copy)
