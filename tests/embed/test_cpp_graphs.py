@@ -133,7 +133,10 @@ def test_every_way_to_a_tensor_is_walked(graphs: Graphs) -> None:
         assert "'w' is in" in found or "does not know" in found, [field.name for field in way]
         tried.add(".".join(field.name for field in way))
     assert len(tried) > 60
-    assert {"graph.node.attribute.g.sparse_initializer.indices", "functions.node.attribute.t"} < tried
+    assert {
+        "graph.node.attribute.g.sparse_initializer.indices",
+        "functions.node.attribute.t",
+    } < tried
 
 
 @pytest.mark.parametrize("case", range(len(BAD)))
@@ -155,9 +158,7 @@ def test_what_does_not_fit_the_weights(graphs: Graphs, case: int) -> None:
 def test_the_last_bytes_of_the_weights(graphs: Graphs) -> None:
     identity = [onnx.helper.make_node("Identity", ["w"], ["y"])]
     size = graphs.weights["bytes"]
-    graphs.passes(
-        model(identity, (outside("denoiser.weights", size - 64),)).SerializeToString()
-    )
+    graphs.passes(model(identity, (outside("denoiser.weights", size - 64),)).SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -263,9 +264,7 @@ def test_a_file_that_is_replaced_below_a_pipeline(
     os.replace(file.with_suffix(".new"), file)
     call["request"]["gate_step"] = 1
     found = driver.error("run", **call)
-    assert found == (
-        f"{file} is not the file that was checked any more: open the bundle again"
-    )
+    assert found == (f"{file} is not the file that was checked any more: open the bundle again")
 
 
 def test_a_relative_path_outlives_its_folder(
