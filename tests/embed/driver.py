@@ -32,9 +32,9 @@ class CppBuild:
 class Driver:
     """A process that runs the library's functions; see cpp/driver.cpp."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, cwd: Path | None = None) -> None:
         self._process = subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", cwd=cwd
         )
 
     def __call__(self, op: str, **arguments: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.cli.command import run
 from tests.embed.driver import configure, require_tools
 from tgate_export import __version__
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.embed.cpp_project import SOURCES, write_cpp_project
+from tgate_export.embed.cpp_project import SOURCES, openvino_cmake, write_cpp_project
 from tgate_export.errors import BundleError
 
 CONSUMER = """
@@ -109,6 +110,41 @@ def succeed(*command: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def test_configuring_without_a_network(tmp_path: Path) -> None:
+    """ONNX Runtime's header cannot be had; OpenVINO's are here."""
+    require_tools()
+    done = subprocess.run(
+        ["cmake", "-S", SOURCES, "-B", tmp_path, f"-DOpenVINO_DIR={openvino_cmake()}",
+         "-DCMAKE_IGNORE_PATH=/usr/include/onnxruntime;/usr/local/include/onnxruntime"],
+        env=os.environ | dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "could not be downloaded" in done.stdout
+    assert "Backend openvino: yes" in done.stdout
+    assert "WARNING" not in done.stderr.upper()
+
+
+def assert_relocatable(installed: Path, bundle: Path, elsewhere: Path) -> None:
+    """A copy draws with either backend, finds all in itself, and names no folder of ours."""
+    shutil.copytree(installed, elsewhere, symlinks=True)
+    program = elsewhere / "bin" / "tgate_generate"
+    content = program.read_bytes()
+    for folder in {str(installed), sys.prefix, str(Path(openvino_cmake() or "").parent)}:
+        assert folder.encode() not in content
+    for backend in ("onnxruntime", "openvino"):
+        done = subprocess.run(
+            [program, bundle, "--prompt", "x", "--steps", "2", "--seed", "1", "--backend", backend,
+             "--out", elsewhere / f"{backend}.png"],
+            env={"PATH": "/usr/bin:/bin", "LD_DEBUG": "libs"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert (elsewhere / f"{backend}.png").exists(), done.stderr[-1000:]
+        loaded = re.findall(r"calling init: (/.*)", done.stderr)
+        assert any("/tgate/libo" in path for path in loaded)
+        assert all(path.startswith(("/lib", "/usr/lib", str(elsewhere))) for path in loaded)
+
+
 @pytest.mark.slow
 def test_three_commands_make_a_picture_and_a_program_of_ones_own(
     shapes_bundle: Path, tmp_path: Path
@@ -125,6 +161,7 @@ def test_three_commands_make_a_picture_and_a_program_of_ones_own(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     succeed("cmake", "--install", out / "build")
+    assert_relocatable(tmp_path / "installed", out / "bundle", tmp_path / "elsewhere")
     # The program of the documentation.
     page = (SOURCES.parents[2] / "docs" / "embed-cpp.md").read_text(encoding="utf-8")
     program = re.search(r"```cpp\n(#include <tgate/pipeline.hpp>\n\nint main.*?)```", page, re.S)

@@ -91,6 +91,7 @@ Json run(const Json& json) {
     options.threads = 1;  // a second would only wait for the other processes of the tests
     pipeline = std::make_unique<tgate::Pipeline>(json["bundle"].get<std::string>(), options);
   }
+  if (json.contains("chdir")) std::filesystem::current_path(json["chdir"].get<std::string>());
   tgate::Request request = request_of(json.at("request"));
   Json steps = Json::array();
   Json latents = Json::array();  // after every step: of the last one, a part of the call each

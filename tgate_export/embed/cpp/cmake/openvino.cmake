@@ -13,6 +13,19 @@ target_sources(tgate PRIVATE src/backends/openvino.cpp src/backends/openvino_mod
 # Not the target's own flags: its headers do not pass our warnings.
 get_target_property(openvino_headers openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
 target_include_directories(tgate SYSTEM PRIVATE ${openvino_headers})
+# Its macros would write the folder of its headers into the library.
+target_compile_options(tgate PRIVATE "-fmacro-prefix-map=$<JOIN:${openvino_headers},=openvino;-fmacro-prefix-map=>=openvino")
 target_link_libraries(tgate PRIVATE openvino::runtime)
 target_compile_definitions(tgate PRIVATE TGATE_WITH_OPENVINO)
 set(TGATE_WITH_OPENVINO ON)
+
+# From a Python wheel or an archive: what the backend loads goes with the program.
+get_target_property(library openvino::runtime IMPORTED_LOCATION_RELEASE)
+if(TGATE_EXAMPLE AND TGATE_INSTALL_LIBRARIES AND library AND NOT library MATCHES "^/(usr/)?lib")
+  cmake_path(GET library PARENT_PATH folder)
+  file(GLOB libraries ${folder}/libopenvino_onnx_frontend.so* ${folder}/libopenvino_intel_cpu_plugin.so
+    ${folder}/libtbb*.so.* ${folder}/libhwloc.so.* ${folder}/../../../3rdparty/tbb/lib/lib*.so.*)
+  install(FILES ${libraries} DESTINATION ${TGATE_LIBRARIES})
+  install(FILES $<TARGET_FILE:openvino::runtime> DESTINATION ${TGATE_LIBRARIES}
+    RENAME $<TARGET_SONAME_FILE_NAME:openvino::runtime>)
+endif()

@@ -26,7 +26,7 @@ void check_files(const Manifest& manifest) {
     if (!graph.weights) continue;
     used.insert(*graph.weights);
     if (folder_of(*graph.weights) != folder_of(graph.file)) {
-      refuse("the weights of graph " + repr(name) + " do not lie beside it");
+      refuse("graphs: the weights of " + repr(name) + " do not lie beside it");
     }
   }
   for (const std::string& file : used) {
@@ -67,7 +67,7 @@ void check_prompts(const Manifest& manifest) {
     if (written.count(tensor.name) == 0) missing.insert(tensor.name);
   }
   if (!missing.empty()) {
-    refuse("nothing says what the text encoder's input " + repr(*missing.begin()) + " is");
+    refuse("tokenizers: nothing says what the text encoder's input " + repr(*missing.begin()) + " is");
   }
 }
 

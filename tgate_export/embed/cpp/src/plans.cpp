@@ -204,12 +204,14 @@ std::vector<std::string> stale_parts(const ReadPlan& plan, const Manifest& manif
   return stale;
 }
 
+[[noreturn]] void refuse_extra(const fs::path& path) {
+  throw Error(ErrorKind::bundle,
+              path.string() + " does not belong to the bundle: move it elsewhere");
+}
+
 // A link could lead anywhere.
 void check_folder(const fs::path& path) {
-  if (fs::symlink_status(path).type() != fs::file_type::directory) {
-    throw Error(ErrorKind::bundle,
-                path.string() + " does not belong to the bundle: move it elsewhere");
-  }
+  if (fs::symlink_status(path).type() != fs::file_type::directory) refuse_extra(path);
 }
 
 void check_plan_files(const fs::path& set, const Named<ReadPlan>& plans) {
@@ -232,8 +234,7 @@ void check_plan_files(const fs::path& set, const Named<ReadPlan>& plans) {
     if (known.count(name) == 0) extra.insert(name);
   }
   if (!extra.empty()) {
-    throw Error(ErrorKind::bundle, (set / *extra.begin()).string() +
-                                       " does not belong to the bundle: move it elsewhere");
+    refuse_extra(set / *extra.begin());
   }
 }
 
@@ -280,8 +281,9 @@ std::vector<PlanSet> check_plan_sets(const Bundle& bundle, bool check_hashes) {
   for (const auto& entry : fs::directory_iterator(folder)) paths.insert(entry.path());
   for (const fs::path& path : paths) {
     check_folder(path);
-    // Hidden: of a build that is running or was killed.
-    if (path.filename().string()[0] == '.') continue;
+    const std::string name = path.filename().string();
+    if (name[0] == '.' && name.find(".building-") != std::string::npos) continue;  // or was killed
+    if (name[0] == '.') refuse_extra(path);
     const Named<ReadPlan> plans = read_record(path);
     check_plan_files(path, plans);
     PlanSet set{path, {}};

@@ -17,7 +17,7 @@ struct Options {
   std::string backend = "auto";
   // Compare every file of the bundle with its sha256 first.
   bool check_hashes = true;
-  // libonnxruntime.so; when empty $TGATE_ONNXRUNTIME, what CMake was told, or the loader's own.
+  // libonnxruntime.so; when empty $TGATE_ONNXRUNTIME, or libonnxruntime.so.1 where the loader looks.
   std::filesystem::path onnxruntime_library;
   // Threads that share the work of one graph on the CPU; 0: as many as the library likes.
   int threads = 0;

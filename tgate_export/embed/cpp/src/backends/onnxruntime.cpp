@@ -12,10 +12,6 @@
 #include "../python_text.hpp"
 #include "host_memory.hpp"
 
-#ifndef TGATE_ONNXRUNTIME_LIBRARY
-#define TGATE_ONNXRUNTIME_LIBRARY ""
-#endif
-
 namespace tgate {
 namespace {
 
@@ -30,8 +26,7 @@ const OrtApi& load_api(const Options& options) {
   } else if (environment != nullptr && *environment != '\0') {
     names = {environment};
   } else {
-    if (fs::exists(TGATE_ONNXRUNTIME_LIBRARY)) names.emplace_back(TGATE_ONNXRUNTIME_LIBRARY);
-    names.insert(names.end(), {"libonnxruntime.so.1", "libonnxruntime.so"});
+    names = {"libonnxruntime.so.1", "libonnxruntime.so"};  // by the program's rpath, and the system
   }
   // Since 1.29 it reports how it is used, from when it is loaded on, and keeps ids in the user's
   // home folder. Who wants that sets the variable to 0.
