@@ -98,6 +98,9 @@ class TGateModel:
         self._thread.start()
         server = server_above()
         self._watchdog = None if server is None else Watchdog(server)
+        if server == 1:
+            _log(event="warning", text="tritonserver is process 1: start it under an init, such as "
+                 "docker run --init, for it to end at once when this process dies")  # fmt: skip
         _log(
             event="ready",
             backend=self._batcher.backend.name,
