@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tgate_export import __version__
+from tgate_export.cli._interrupt import second_one_ends
 from tgate_export.cli._lazy import lazy_group
 from tgate_export.errors import TGateError, first_line, printable
 
@@ -47,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     # A build that is told to stop cleans up as for Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        sys.exit(cli.main(arguments, prog_name="tgate-export", standalone_mode=False) or 0)
+        with second_one_ends():
+            code = cli.main(arguments, prog_name="tgate-export", standalone_mode=False) or 0
+        sys.exit(code)
     except click.Abort:
         _fail("interrupted", 130)
     except click.ClickException as error:

@@ -256,7 +256,7 @@ def test_answers_that_wait_are_bounded(start: Start) -> None:
 def test_what_is_no_input_is_refused(start: Start) -> None:
     model = start()
     wrong = request()
-    wrong.fields = {"stepz": 5}
+    wrong.fields = {"stepz": 5, "id": "mine"}
     model.execute([wrong])
     (refused,) = finals(wrong)
     assert refused.code == "INVALID_ARG"

@@ -37,7 +37,8 @@ def test_only_a_prompt_is_needed(manifest: Manifest) -> None:
     call = parse(manifest, {**PROMPT, "seed": one(2**64 - 1, np.uint64)})
     expected = make_request(manifest, "a red circle", seed=2**64 - 1, output_type="np")
     assert call.request == expected
-    assert (call.format, call.deadline, call.progress, call.preview) == ("raw", None, False, False)
+    assert (call.format, call.deadline) == ("base64", None)
+    assert (call.progress, call.preview) == (False, False)
 
 
 def test_everything_there_is(manifest: Manifest) -> None:
@@ -116,6 +117,36 @@ def test_embeddings_in_place_of_prompts(manifest: Manifest) -> None:
 )
 def test_what_is_refused(manifest: Manifest, changes: dict[str, Any], message: str) -> None:
     tensors = {name: value for name, value in {**PROMPT, **changes}.items() if value is not None}
+    with pytest.raises(InvalidRequestError, match=message):
+        parse(manifest, tensors)
+
+
+class Unread:
+    """A text that must not be looked at."""
+
+    def __str__(self) -> str:
+        raise AssertionError("it was converted before it was counted")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"prompt": np.full(65, Unread())}, "65 images in a request, at most 64"),
+        ({**PROMPT, "negative_prompt": np.full(65, Unread())}, "negative_prompt has 65 entries"),
+        ({**PROMPT, "scheduler": np.full(2, Unread())}, "scheduler must be one value, got 2"),
+        ({**PROMPT, "format": np.full(0, Unread())}, "format must be one value, got 0"),
+        ({**PROMPT, "guidance_scale": np.broadcast_to(np.float32(2), 10**6)},
+         "guidance_scale has 1000000 entries, for at most 64 images"),
+        ({**PROMPT, "steps": np.broadcast_to(np.int32(2), 10**6)}, "steps must be one value"),
+        ({"prompt_embeds": np.broadcast_to(np.float32(0), (10**6, 77, 32))},
+         "prompt_embeds has 1000000 entries"),
+        ({**PROMPT, "latents": np.broadcast_to(np.float32(0), (1, 4, 10**5, 10**5))},
+         "latents have shape"),
+    ],
+)  # fmt: skip
+def test_counts_are_checked_before_values(
+    manifest: Manifest, tensors: dict[str, np.ndarray], message: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         parse(manifest, tensors)
 

@@ -143,9 +143,12 @@ def test_64_mixed_requests_at_once(
 
 
 def test_http(server: Server, client: TGateClient) -> None:
-    body = {"prompt": PROMPT, "format": "base64", **RUN}
+    """What is nothing but asked for is a picture that JSON can hold."""
+    body = {"prompt": PROMPT, "id": "request-42", **RUN}
     status, answer = post(server, "/v2/models/shapes/generate", json.dumps(body).encode())
     assert status == 200, answer
+    assert len(answer) < 64 * 64 * 3  # raw would be more than three characters a value
+    wait_until(lambda: any(event.get("id") == "request-42" for event in server.events()))
     png = base64.b64decode(json.loads(answer)["png"])
     picture = np.asarray(Image.open(io.BytesIO(png)), np.int16)
     assert np.abs(picture - client.generate(PROMPT, **RUN).images[0]).max() <= 1
@@ -173,6 +176,9 @@ def test_http_stream(server: Server) -> None:
         (b'{"prompt": "' + b"x" * 2**20 + b'"}', "prompt has 1048576 bytes"),
         (b'{"prompt": "\xff"}', "UTF-8|JSON|parse"),
         (b'{"prompt": "x", "scheduler": "/etc/passwd"}', "unknown scheduler"),
+        (b'{"prompt": "x", "stepz": 5}', "unknown field 'stepz': there are prompt, negative_"),
+        (b'{"prompt": "x", "parameters": {"gate-step": 5}}', "unknown field 'gate-step'"),
+        (b'{"prompt": "x", "stepz": {"a": 5}}', "stepz"),
     ],
 )
 def test_malformed_over_http(server: Server, body: bytes, message: str) -> None:
@@ -237,6 +243,19 @@ def test_full_queue_is_refused_at_once(server: Server) -> None:
         call.cancel()
     wait_until(lambda: metric(server, "tgate_in_flight", "narrow") == 0)
     narrow.generate("y", steps=2, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["generate", "generate_stream"])
+def test_full_queue_over_http(server: Server, path: str) -> None:
+    """This server answers 400 to whatever a model refuses; newer ones say 503 for this."""
+    narrow = TGateClient(server.grpc, "narrow")
+    running = narrow.start("x", steps=100, num_images=2, progress=True)
+    next(iter(running))
+    status, answer = post(server, f"/v2/models/narrow/{path}", b'{"prompt": "y"}')
+    assert status == 400
+    assert b"2 of 2 images are pending, no room for 1 more: try again later" in answer
+    running.cancel()
+    wait_until(lambda: metric(server, "tgate_in_flight", "narrow") == 0)
 
 
 def test_deadlines_are_kept(client: TGateClient) -> None:

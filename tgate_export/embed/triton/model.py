@@ -41,6 +41,7 @@ from tgate_export.runtime.pipeline import to_pil
 _POLL_SECONDS = 0.1  # how soon a client that went away is noticed, and metrics are renewed
 _PROGRESS_BYTES = 64 * 2**20  # that may wait to be sent; what is more is left out
 _MESSAGE_BYTES = 512  # of progress, beside a preview's latents
+_ID_CHARACTERS = 64  # of a caller's, that the log shows
 _UNSENDABLE = (
     "the response could not be sent: ask for fewer images or format base64, or give the server "
     "more shared memory; its log has the reason"
@@ -97,6 +98,9 @@ class TGateModel:
         self._thread.start()
         server = server_above()
         self._watchdog = None if server is None else Watchdog(server)
+        if server == 1:
+            _log(event="warning", text="tritonserver is process 1: start it under an init, such as "
+                 "docker run --init, for it to end at once when this process dies")  # fmt: skip
         _log(
             event="ready",
             backend=self._batcher.backend.name,
@@ -136,9 +140,11 @@ class TGateModel:
         }
         # What `generate` knows no input for, it hands over as parameters.
         parameters = getattr(request, "parameters", None)
-        check_fields(self._names, json.loads((parameters and parameters()) or "{}"))
+        fields = json.loads((parameters and parameters()) or "{}")
+        id_ = request.request_id() or str(fields.get("id", ""))[:_ID_CHARACTERS]
+        check_fields(self._names, fields.keys() - {"id"})
         call = parse(self._batcher.manifest, found)
-        exchange = _Exchange(request.request_id(), call, sender)
+        exchange = _Exchange(id_, call, sender)
         unanswered = sum(other.images for other in list(self._exchanges))
         if unanswered + exchange.images > 2 * self._batcher.max_pending:
             raise QueueFullError(

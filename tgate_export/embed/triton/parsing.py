@@ -85,8 +85,8 @@ def check_fields(known: Iterable[str], fields: Iterable[str]) -> None:
     Raises:
         InvalidRequestError: names the first, and what there is.
     """
-    if (unknown := next(iter(fields), None)) is not None:
-        raise InvalidRequestError(f"unknown field {unknown!r}: there are {', '.join(known)}")
+    if unknown := sorted(fields):
+        raise InvalidRequestError(f"unknown field {unknown[0]!r}: there are {', '.join(known)}")
 
 
 def _check_count(name: str, value: np.ndarray) -> None:

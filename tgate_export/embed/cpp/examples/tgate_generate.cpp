@@ -99,7 +99,10 @@ void print_json(const tgate::Pipeline& pipeline, const tgate::Result& result,
 void generate(int argc, char** argv) {
   Arguments arguments = parse_arguments(argc, argv);
   tgate::Pipeline pipeline(arguments.bundle, arguments.options);
-  std::signal(SIGINT, [](int) { interrupted = 1; });
+  std::signal(SIGINT, [](int) {
+    interrupted = 1;
+    std::signal(SIGINT, SIG_DFL);  // a second one ends a step that does not
+  });
   arguments.request.on_step_end = on_step;
   const tgate::Result result = pipeline(arguments.request);
   for (const std::string& warning : result.warnings) {
