@@ -87,6 +87,10 @@ def test_embeddings_in_place_of_prompts(manifest: Manifest) -> None:
     [
         ({"prompt": texts("x" * (MAX_TEXT_BYTES + 1))}, "prompt has 16385 bytes, at most 16384"),
         ({"prompt": texts("x" * 2**20)}, "prompt has 1048576 bytes"),
+        (
+            {"prompt": texts(*["x" * 4096] * 33)},
+            "texts of a request have 135168 bytes",
+        ),
         ({"negative_prompt": texts("x" * 2**20)}, "negative_prompt has 1048576 bytes"),
         ({"prompt": texts(b"\xff\xfe")}, "prompt is not UTF-8"),
         ({"prompt": texts(b"\xed\xa0\x80")}, "prompt is not UTF-8"),  # a lone surrogate

@@ -192,7 +192,7 @@ class TGateClient:
                 such as `prompt_embeds` and `negative_prompt_embeds`.
             deadline: seconds after which the server should drop the request.
             format: "raw", "png", "base64" or "latents"; see `Drawing`.
-            progress: tell every step,
+            progress: tell every step that can be told in time,
             preview: and send its latents.
             request_id: for the server's log.
             **scalars: `steps`, `gate_step`, `scheduler`, `seed`, `num_images`, `width`, `height`,

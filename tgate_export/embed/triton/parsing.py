@@ -15,6 +15,7 @@ from tgate_export.runtime.plan import NEGATIVE
 from tgate_export.runtime.request import Request, make_request
 
 MAX_TEXT_BYTES = 16384  # text encoders read a few hundred tokens at most
+MAX_TEXTS_BYTES = 131072  # of a request, so that others need not wait while it is tokenized
 MAX_IMAGES = 64
 
 
@@ -46,6 +47,11 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
     for name, value in tensors.items():  # before anything is made of so many
         _check_count(name, value)
     found = {name: _plain(name, value) for name, value in tensors.items()}
+    texts = [text for value in found.values() if value.dtype == np.object_ for text in value]
+    if (size := sum(len(text.encode()) for text in texts)) > MAX_TEXTS_BYTES:
+        raise InvalidRequestError(
+            f"the texts of a request have {size} bytes, at most {MAX_TEXTS_BYTES} are read"
+        )
     arguments = {
         argument: _single(found[name]) for name, (_, argument) in SCALARS.items() if name in found
     }
