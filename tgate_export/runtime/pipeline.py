@@ -57,10 +57,11 @@ class TGatePipeline:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizers = {
-            name: PromptTokenizer(bundle.file(spec.file), spec)
-            for name, spec in bundle.manifest.tokenizers.items()
-        }
+        specs = bundle.manifest.tokenizers
+        with bundle.reading(*(spec.file for spec in specs.values())):
+            self._tokenizers = {
+                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
+            }
         self._itineraries = Itineraries(bundle)
         self._prepared: PreparedRun | None = None
 
@@ -225,6 +226,7 @@ class TGatePipeline:
         with self.backend.turns.take(self) as still_bound:
             if not still_bound:
                 self._prepared = None
+            self.backend.check_files()
             while left := request.images - first:
                 batch = self.backend.batch_size(min(left, self.manifest.batch.max))
                 part = slice(first, first := first + batch)

@@ -138,6 +138,13 @@ class Backend(ABC):
             "load the pipeline after the fork, or start processes by 'spawn'",
         )
 
+    def check_files(self) -> None:  # noqa: B027 - most of them read no file again
+        """Look at the files that engines compute from.
+
+        Raises:
+            BundleError: somebody wrote to one.
+        """
+
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:
         """Load what the plan launches, and allocate its buffers, zeroed.

@@ -22,12 +22,8 @@ from tgate_export.runtime.backends.base import (
     RunPrecision,
 )
 from tgate_export.runtime.backends.onnx_check import read_graph
-from tgate_export.runtime.backends.openvino_model import (
-    WeightMap,
-    join,
-    read_model,
-    tensor_name,
-)
+from tgate_export.runtime.backends.openvino_model import join, read_model, tensor_name
+from tgate_export.runtime.backends.weight_file import WeightMap
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
@@ -107,6 +103,11 @@ class OpenVinoBackend(Backend):
         self._core = self._ov.Core()
         self._compiled = {}
 
+    def check_files(self) -> None:
+        """See `Backend.check_files`."""
+        for weights in self._weights.values():
+            weights.check()
+
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
         models: dict[str, dict[str, Shapes]] = {}
@@ -163,7 +164,8 @@ class OpenVinoBackend(Backend):
         if file is None or file in self._weights:
             return
         try:
-            self._weights[file] = WeightMap(self._bundle.file(file))
+            with self._bundle.reading(file):
+                self._weights[file] = WeightMap(self._bundle.file(file))
         except OSError as error:
             raise _cannot_load(graph, error) from error
 
