@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tgate_export.bundle.bystanders import is_bystander
 from tgate_export.bundle.hash_cache import Stamp, cached_hashes, stamp_of
 from tgate_export.bundle.hashing import hash_file, hash_files
 from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
@@ -122,7 +123,10 @@ def check_files(bundle: Bundle, *, check_hashes: bool, cache_hashes: bool = Fals
         except (OSError, RuntimeError) as error:  # a link to itself
             raise BundleError(f"{path} cannot be read ({error}): build the bundle again") from None
         if not real.is_relative_to(root):
-            raise BundleError(f"{path} is a link that leaves the bundle: build the bundle again")
+            raise BundleError(
+                f"{path} is a link that leaves the bundle, as in the hub's cache: copy the folder "
+                "with `cp -rL`, or download it with --local-dir"
+            )
         if not real.is_file():
             raise BundleError(f"{path} is missing: build the bundle again")
         bundle.stamps[relative] = stamp_of(path)
@@ -131,7 +135,9 @@ def check_files(bundle: Bundle, *, check_hashes: bool, cache_hashes: bool = Fals
             raise BundleError(
                 f"{path} has {size} bytes, {expected.bytes} were built: build the bundle again"
             )
-    extra = sorted(set(bundle_files(bundle.path)) - files.keys())
+    extra = sorted(
+        file for file in set(bundle_files(bundle.path)) - files.keys() if not is_bystander(file)
+    )
     if extra:
         raise BundleError(
             f"{bundle.file(extra[0])} does not belong to the bundle: move it elsewhere"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -15,6 +16,8 @@ from tgate_export.bundle.integrity import bundle_files, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import BUILDING
 from tgate_export.errors import BundleError
+
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -171,6 +174,9 @@ def _sync(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:  # network drives and shared folders refuse it for folders
+            if error.errno not in _CANNOT_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

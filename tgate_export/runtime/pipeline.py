@@ -138,7 +138,8 @@ class TGatePipeline:
                 the empty text, or zero embeddings for a model that was trained so (SDXL).
             prompt_embeds: instead of `prompt`, what the text encoder makes of it [B, T, D]; where
                 it makes more than one tensor (`inspect --json`), a mapping from each one's name
-                to its array, such as SDXL's `prompt_embeds` and `text_embeds`.
+                to its array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or
+                tensors of torch, of any type and on any device.
             negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
                 one each.
             num_inference_steps: denoising steps; the bundle's default when not given.

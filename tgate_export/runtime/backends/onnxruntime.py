@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -42,6 +41,7 @@ from tgate_export.runtime.backends.onnxruntime_cuda import (
 )
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
 from tgate_export.runtime.backends.weight_file import OpenFile, WeightMap
+from tgate_export.runtime.cpus import processors, quota
 from tgate_export.runtime.plan import BindingPlan, Launch
 
 # On a CPU, one thread a core on its share of a batch does more than all threads on the whole: 8
@@ -68,7 +68,12 @@ class OnnxRuntimeBackend(Backend):
     """Runs a bundle's ONNX graphs; every graph's session is made when it is first needed."""
 
     def __init__(
-        self, bundle: Bundle, device: str | None = None, *, cuda_graphs: bool = True
+        self,
+        bundle: Bundle,
+        device: str | None = None,
+        *,
+        cuda_graphs: bool = True,
+        threads: int | None = None,
     ) -> None:
         """Probe the machine; `device` is a key of `PROVIDERS`, by default CUDA where there is one.
 
@@ -106,7 +111,8 @@ class OnnxRuntimeBackend(Backend):
         self._weights: dict[Path, WeightMap] = {}
         self._files: dict[str, OpenFile] = {}  # of weights, which sessions may have mapped
         self._initializers: list[dict[str, Any]] = []
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._threads = threads or quota()
+        self._cores = self._threads or processors()
         self._pool: ThreadPoolExecutor | None = None
         self._memory: OrtDeviceMemory | None = None
         self._captured: set[str] = set()  # graphs whose launches become CUDA graphs
@@ -135,8 +141,8 @@ class OnnxRuntimeBackend(Backend):
 
     def _session(self, graph: str, single_thread: bool) -> Any:
         options = self._ort.SessionOptions()
-        if single_thread:
-            options.intra_op_num_threads = 1
+        if single_thread or self._threads:
+            options.intra_op_num_threads = 1 if single_thread else self._threads
         options.log_severity_level = 3
         # It would take bytes that look so for its own format.
         options.add_session_config_entry("session.load_model_format", "ONNX")

@@ -24,6 +24,7 @@ from tgate_export.runtime.backends.base import (
 from tgate_export.runtime.backends.onnx_check import read_graph
 from tgate_export.runtime.backends.openvino_model import join, read_model, tensor_name
 from tgate_export.runtime.backends.weight_file import WeightMap
+from tgate_export.runtime.cpus import quota
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
@@ -66,7 +67,9 @@ class OpenVinoBackend(Backend):
 
     slow_after_another_shape = True
 
-    def __init__(self, bundle: Bundle, precision: RunPrecision = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, precision: RunPrecision = "fp32", *, threads: int | None = None
+    ) -> None:
         try:
             import openvino
         except ImportError:
@@ -92,6 +95,8 @@ class OpenVinoBackend(Backend):
             # By default it is bf16 wherever the CPU is faster with it.
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
+        if threads := threads or quota():
+            self._properties["INFERENCE_NUM_THREADS"] = str(threads)
         self._bundle = bundle
         self._compiled: dict[str, _Compiled] = {}
         self._weights: dict[str, WeightMap] = {}
