@@ -36,30 +36,30 @@ def write(groups: Path, listed: str, files: dict[str, str]) -> None:
 V1 = "12:cpu,cpuacct:/docker/x\n5:cpuset:/docker/x\n1:name=systemd:/docker/x\n"
 
 
-@pytest.mark.parametrize(
-    ("listed", "files", "expected"),
-    [
-        ("0::/\n", {}, None),  # as on a host
-        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
-        ("0::/\n", {"cpu.max": "9900000 100000\n"}, None),  # more than there are
-        ("0::/pod/box\n", {"pod/box/cpu.max": "max 1000", "pod/cpu.max": "3000 1000"}, 3),
-        ("0::/pod/box\n", {"pod/box/cpu.max": "8000 1000", "pod/cpu.max": "30000 1000"}, 8),
-        ("0::/pod/box\n", {"cpu.max": "400000 100000"}, 4),  # the group is the container's root
-        (
-            V1,
-            {"cpu/docker/x/cpu.cfs_quota_us": "300000", "cpu/docker/x/cpu.cfs_period_us": "100000"},
-            3,
-        ),
-        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "5000", "cpu,cpuacct/cpu.cfs_period_us": "1000"}, 5),
-        (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ("0::/\n", {"cpu.max": ""}, None),
-        ("0::/\n", {"cpu.max": "2 0\n"}, None),
-        ("no such format", {"cpu.max": "two"}, None),
-    ],
-)  # fmt: skip
+QUOTAS: list[tuple[str, dict[str, str], int | None]] = [
+    ("0::/\n", {}, None),  # as on a host
+    ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+    ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+    ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+    ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+    ("0::/\n", {"cpu.max": "9900000 100000\n"}, None),  # more than there are
+    ("0::/pod/box\n", {"pod/box/cpu.max": "max 1000", "pod/cpu.max": "3000 1000"}, 3),
+    ("0::/pod/box\n", {"pod/box/cpu.max": "8000 1000", "pod/cpu.max": "30000 1000"}, 8),
+    ("0::/pod/box\n", {"cpu.max": "400000 100000"}, 4),  # the group is the container's root
+    (
+        V1,
+        {"cpu/docker/x/cpu.cfs_quota_us": "300000", "cpu/docker/x/cpu.cfs_period_us": "100000"},
+        3,
+    ),
+    (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "5000", "cpu,cpuacct/cpu.cfs_period_us": "1000"}, 5),
+    (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    ("0::/\n", {"cpu.max": ""}, None),
+    ("0::/\n", {"cpu.max": "2 0\n"}, None),
+    ("no such format", {"cpu.max": "two"}, None),
+]
+
+
+@pytest.mark.parametrize(("listed", "files", "expected"), QUOTAS)
 def test_quotas(groups: Path, listed: str, files: dict[str, str], expected: int | None) -> None:
     write(groups, listed, files)
     assert cpus.quota() == expected

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tgate_export.cache import write_whole
 from tgate_export.cli._console import (
     parse_size,
     print_json,
@@ -262,19 +264,27 @@ def _check_suffix(out: Path, *, video: bool) -> None:
 
 
 def _save(output: PipelineOutput, out: Path) -> list[Path]:
+    """Encode pictures and write them: what was there stays when that fails."""
+    from PIL import Image
+
     files = [
         out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
         for index in range(len(output.images))
     ]
     motion = output.request.motion
+    kind = Image.registered_extensions()[out.suffix.lower()]
     for image, file in zip(output.images, files, strict=True):
         try:
+            content = io.BytesIO()
             if motion is None:
-                image.save(file)
+                image.save(content, kind)
             else:
                 first, *rest = image
                 milliseconds = round(1000 / motion.fps)
-                first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+                first.save(
+                    content, kind, save_all=True, append_images=rest, duration=milliseconds, loop=0
+                )
+            write_whole(file, content.getvalue())
         except OSError as error:
             raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
     return files

@@ -7,6 +7,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include "../cpus.hpp"
 #include "../python_text.hpp"
 #include "host_memory.hpp"
 
@@ -64,7 +65,7 @@ class OnnxRuntime : public Backend {
   OnnxRuntime(const Bundle& bundle, const Options& options)
       : Backend("onnxruntime:cpu"),
         bundle_(bundle),
-        threads_(options.threads),
+        threads_(options.threads > 0 ? options.threads : cpu_quota()),
         api_(load_api(options)),
         environment_(nullptr, api_.ReleaseEnv),
         host_(nullptr, api_.ReleaseMemoryInfo) {
