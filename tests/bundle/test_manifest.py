@@ -145,9 +145,7 @@ def test_listed_file_that_leaves_the_bundle_is_refused(path: str) -> None:
     assert "files" in refused(raw)
 
 
-@pytest.mark.parametrize(
-    "path", ["\x1b[2J\x1b[1;1HALL CHECKS PASSED", "a\nb", "a\u202eb", "a\x9bb"]
-)
+@pytest.mark.parametrize("path", ["\x1b[2J\x1b[1;1HPASSED", "a\nb", "a\u202eb", "a\x9bb"])
 def test_paths_can_be_printed(path: str) -> None:
     raw = copy.deepcopy(VALID)
     raw["files"][path] = FILE

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -366,6 +367,22 @@ def test_full_disk_while_syncing_leaves_nothing(out: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         build(out)
     assert os.listdir(out.parent) == []
+
+
+def test_folders_that_cannot_be_synced(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of network drives and shared folders of virtual machines."""
+    real, files = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        files.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(store.os, "fsync", fsync)
+    build(out)
+    assert files
+    assert out.is_dir()
 
 
 # A user namespace may mount a file system of its own: a disk that is really full.

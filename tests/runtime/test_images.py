@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers.utils import load_image as diffusers_image
 from PIL import Image, ImageFile
 
 from tgate_export.errors import InvalidRequestError
@@ -34,6 +35,48 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=exif)
     expected = np.rot90(PIXELS, k=-1).astype(np.float32) / 255
     assert np.array_equal(load_image(tmp_path / "x.png"), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_all_orientations_of_files_and_of_pictures(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=exif)
+    theirs = np.asarray(diffusers_image(str(tmp_path / "x.png"))).astype(np.float32) / 255
+    for value in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
+        assert np.array_equal(load_image(value), theirs)
+
+
+def entry(tag: int, kind: int, content: bytes) -> bytes:
+    """Return an entry of an EXIF directory, of one value."""
+    return struct.pack("<HHI", tag, kind, 1) + content.ljust(4, b"\0")
+
+
+TURN = entry(0x0112, 3, b"\x06")  # to be turned by a quarter
+
+
+@pytest.mark.parametrize(
+    ("entries", "count", "turned"),
+    [
+        (b"\x12\x01\x03\x00\x01\x00\x00\x00\x06", 1, False),  # cut off
+        (entry(0x011A, 5, b"\x1a\0\0\0") + bytes(4) + b"\x48" + bytes(7), 1, False),  # 72 / 0
+        (entry(0x0112, 2, b"6ab"), 1, False),  # a text
+        (TURN + entry(0x011A, 5, b"\xff\xff\xff\x7f"), 2, True),  # what lies nowhere
+        (TURN + entry(0x011A, 5, b"\x26\0\0\0") + bytes(4) + b"\x48" + bytes(7), 2, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_broken_exif_data(tmp_path: Path, entries: bytes, count: int, turned: bool) -> None:
+    """A picture is as good as its pixels; `exif_transpose` fails for some of these."""
+    data = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + entries
+    data += bytes(4) if len(entries) >= 12 else b""
+    Image.fromarray(PIXELS).save(tmp_path / "x.jpg", exif=data)
+    Image.fromarray(PIXELS).save(tmp_path / "plain.jpg")
+    expected = load_image(tmp_path / "plain.jpg")
+    if turned:
+        expected = np.rot90(expected, k=-1)
+    assert np.array_equal(load_image(tmp_path / "x.jpg"), expected)
+    assert np.array_equal(load_image(Image.open(tmp_path / "x.jpg")), expected)
 
 
 @pytest.mark.parametrize(

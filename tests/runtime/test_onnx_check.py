@@ -255,7 +255,7 @@ def test_a_graph_that_changes_after_the_check(tiny_bundle_copy: Path, cpu_backen
     backend = select(cpu_backend, open_bundle(tiny_bundle_copy))
     graph = tiny_bundle_copy / "graphs" / "solver.onnx"
     graph.write_bytes(reads_memory(tiny_bundle_copy, 4096))
-    with pytest.raises(BundleError, match="was changed after the build"):
+    with pytest.raises(BundleError, match="was changed"):
         backend.allocate(solver_plan())
 
 

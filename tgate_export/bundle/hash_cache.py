@@ -51,7 +51,7 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
     )
     record = _read(file)
     now = time.time_ns()
-    stamps = {name: _stamp(root / name) for name in relatives}
+    stamps = {name: stamp_of(root / name) for name in relatives}
     known = {
         name: File(sha256=record[name].sha256, bytes=stamp[2])
         for name, stamp in stamps.items()
@@ -63,7 +63,7 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
         for name, file in found.items()
         if file.bytes >= LARGE_BYTES
         and max(stamps[name][3:]) < now - _SETTLED_NS
-        and _stamp(root / name) == stamps[name]
+        and stamp_of(root / name) == stamps[name]
     }
     if fresh:
         all_known = {name: record[name] for name in known} | fresh
@@ -72,7 +72,8 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
         yield name, (known | found)[name]
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
+    """Return what tells whether anything touched a file: device, inode, size and times."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

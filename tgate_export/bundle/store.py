@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -16,6 +17,8 @@ from tgate_export.bundle.locks import LockedError, locked
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import BUILDING
 from tgate_export.errors import BundleError
+
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -165,6 +168,9 @@ def _sync(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:  # network drives and shared folders refuse it for folders
+            if error.errno not in _CANNOT_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

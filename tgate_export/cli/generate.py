@@ -116,6 +116,12 @@ _VIDEOS = (".gif", ".webp", ".png")
     help="What openvino computes in. bf16: up to twice as fast on a CPU that has it, and slightly "
     "different pictures. Default: fp32.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads on a CPU. Default: as many as the backend likes, or as a container's CPU quota "
+    "has processors.",
+)
 @click.option("--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging.")
 @click.option(
     "--weight-streaming-budget",
@@ -157,6 +163,7 @@ def command(
     size: str | None,
     backend: str,
     precision: RunPrecision | None,
+    threads: int | None,
     no_cuda_graphs: bool,
     weight_streaming_budget: float | None,
     out: Path,
@@ -183,6 +190,7 @@ def command(
         cuda_graphs=not no_cuda_graphs,
         weight_streaming_budget=None if budget is None else int(budget * 2**30),
         precision=precision,
+        threads=threads,
     )
     with readable_warnings():
         with spinner("loading"):

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_FILE_BYTES = 256 * 2**20
 Sides = tuple[int, int]  # height, width
+_ORIENTATION = 0x0112
+# `Image.Transpose` for the orientations 2 to 8.
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
+          "TRANSVERSE", "ROTATE_90")  # fmt: skip
 ANY_SIDES: Sides = (4096, 4096)
 
 
 def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
     """Return an image as an array [H, W, 3] f32 in [0, 1].
 
-    A file is converted as `load_image` of diffusers does, a PIL image is not: what a grey,
-    transparent or 16-bit picture is in RGB is for the caller to decide.
+    A file is converted as `load_image` of diffusers does, a PIL image is only turned upright: what
+    a grey, transparent or 16-bit picture is in RGB is for the caller to decide.
 
     Args:
         value: the path of a file in one of `FORMATS`, a PIL image in RGB, or an array [H, W, 3]:
@@ -38,13 +42,15 @@ def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
         InvalidRequestError: says what the image is, and what it should be.
     """
     if isinstance(value, str | Path):
-        value = _open(Path(value), largest)
+        value = np.asarray(_open(Path(value), largest))
     mode = getattr(value, "mode", None)  # of a PIL image
     if mode is not None:
         if mode != "RGB":
             raise InvalidRequestError(
                 f"image has mode {mode}, not RGB: convert it first, as with image.convert('RGB')"
             )
+        with _our_errors("given"):
+            value = np.asarray(_upright(value))  # an opened file is decoded only now
     elif not isinstance(value, np.ndarray):
         raise InvalidRequestError(
             f"image is a {type(value).__name__}: give a file, a PIL image, or an array [H, W, 3]"
@@ -99,11 +105,26 @@ def _open(path: Path, largest: Sides) -> Image.Image:
 
     A grey picture of 16 bits is cut to 8, not scaled, as there.
     """
-    from PIL import ImageOps
-
     picture = _decode(path, largest)
     with _our_errors(path):
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return _upright(picture).convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data says, whatever else is in there.
+
+    `ImageOps.exif_transpose` also writes the data back without that entry, which fails for much of
+    what cameras and editors leave behind.
+    """
+    from PIL import Image
+
+    turns = dict(enumerate(_TURNS, start=2))
+    try:
+        orientation: Any = picture.getexif().get(_ORIENTATION)
+        turn = turns.get(orientation)
+    except Exception:  # it cannot be read at all: as viewers show it
+        return picture
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def _decode(path: Path, largest: Sides) -> Image.Image:
@@ -126,7 +147,7 @@ def _decode(path: Path, largest: Sides) -> Image.Image:
 
 
 @contextmanager
-def _our_errors(path: Path) -> Iterator[None]:
+def _our_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

@@ -57,10 +57,11 @@ class TGatePipeline:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizers = {
-            name: PromptTokenizer(bundle.file(spec.file), spec)
-            for name, spec in bundle.manifest.tokenizers.items()
-        }
+        specs = bundle.manifest.tokenizers
+        with bundle.reading(*(spec.file for spec in specs.values())):
+            self._tokenizers = {
+                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
+            }
         self._itineraries = Itineraries(bundle)
         self._prepared: PreparedRun | None = None
 
@@ -137,7 +138,8 @@ class TGatePipeline:
                 the empty text, or zero embeddings for a model that was trained so (SDXL).
             prompt_embeds: instead of `prompt`, what the text encoder makes of it [B, T, D]; where
                 it makes more than one tensor (`inspect --json`), a mapping from each one's name
-                to its array, such as SDXL's `prompt_embeds` and `text_embeds`.
+                to its array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or
+                tensors of torch, of any type and on any device.
             negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
                 one each.
             num_inference_steps: denoising steps; the bundle's default when not given.
@@ -226,6 +228,7 @@ class TGatePipeline:
         with self.backend.turns.take(self) as still_bound:
             if not still_bound:
                 self._prepared = None
+            self.backend.check_files()
             while left := request.images - first:
                 batch = self.backend.batch_size(min(left, self.manifest.batch.max))
                 part = slice(first, first := first + batch)

@@ -14,6 +14,7 @@ from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize, Motion
 from tgate_export.runtime.guidance import by_prompt_alone
+from tgate_export.runtime.host_arrays import host_array
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.motion import make_motion
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
@@ -325,7 +326,7 @@ def _latents(
 ) -> np.ndarray | None:
     if latents is None:
         return None
-    array = np.asarray(latents)
+    array = host_array(latents, "latents")
     space = manifest.latents
     sides = height // space.downscale, width // space.downscale
     folded = (images, space.channels, *sides)

@@ -26,6 +26,7 @@ ONNXRUNTIME = (
 )
 OPENVINO: dict[str, RunPrecision] = {"openvino": "fp32", "openvino:bf16": "bf16"}
 PLANS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+GPU_PROVIDERS = ONNXRUNTIME[2:]
 BACKENDS = ("auto", *ONNXRUNTIME, *OPENVINO, *PLANS)
 
 
@@ -53,13 +54,15 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
         raise InvalidRequestError(
             f"--precision {options.precision} is for auto and openvino, not for {name}"
         )
+    if options.threads is not None and name in (*PLANS, *GPU_PROVIDERS):
+        raise InvalidRequestError(f"--threads is for CPUs, not for {name}")
     if name == "auto":
         return _fastest(bundle, options)
     for flavour in PLANS:
         if name == flavour:
             return _plans(bundle, flavour, options)
     if name in OPENVINO:
-        return _openvino(bundle, options.precision or OPENVINO[name])
+        return _openvino(bundle, options.precision or OPENVINO[name], options)
     return _onnxruntime(bundle, name.partition(":")[2] or None, options)
 
 
@@ -102,7 +105,7 @@ def _candidates(
     bundle: Bundle, options: BackendOptions
 ) -> Iterator[tuple[str, Callable[[], Backend]]]:
     if options.precision:
-        yield "openvino", partial(_openvino, bundle, options.precision)
+        yield "openvino", partial(_openvino, bundle, options.precision, options)
         return
     built = {plans.key.flavour for plans in plan_sets(bundle.path)}
     for flavour in PLANS:
@@ -110,7 +113,7 @@ def _candidates(
             yield flavour, partial(_plans, bundle, flavour, options)
     if built or has_driver():  # elsewhere nobody waits for a GPU, and needs not hear of it
         yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
-    yield "openvino", partial(_openvino, bundle, "fp32")
+    yield "openvino", partial(_openvino, bundle, "fp32", options)
     yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
 
 
@@ -123,10 +126,12 @@ def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend
 def _onnxruntime(bundle: Bundle, device: str | None, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, device, cuda_graphs=options.cuda_graphs)
+    return OnnxRuntimeBackend(
+        bundle, device, cuda_graphs=options.cuda_graphs, threads=options.threads
+    )
 
 
-def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:
+def _openvino(bundle: Bundle, precision: RunPrecision, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.openvino import OpenVinoBackend
 
-    return OpenVinoBackend(bundle, precision)
+    return OpenVinoBackend(bundle, precision, threads=options.threads)

@@ -40,11 +40,14 @@ class BackendOptions:
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
+        threads: that share the work of one graph on the CPU; when None as many as the backend
+            likes, or as a container's CPU quota has processors.
     """
 
     cuda_graphs: bool = True
     weight_streaming_budget: int | None = None
     precision: RunPrecision | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no backend knows."""
@@ -53,6 +56,8 @@ class BackendOptions:
                 f"unknown precision {self.precision!r}: choose one of "
                 f"{', '.join(get_args(RunPrecision))}"
             )
+        if self.threads is not None and self.threads < 1:
+            raise InvalidRequestError(f"--threads must be 1 or more, got {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,13 @@ class Backend(ABC):
             f"{self.name} cannot go on in a forked process",
             "load the pipeline after the fork, or start processes by 'spawn'",
         )
+
+    def check_files(self) -> None:  # noqa: B027 - most of them read no file again
+        """Look at the files that engines compute from.
+
+        Raises:
+            BundleError: somebody wrote to one.
+        """
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

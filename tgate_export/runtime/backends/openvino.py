@@ -23,12 +23,9 @@ from tgate_export.runtime.backends.base import (
     RunPrecision,
 )
 from tgate_export.runtime.backends.onnx_check import read_graph
-from tgate_export.runtime.backends.openvino_model import (
-    WeightMap,
-    join,
-    read_model,
-    tensor_name,
-)
+from tgate_export.runtime.backends.openvino_model import join, read_model, tensor_name
+from tgate_export.runtime.backends.weight_file import WeightMap
+from tgate_export.runtime.cpus import quota
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
@@ -71,7 +68,9 @@ class OpenVinoBackend(Backend):
 
     slow_after_another_shape = True
 
-    def __init__(self, bundle: Bundle, precision: RunPrecision = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, precision: RunPrecision = "fp32", *, threads: int | None = None
+    ) -> None:
         try:
             import openvino
         except ImportError:
@@ -95,6 +94,8 @@ class OpenVinoBackend(Backend):
             # By default it is bf16 wherever the CPU is faster with it.
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
+        if threads := threads or quota():
+            self._properties["INFERENCE_NUM_THREADS"] = str(threads)
         self._bundle = bundle
         self._compiled: dict[str, _Compiled] = {}
         self._weights: dict[str, WeightMap] = {}
@@ -107,6 +108,11 @@ class OpenVinoBackend(Backend):
         _refuse_forked()
         self._core = self._ov.Core()
         self._compiled = {}
+
+    def check_files(self) -> None:
+        """See `Backend.check_files`."""
+        for weights in self._weights.values():
+            weights.check()
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
@@ -164,7 +170,8 @@ class OpenVinoBackend(Backend):
         if file is None or file in self._weights:
             return
         try:
-            self._weights[file] = WeightMap(self._bundle.file(file))
+            with self._bundle.reading(file):
+                self._weights[file] = WeightMap(self._bundle.file(file))
         except OSError as error:
             raise _cannot_load(graph, error) from error
 

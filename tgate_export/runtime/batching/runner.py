@@ -33,6 +33,7 @@ class Runner:
         with self._backend.turns.take(self) as still_bound:
             if not still_bound:
                 self._arena = None
+            self._backend.check_files()
             return self._run(stage, members)
 
     def _run(self, stage: Stage, members: Sequence[Trajectory]) -> float:
