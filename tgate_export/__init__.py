@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tgate_export import telemetry
+
 if TYPE_CHECKING:
     from tgate_export.export.build import build_bundle
     from tgate_export.runtime.pipeline import TGatePipeline
 
 __version__ = "0.1.0"
 __all__ = ["TGatePipeline", "build_bundle"]
+
+telemetry.turn_off()  # before any part of this package imports an engine
 
 _LAZY = {
     "TGatePipeline": "tgate_export.runtime.pipeline",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 
@@ -28,8 +29,54 @@ def cache_folder(name: str) -> Path:
 def keep(file: Path, content: bytes) -> None:
     """Write a file of such a folder, whole or not at all; what cannot be written is not kept."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _replace(file, content, mode=0o600)
+
+
+def kept(file: Path) -> bytes | None:
+    """Return what was kept in a file of such a folder, if it was this user who did.
+
+    Where others can write to the folder, they can put a file there, but none of this user's: what
+    somebody else owns or could have written vouches for nothing.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as stream:
+            found = os.fstat(descriptor)
+            mine = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if mine and stat.S_ISREG(found.st_mode):
+                return stream.read()
+    return None
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file of the user's; when that fails, as on a full disk, it is as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = Path(os.path.realpath(file))
+    try:
+        mode: int | None = stat.S_IMODE(file.stat().st_mode)
+    except FileNotFoundError:
+        mode = None
+    # A device or a pipe is no file that could be replaced, nor one in a folder that is read only.
+    if (mode is not None and not file.is_file()) or not os.access(file.parent, os.W_OK):
+        file.write_bytes(content)
+    else:
+        _replace(file, content, mode)
+
+
+def _replace(file: Path, content: bytes, mode: int | None) -> None:
+    """Write beside a file and rename; permissions are those of a new file where `mode` is None."""
+    temporary = file.with_name(f".{file.name[:200]}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             stream.write(content)
-        Path(temporary).replace(file)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -56,6 +56,7 @@ class FakeBackend(Backend):
         seconds: Mapping[str, float] = SECONDS,
         ran: Callable[[Launch, FakeMemory], None] = lambda launch, memory: None,
     ) -> None:
+        super().__init__()
         self.clock = clock
         self.seconds_of = seconds
         self.ran = ran

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -97,6 +99,46 @@ def add_dangling_link(bundle: Path) -> Path:
     file = bundle / "nowhere"
     file.symlink_to(bundle / "nothing")
     return file
+
+
+BYSTANDERS = (".DS_Store", "graphs/.DS_Store", "plans/.DS_Store", "README.md", "LICENSE",
+              ".gitattributes", ".gitignore", ".git/config", ".cache/huggingface/download/x.lock",
+              "solvers/Thumbs.db", "desktop.ini")  # fmt: skip
+
+
+def add_bystanders(bundle: Path) -> None:
+    """Add what hubs, version control and file managers leave in folders."""
+    for name in BYSTANDERS:
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text("x")
+
+
+def test_what_others_put_into_folders_is_let_be(tiny_bundle_copy: Path) -> None:
+    add_bystanders(tiny_bundle_copy)
+    open_bundle(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["x.md", "graphs/README.md", "graphs/.cache/x", "README.md.onnx"])
+def test_what_looks_like_it_is_not(tiny_bundle_copy: Path, name: str) -> None:
+    (tiny_bundle_copy / name).parent.mkdir(exist_ok=True)
+    (tiny_bundle_copy / name).write_text("x")
+    with pytest.raises(BundleError, match=f"{re.escape(name)} does not belong to the bundle"):
+        open_bundle(tiny_bundle_copy)
+
+
+def test_a_snapshot_of_the_hub(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its files are links to ../../blobs: refused with the way out, which works."""
+    snapshot, blobs = tmp_path / "snapshots" / "0" / "tiny", tmp_path / "blobs"
+    blobs.mkdir()
+    for index, file in enumerate(path for path in tiny_bundle.rglob("*") if path.is_file()):
+        shutil.copy(file, blobs / str(index))
+        link = snapshot / file.relative_to(tiny_bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(index), link.parent))
+    with pytest.raises(BundleError, match=r"hub's cache: copy the folder with `cp -rL`, or down"):
+        open_bundle(snapshot)
+    shutil.copytree(snapshot, tmp_path / "copy", symlinks=False)
+    open_bundle(tmp_path / "copy")
 
 
 SEEN_BY_SIZE: list[tuple[Damage, str]] = [

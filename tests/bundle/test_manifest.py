@@ -145,6 +145,15 @@ def test_listed_file_that_leaves_the_bundle_is_refused(path: str) -> None:
     assert "files" in refused(raw)
 
 
+@pytest.mark.parametrize("path", ["\x1b[2J\x1b[1;1HPASSED", "a\nb", "a\u202eb", "a\x9bb"])
+def test_paths_can_be_printed(path: str) -> None:
+    raw = copy.deepcopy(VALID)
+    raw["files"][path] = FILE
+    message = refused(raw)
+    assert "cannot be printed" in message
+    assert message.isprintable()
+
+
 def test_newer_schema_version_says_to_update() -> None:
     # A newer manifest may have any other fields: the version is looked at first.
     message = refused({"schema_version": 2, "anything": []})

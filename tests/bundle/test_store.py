@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tgate_export.bundle import store
+from tgate_export.bundle import locks, store
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.errors import BundleError
 
@@ -226,6 +230,108 @@ def test_the_old_bundle_of_a_running_build_is_no_leftover(out: Path) -> None:
     assert os.listdir(out.parent) == [out.name]
 
 
+HOLD = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Another process holds a folder, as any that can read it may."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield
+        holder.communicate()
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_on_the_folder_above_stops_nobody(out: Path) -> None:
+    out.parent.mkdir()
+    with held(out.parent):
+        build(out)
+    assert content(out) == "new"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("purpose", ["build", "swap"])
+@pytest.mark.parametrize("kind", ["fifo", "file", "link", "folder"])
+def test_what_others_put_in_place_of_a_lock(
+    out: Path, monkeypatch: pytest.MonkeyPatch, purpose: str, kind: str
+) -> None:
+    build(out, "old")
+    lock = out.parent / f".{out.name}.building-lock.{purpose}"
+    if kind == "fifo":
+        os.mkfifo(lock)
+    elif kind == "file":
+        lock.touch()
+    elif kind == "link":
+        lock.symlink_to(out.parent)
+    else:  # another user's, who holds it
+        lock.mkdir()
+        fstat = os.fstat
+
+        def foreign(descriptor: int) -> os.stat_result:
+            found = fstat(descriptor)
+            if os.path.samestat(found, lock.stat()):
+                return os.stat_result([*found[:4], os.geteuid() + 1, *found[5:10]])
+            return found
+
+        monkeypatch.setattr(locks.os, "fstat", foreign)
+    with held(lock) if kind == "folder" else contextlib.nullcontext():
+        build(out, "new")
+    assert content(out) == "new"
+    assert sorted(os.listdir(out.parent)) == sorted([lock.name, out.name])
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_leftover(out: Path) -> None:
+    out.parent.mkdir()
+    os.mkfifo(out.parent / f".{out.name}.building-abc")
+    build(out)
+    assert content(out) == "new"
+
+
+def test_waiting_says_so(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_SAY_AFTER_SECONDS", 0.05)
+    build(out, "old")
+    swap = out.parent / f".{out.name}.building-lock.swap"
+    with locks.locked(swap):
+        building = threading.Thread(target=build, args=(out,))
+        building.start()
+        with pytest.warns(UserWarning, match=r"waiting for another build, which holds .*swap"):
+            building.join(0.5)
+    building.join()
+    assert content(out) == "new"
+
+
+def test_two_never_hold_a_lock(tmp_path: Path) -> None:
+    """Whoever leaves removes the folder that the next has opened already."""
+    inside, most = 0, []
+
+    def run() -> None:
+        nonlocal inside
+        for _ in range(30):
+            with locks.locked(tmp_path / "lock", wait=True):
+                inside += 1
+                most.append(inside)
+                time.sleep(0.0005)
+                inside -= 1
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 120
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_root_is_not_replaced() -> None:
     with pytest.raises(BundleError, match="/ holds something else than a bundle"):
         check_replaceable(Path("/"))
@@ -244,7 +350,8 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path, name: str) -> N
     )
     killed = subprocess.run([sys.executable, "-c", script, str(out)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(os.listdir(tmp_path)) == 1
+    assert f".{name}.building-lock.build" in os.listdir(tmp_path)
+    assert len(os.listdir(tmp_path)) == 2
     assert not out.exists()
     (tmp_path / f".{name}.building-abc.old").mkdir()  # killed between the two renames
     (other := tmp_path / ".tinyother.building-abc").mkdir()
@@ -260,6 +367,22 @@ def test_full_disk_while_syncing_leaves_nothing(out: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         build(out)
     assert os.listdir(out.parent) == []
+
+
+def test_folders_that_cannot_be_synced(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of network drives and shared folders of virtual machines."""
+    real, files = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        files.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(store.os, "fsync", fsync)
+    build(out)
+    assert files
+    assert out.is_dir()
 
 
 # A user namespace may mount a file system of its own: a disk that is really full.

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
 from tests.cli.command import Result, run
 from tests.conftest import CPU_BACKENDS
+from tests.hostile import full_disk
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
@@ -241,3 +242,17 @@ def test_long_prompt_is_cut_as_by_diffusers(
         f"{fits} {cut}", padding="max_length", max_length=77, truncation=True, return_tensors="np"
     ).input_ids
     assert np.array_equal(found, expected)
+
+
+def test_a_full_disk_leaves_the_old_picture(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (out := tmp_path / "x.png").write_bytes(b"old")
+    with full_disk():
+        result = run(
+            capsys, "generate", tiny_bundle, "--prompt", "a", "--steps", 1, "--out", out,
+            "--backend", "onnxruntime:cpu",
+        )  # fmt: skip
+    assert f"cannot write {out}: File too large" in result.error()
+    assert out.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.png"]

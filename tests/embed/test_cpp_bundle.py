@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
+from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, add_bystanders, change_byte
 from tests.bundle.test_manifest import ESCAPES, FILE, VALID, changed
 from tests.bundle.test_plans import DAMAGES
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
@@ -61,6 +61,13 @@ def test_damage(driver: Driver, tiny_bundle_copy: Path, damage: Damage) -> None:
     assert_same_refusal(driver, tiny_bundle_copy)
     if damage is not change_byte:
         assert_same_refusal(driver, tiny_bundle_copy, check_hashes=False)
+
+
+def test_what_others_put_into_folders_is_let_be(driver: Driver, tiny_bundle_copy: Path) -> None:
+    add_bystanders(tiny_bundle_copy)
+    assert driver("open", bundle=str(tiny_bundle_copy)) == {"name": "tiny"}
+    (tiny_bundle_copy / "graphs" / "README.md").write_text("x")
+    assert_same_refusal(driver, tiny_bundle_copy)
 
 
 def no_manifest(bundle: Path) -> None:

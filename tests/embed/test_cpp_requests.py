@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tests.embed.driver import CppBuild, Driver
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
+from tests.runtime.test_cpus import QUOTAS, write
 from tgate_export import TGatePipeline
 from tgate_export.errors import InvalidRequestError
 from tgate_export.export.build import build_bundle
@@ -214,6 +215,14 @@ def test_a_callback_ends_a_run_between_steps(driver: Driver, tiny_bundle: Path) 
     reply = driver("run", **call, stop_after=2)
     assert reply == {"error": "cancelled after step 3 of 5", "exit_code": 130}
     assert len(driver("run", **call)["steps"]) == 5
+
+
+@pytest.mark.parametrize(("listed", "files", "expected"), QUOTAS)
+def test_quotas_of_containers(
+    driver: Driver, tmp_path: Path, listed: str, files: dict[str, str], expected: int | None
+) -> None:
+    write(tmp_path, listed, files)
+    assert driver("quota", folder=str(tmp_path)) == {"threads": expected or 0}
 
 
 def test_pipelines_in_threads_share_nothing(cpp_build: CppBuild, tiny_bundle: Path) -> None:

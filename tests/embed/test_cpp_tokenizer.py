@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.loaders import TextualInversionLoaderMixin
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tests.embed.driver import Driver
+from tests.runtime.test_tokenizer import PROMPTS, with_inversions
 from tgate_export.data import SHAPES_DIR
 from tgate_export.families.random_tokenizers import byte_tokenizer
 
@@ -138,6 +140,16 @@ def test_an_added_token_that_is_a_word_of_the_vocabulary(driver: Driver, tmp_pat
     path = tmp_path / "tokenizer.json"
     path.write_text(byte_tokenizer(514, 77, pad_token="!").backend_tokenizer.to_str(), "utf-8")
     assert_same_ids(driver, path, ["!", "a!b", "!!", "wow! 's!", *strings(200, 3)])
+
+
+def test_textual_inversions_of_several_vectors(driver: Driver, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    theirs = with_inversions(byte_tokenizer(514, 77))
+    path.write_text(theirs.backend_tokenizer.to_str(), "utf-8")
+    found = driver("encode", file=str(path), texts=PROMPTS)["ids"]
+    for prompt, ids in zip(PROMPTS, found, strict=True):
+        converted = TextualInversionLoaderMixin._maybe_convert_prompt(None, prompt, theirs)
+        assert ids == theirs(converted).input_ids, prompt
 
 
 def test_a_long_word_takes_no_long_time(driver: Driver) -> None:

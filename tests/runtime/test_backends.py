@@ -18,7 +18,7 @@ from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.plans import Flavour
-from tgate_export.errors import InvalidRequestError
+from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
 from tgate_export.runtime.backends import openvino as openvino_module
 from tgate_export.runtime.backends import openvino_model, select
@@ -240,7 +240,7 @@ def test_weights_that_are_gone(tiny_bundle_copy: Path, name: str) -> None:
     pytest.importorskip(name.partition(":")[0])
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, name)
     (tiny_bundle_copy / "graphs" / "denoiser.weights").unlink()
-    with pytest.raises(BackendError, match=r"cannot load graph 'full': .*denoiser.weights"):
+    with pytest.raises(BundleError, match=r"denoiser\.weights is gone .*: load the bundle again"):
         pipeline("a", num_inference_steps=2, gate_step=1)
 
 

@@ -255,7 +255,7 @@ def test_a_graph_that_changes_after_the_check(tiny_bundle_copy: Path, cpu_backen
     backend = select(cpu_backend, open_bundle(tiny_bundle_copy))
     graph = tiny_bundle_copy / "graphs" / "solver.onnx"
     graph.write_bytes(reads_memory(tiny_bundle_copy, 4096))
-    with pytest.raises(BundleError, match="was changed after the build"):
+    with pytest.raises(BundleError, match="was changed"):
         backend.allocate(solver_plan())
 
 
@@ -283,3 +283,49 @@ def test_openvino_reads_no_file(tiny_bundle_copy: Path, tmp_path: Path) -> None:
         weights.unlink()
         weights.write_bytes(bytes((decoy / "graphs" / weights.name).stat().st_size))
     np.testing.assert_allclose(pipeline("a", **call).images, expected, atol=1e-4)
+
+
+def other_type(changed: onnx.ModelProto) -> None:
+    cast = helper.make_node("Cast", ["sample"], ["next_sample"], to=TensorProto.DOUBLE)
+    replace_next_sample(changed, cast)
+    changed.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def other_rank(changed: onnx.ModelProto) -> None:
+    changed.graph.output[0].type.tensor_type.shape.dim.add(dim_value=1)
+
+
+def no_shape(changed: onnx.ModelProto) -> None:
+    changed.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def other_side(changed: onnx.ModelProto) -> None:
+    changed.graph.input[2].type.tensor_type.shape.dim[1].dim_value = 300
+
+
+def sequence(changed: onnx.ModelProto) -> None:
+    replace_next_sample(changed, helper.make_node("SequenceConstruct", ["sample"], ["next_sample"]))
+    value = helper.make_tensor_sequence_value_info("next_sample", TensorProto.FLOAT, None)
+    changed.graph.output[0].CopyFrom(value)
+
+
+def one_less(changed: onnx.ModelProto) -> None:
+    del changed.graph.output[0]
+
+
+def replace_next_sample(changed: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    assert changed.graph.output[0].name == "next_sample"
+    for other in changed.graph.node:
+        other.output[:] = ["" if name == "next_sample" else name for name in other.output]
+    changed.graph.node.append(node)
+
+
+@pytest.mark.parametrize("edit", [other_type, other_rank, no_shape, other_side, sequence, one_less])
+def test_tensors_are_those_of_the_manifest(
+    tiny_bundle_copy: Path, cpu_backend: str, edit: Edit
+) -> None:
+    changed = onnx.load(tiny_bundle_copy / "graphs" / "solver.onnx")
+    edit(changed)
+    backend = select(cpu_backend, with_graph(tiny_bundle_copy, changed.SerializeToString()))
+    with pytest.raises(BundleError, match=r"the manifest says: build"):
+        backend.allocate(solver_plan())

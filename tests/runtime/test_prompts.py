@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
@@ -55,6 +56,24 @@ def test_one_negative_serves_all_prompts() -> None:
     found = negative(manifest(), None, embeds(1), 3)
     assert found is not None
     assert count(found) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int64", "bool"])
+@pytest.mark.parametrize("several", [False, True])
+def test_tensors_of_torch(dtype: str, several: bool) -> None:
+    """As prompt weighting gives them: they may need gradients, or be of types numpy lacks."""
+    kind = getattr(torch, dtype)
+    values = (3 * torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0))).to(kind)
+    given: Any = values.requires_grad_() if kind.is_floating_point else values
+    found = positive(manifest(), None, {"prompt_embeds": given} if several else given)
+    assert isinstance(found, dict)
+    expected = values.detach().to(torch.float16).numpy()
+    np.testing.assert_array_equal(found["prompt_embeds"], expected)
+
+
+def test_a_tensor_without_values() -> None:
+    with pytest.raises(InvalidRequestError, match=r"prompt_embeds is a Tensor that is no array: "):
+        positive(manifest(), None, torch.empty(1, 77, 32, device="meta"))
 
 
 @pytest.mark.parametrize(

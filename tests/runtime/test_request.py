@@ -100,7 +100,10 @@ def test_a_guidance_scale_is_for_all_prompts_or_each_has_its_own() -> None:
 def test_told_sizes_are_for_models_that_are_told() -> None:
     with pytest.raises(InvalidRequestError, match=r"original_size is for SDXL.*stable-diffusion"):
         request(original_size=(16, 16))
-    told = manifest(conditioning={"time_ids": "time_ids"})
+    time_ids = {"name": "time_ids", "dtype": "float32", "shape": ["batch", 6]}
+    full = VALID["graphs"]["full"]
+    full = full | {"inputs": [*full["inputs"], time_ids]}
+    told = manifest(conditioning={"time_ids": "time_ids"}, graphs=VALID["graphs"] | {"full": full})
     assert request(of=told).told_size == ImageSize.of(16, 16)
     made = request(of=told, original_size=(32, 64), crops_coords_top_left=(1, 2))
     assert made.told_size == ImageSize((16, 16), (32, 64), (1, 2), (16, 16))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from diffusers import PixArtAlphaPipeline
+from diffusers.loaders import TextualInversionLoaderMixin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -18,7 +20,7 @@ from tgate_export.bundle.integrity import read_manifest
 from tgate_export.errors import BundleError, InvalidRequestError
 from tgate_export.export.assemble import _save_tokenizer
 from tgate_export.families.base import TokenizerSpec
-from tgate_export.families.random_tokenizers import letter_tokenizer
+from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 
@@ -94,6 +96,44 @@ def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
     ids, mask = PromptTokenizer(tmp_path / saved.file, saved)([" A blue  umbrella"])
     expected = [*theirs.encode("a blue umbrella"), saved.eos_token_id]
     assert ids[0, : mask.sum()].tolist() == expected
+
+
+PROMPTS = ["a <cat> here", "<cat><cat>", "a <Cat>", "<cat>_1", "<cat> <dog> <cat>_2", "plain",
+           "<dog>", "<cat>_1_1 <cat>_3", "x" * 70 + " <cat>"]  # fmt: skip
+
+
+def with_inversions(tokenizer: Any) -> Any:
+    """Add two textual inversions, one of three vectors; what looks like a fourth is apart."""
+    tokenizer.add_tokens(["<cat>", "<cat>_1", "<cat>_2", "<cat>_4", "<dog>"])
+    return tokenizer
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is longer")
+def test_textual_inversions_of_several_vectors(tmp_path: Path) -> None:
+    theirs = with_inversions(byte_tokenizer(514, 77))
+    spec = replace(SPEC, max_length=77, mask=None, lowercase=False)
+    saved = _save_tokenizer(spec, theirs, tmp_path)
+    found, _ = PromptTokenizer(tmp_path / saved.file, saved)(PROMPTS)
+    converted = [
+        TextualInversionLoaderMixin._maybe_convert_prompt(None, prompt, theirs)
+        for prompt in PROMPTS
+    ]
+    assert converted[0] == "a <cat> <cat>_1 <cat>_2 here"
+    expected = theirs(
+        converted, padding="max_length", max_length=77, truncation=True, return_tensors="np"
+    )
+    assert (found == expected.input_ids).all()
+
+
+def test_t5_takes_every_token_for_itself(tmp_path: Path) -> None:
+    """PixArt's pipelines know nothing of textual inversions."""
+    theirs = with_inversions(letter_tokenizer())
+    saved = _save_tokenizer(SPEC, theirs, tmp_path)
+    found, _ = PromptTokenizer(tmp_path / saved.file, saved)(PROMPTS[:2])
+    expected = theirs(
+        PROMPTS[:2], padding="max_length", max_length=20, truncation=True, return_tensors="np"
+    )
+    assert (found == expected.input_ids).all()
 
 
 def test_a_broken_file_is_named(tiny_bundle: Path, tmp_path: Path) -> None:

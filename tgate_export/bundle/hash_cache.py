@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import File
-from tgate_export.cache import cache_folder, keep
+from tgate_export.cache import cache_folder, keep, kept
 
 LARGE_BYTES = 16 * 2**20
 # A write within a file system's resolution of time after another may leave no trace.
@@ -37,19 +37,21 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
     """Hash files as `hash_files` does, but not a large one twice.
 
     It is the same file when its inode, size and times are: what git's index goes by. Times that a
-    user can set are among them, and one that only the kernel does. What a failing disk changes
-    behind the kernel's back goes unseen.
+    user can set are among them, and one that only the kernel does. Unseen goes what changes none of
+    them: a write through a memory map that was open, and written to, when the file was hashed; what
+    a failing disk or whoever has the disk below changes behind the kernel's back. `verify` reads
+    every file, and so does a runtime whose cache is nowhere: `TGATE_EXPORT_CACHE=/dev/null`.
 
     Args:
         root: the folder.
         relatives: the files, relative to it.
     """
-    kept = (
+    file = (
         cache_folder("hashes") / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()}.json"
     )
-    record = _read(kept)
+    record = _read(file)
     now = time.time_ns()
-    stamps = {name: _stamp(root / name) for name in relatives}
+    stamps = {name: stamp_of(root / name) for name in relatives}
     known = {
         name: File(sha256=record[name].sha256, bytes=stamp[2])
         for name, stamp in stamps.items()
@@ -61,23 +63,24 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
         for name, file in found.items()
         if file.bytes >= LARGE_BYTES
         and max(stamps[name][3:]) < now - _SETTLED_NS
-        and _stamp(root / name) == stamps[name]
+        and stamp_of(root / name) == stamps[name]
     }
     if fresh:
         all_known = {name: record[name] for name in known} | fresh
-        keep(kept, _RECORD.dump_json(all_known, indent=1))
+        keep(file, _RECORD.dump_json(all_known, indent=1))
     for name in stamps:
         yield name, (known | found)[name]
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
+    """Return what tells whether anything touched a file: device, inode, size and times."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(kept: Path) -> dict[str, _Hashed]:
-    # Windows' ctime is when a file was made: there, a changed file could pass.
-    if os.name == "posix":
-        with contextlib.suppress(OSError, ValueError):  # not there, or damaged
-            return _RECORD.validate_json(kept.read_bytes())
+def _read(file: Path) -> dict[str, _Hashed]:
+    with contextlib.suppress(ValueError):  # damaged
+        content = kept(file)
+        if content is not None:
+            return _RECORD.validate_json(content)
     return {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tgate_export.bundle.hash_cache import cached_hashes
-from tgate_export.bundle.hashing import hash_files
+from tgate_export.bundle.bystanders import is_bystander
+from tgate_export.bundle.hash_cache import Stamp, cached_hashes, stamp_of
+from tgate_export.bundle.hashing import hash_file, hash_files
 from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
@@ -19,14 +21,51 @@ DERIVED_FOLDERS = (PLANS_FOLDER,)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's folder and its manifest."""
+    """A bundle's folder and its manifest.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says.
+        stamps: those of its files when it was opened, where it was; see `reading`.
+    """
 
     path: Path
     manifest: Manifest
+    stamps: dict[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     def file(self, relative: str) -> Path:
         """Return the path of one of the bundle's files."""
         return self.path / relative
+
+    @contextmanager
+    def reading(self, *files: str | None) -> Iterator[None]:
+        """Read files long after they were checked: only those that were.
+
+        One that was touched since is hashed again, so that a bundle may be copied over by itself.
+
+        Args:
+            files: what the block reads; relative, None for nothing.
+
+        Raises:
+            BundleError: one is another, before the block or after it.
+        """
+        names = [name for name in files if name is not None and name in self.stamps]
+        for name in names:
+            self.stamps[name] = self._same(name)
+        yield
+        for name in names:
+            self.stamps[name] = self._same(name)
+
+    def _same(self, name: str) -> Stamp:
+        path = self.file(name)
+        try:
+            stamp = stamp_of(path)
+            if stamp == self.stamps[name] or hash_file(path) == self.manifest.files[name]:
+                return stamp
+            reason = "was changed"
+        except OSError as error:
+            reason = f"is gone ({error.strerror})"
+        raise BundleError(f"{path} {reason} while the bundle was in use: load the bundle again")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -63,7 +102,9 @@ def open_bundle(
     Raises:
         BundleError: names the first file that is missing, extra, or changed.
     """
-    bundle = Bundle(Path(path), read_manifest(Path(path)))
+    manifest = read_manifest(Path(path))
+    # What is loaded later is of this folder, wherever the process and a link to it go meanwhile.
+    bundle = Bundle(Path(path).resolve(), manifest)
     check_files(bundle, check_hashes=check_hashes, cache_hashes=cache_hashes)
     check_plan_sets(
         bundle.path, bundle.manifest, check_hashes=check_hashes, cache_hashes=cache_hashes
@@ -82,15 +123,21 @@ def check_files(bundle: Bundle, *, check_hashes: bool, cache_hashes: bool = Fals
         except (OSError, RuntimeError) as error:  # a link to itself
             raise BundleError(f"{path} cannot be read ({error}): build the bundle again") from None
         if not real.is_relative_to(root):
-            raise BundleError(f"{path} is a link that leaves the bundle: build the bundle again")
+            raise BundleError(
+                f"{path} is a link that leaves the bundle, as in the hub's cache: copy the folder "
+                "with `cp -rL`, or download it with --local-dir"
+            )
         if not real.is_file():
             raise BundleError(f"{path} is missing: build the bundle again")
+        bundle.stamps[relative] = stamp_of(path)
         size = path.stat().st_size
         if size != expected.bytes:
             raise BundleError(
                 f"{path} has {size} bytes, {expected.bytes} were built: build the bundle again"
             )
-    extra = sorted(set(bundle_files(bundle.path)) - files.keys())
+    extra = sorted(
+        file for file in set(bundle_files(bundle.path)) - files.keys() if not is_bystander(file)
+    )
     if extra:
         raise BundleError(
             f"{bundle.file(extra[0])} does not belong to the bundle: move it elsewhere"

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from tgate_export.bundle.bystanders import is_bystander
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.json_file import RECORD_BYTES, read_json
@@ -212,6 +213,8 @@ def plan_sets(bundle: Path) -> Iterator[PlanSet]:
     if not os.path.lexists(folder):
         return
     for path in (folder, *(sorted(folder.iterdir()) if _is_real_folder(folder) else ())):
+        if is_bystander(f"{PLANS_FOLDER}/{path.name}"):
+            continue
         hidden = path.name.startswith(".")
         if not _is_real_folder(path) or (hidden and BUILDING not in path.name):
             raise BundleError(f"{path} does not belong to the bundle: move it elsewhere")
@@ -292,7 +295,8 @@ def check_plan_set(
                 f"{path} has {path.stat().st_size} bytes, {content.bytes} were built: "
                 f"{_again(plans.path)}"
             )
-    extra = sorted({path.name for path in plans.path.iterdir()} - known.keys() - {RECORD_NAME})
+    names = {path.name for path in plans.path.iterdir()} - known.keys() - {RECORD_NAME}
+    extra = sorted(name for name in names if not is_bystander(f"{PLANS_FOLDER}/{name}"))
     if extra:
         raise BundleError(
             f"{plans.path / extra[0]} does not belong to the bundle: move it elsewhere"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tgate_export.bundle.integrity import bundle_files, read_manifest
+from tgate_export.bundle.locks import LockedError, locked
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import BUILDING
 from tgate_export.errors import BundleError
+
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -29,23 +33,27 @@ def replace_folder(out: Path) -> Iterator[Path]:
     """
     out = Path(os.path.abspath(out))  # "." has no name
     out.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as lock:
-        # Two builds that start at once must not take each other's folder for a leftover.
-        with _locked(out.parent, wait=True):
-            if _remove_leftovers(out):
-                raise BundleError(f"another build is writing {out}: wait for it")
-            staging = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
-            lock.enter_context(_locked(staging))
-        retired = staging.with_name(staging.name + ".old")
-        try:
-            staging.chmod(0o777 & ~_umask())
-            yield staging
-            _sync(staging)
-            with _locked(out.parent, wait=True):
-                _swap(staging, out, retired)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.rmtree(retired, ignore_errors=True)
+    try:
+        with locked(_lock(out, "build")):
+            yield from _replace(out)
+    except LockedError:
+        raise BundleError(f"another build is writing {out}: wait for it") from None
+
+
+def _replace(out: Path) -> Iterator[Path]:
+    """Do so while no other build of this user's writes there."""
+    _remove_leftovers(out)
+    staging = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+    retired = staging.with_name(staging.name + ".old")
+    try:
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+        _sync(staging)
+        with locked(_lock(out, "swap"), wait=True):
+            _swap(staging, out, retired)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -67,18 +75,19 @@ def replace_bundle(out: Path, *, force: bool = False) -> Iterator[Path]:
 def remove_leftovers(out: Path) -> None:
     """Remove what killed builds of `out` left behind, if no other is running."""
     out = Path(os.path.abspath(out))
-    with _locked(out.parent, wait=True):
+    with contextlib.suppress(LockedError), locked(_lock(out, "build")):
         _remove_leftovers(out)
 
 
-def _remove_leftovers(out: Path) -> bool:
-    """Do so while the folder above is locked; return whether a build is running."""
-    leftovers = list(out.parent.glob(f"{glob.escape(_prefix(out))}*"))
-    if any(map(_is_locked, leftovers)):
-        return True
-    for leftover in leftovers:
-        shutil.rmtree(leftover, ignore_errors=True)
-    return False
+def _remove_leftovers(out: Path) -> None:
+    """Do so while no build of this user's is running: what is of others may be in use."""
+    for leftover in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(leftover)
+            # A FIFO of that name would not only be no leftover: removing its tree opens it.
+            mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            if mine and not leftover.name.startswith(_lock(out, "").name):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_replaceable(out: Path, *, force: bool = False) -> None:
@@ -94,7 +103,11 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
     if above != parent:
         return
     try:
-        with _locked(parent, wait=True):  # a build that ends puts another folder there
+        with contextlib.ExitStack() as lock:
+            # Nobody replaces the root, or anything in a folder that cannot be written.
+            if Path(os.path.abspath(out)).name and os.access(parent, os.W_OK):
+                # A build that ends puts another folder there.
+                lock.enter_context(locked(_lock(out, "swap"), wait=True))
             _check_replaceable(out, force=force)
     except PermissionError as error:
         raise BundleError(f"{error.filename} cannot be read: choose another --out") from None
@@ -132,6 +145,11 @@ def _prefix(out: Path) -> str:
     return f".{out.name}{BUILDING}"
 
 
+def _lock(out: Path, purpose: str) -> Path:
+    # `mkdtemp` makes no names with a dot.
+    return Path(os.path.abspath(out)).with_name(f"{_prefix(out)}lock.{purpose}")
+
+
 def _swap(staging: Path, out: Path, retired: Path) -> None:
     """Put `staging` in the place of `out`; when that fails, `out` is as it was."""
     try:
@@ -144,33 +162,15 @@ def _swap(staging: Path, out: Path, retired: Path) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a folder that ends with this process at the latest."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with _locked(folder):
-            return False
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:  # that build has just ended
-        return False
-
-
 def _sync(folder: Path) -> None:
     """Flush files and folders to disk, so that a rename never outlives the contents."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:  # network drives and shared folders refuse it for folders
+            if error.errno not in _CANNOT_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

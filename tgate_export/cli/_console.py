@@ -75,8 +75,8 @@ class RichProgress(Progress):
         """Mark the block as one stage."""
         started = time.perf_counter()
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
-            TimeElapsedColumn(),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24), TimeElapsedColumn(),
         )  # fmt: skip
         with rich.progress.Progress(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal

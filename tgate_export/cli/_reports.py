@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tgate_export.cache import write_whole
 from tgate_export.cli._console import stderr
 from tgate_export.errors import InvalidRequestError, TGateError
 
@@ -46,7 +47,7 @@ def write_report(path: Path, text: str) -> None:
         TGateError: the file cannot be written.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
         raise TGateError(f"cannot write {path}: {error.strerror or error}") from error
     stderr().print(f"Wrote {path}", soft_wrap=True)

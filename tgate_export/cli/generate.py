@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tgate_export.cache import write_whole
 from tgate_export.cli._console import (
     parse_size,
     print_json,
@@ -108,6 +110,12 @@ _VIDEOS = (".gif", ".webp", ".png")
     help="What openvino computes in. bf16: up to twice as fast on a CPU that has it, and slightly "
     "different pictures. Default: fp32.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads on a CPU. Default: as many as the backend likes, or as a container's CPU quota "
+    "has processors.",
+)
 @click.option("--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging.")
 @click.option(
     "--weight-streaming-budget",
@@ -149,6 +157,7 @@ def command(
     size: str | None,
     backend: str,
     precision: RunPrecision | None,
+    threads: int | None,
     no_cuda_graphs: bool,
     weight_streaming_budget: float | None,
     out: Path,
@@ -168,6 +177,7 @@ def command(
         cuda_graphs=not no_cuda_graphs,
         weight_streaming_budget=None if budget is None else int(budget * 2**30),
         precision=precision,
+        threads=threads,
     )
     with readable_warnings():
         with spinner("loading"):
@@ -254,19 +264,27 @@ def _check_suffix(out: Path, *, video: bool) -> None:
 
 
 def _save(output: PipelineOutput, out: Path) -> list[Path]:
+    """Encode pictures and write them: what was there stays when that fails."""
+    from PIL import Image
+
     files = [
         out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
         for index in range(len(output.images))
     ]
     motion = output.request.motion
+    kind = Image.registered_extensions()[out.suffix.lower()]
     for image, file in zip(output.images, files, strict=True):
         try:
+            content = io.BytesIO()
             if motion is None:
-                image.save(file)
+                image.save(content, kind)
             else:
                 first, *rest = image
                 milliseconds = round(1000 / motion.fps)
-                first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+                first.save(
+                    content, kind, save_all=True, append_images=rest, duration=milliseconds, loop=0
+                )
+            write_whole(file, content.getvalue())
         except OSError as error:
             raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
     return files

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import tgate_export
 from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
 from tgate_export.bundle.solver_table import SolverTable
-from tgate_export.cache import cache_folder, keep
+from tgate_export.cache import cache_folder, keep, kept
 from tgate_export.export.solver_tables import SOLVERS, compile_solver
 
 
@@ -35,14 +34,14 @@ def cached_solver(
     Raises:
         UnsupportedSchedulerError: when the scheduler does not fit.
     """
-    kept = cache_folder("solvers") / f"{_key(name, scheduler_config, starts)}.json"
-    with contextlib.suppress(OSError, ValueError):  # not there, or damaged
-        table = read_solver_table(kept)
-        shutil.copyfile(kept, file)
-        return table
+    known = cache_folder("solvers") / f"{_key(name, scheduler_config, starts)}.json"
+    if (content := kept(known)) is not None:
+        file.write_bytes(content)
+        with contextlib.suppress(ValueError):  # damaged
+            return read_solver_table(file)
     table = compile_solver(name, scheduler_config, starts=starts)
     write_solver_table(table, file)
-    keep(kept, file.read_bytes())
+    keep(known, file.read_bytes())
     return table
 
 

@@ -16,6 +16,7 @@ from tgate_export.bundle.manifest import Precision
 from tgate_export.errors import ModelError, first_line
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
+from tgate_export.families.tokenizer_files import check_words
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 RANDOM_SEED = 0
@@ -229,6 +230,8 @@ def _tokenizer(source: ModelSource, component: str, class_name: str) -> Any:
                 f"{folder} holds a SentencePiece vocabulary: pip install sentencepiece to read it"
             ) from None
     try:
-        return _class(class_name).from_pretrained(folder, local_files_only=True)
+        tokenizer = _class(class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load {folder}: {first_line(error)}") from error
+    check_words(folder, tokenizer)
+    return tokenizer

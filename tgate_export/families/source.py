@@ -19,6 +19,7 @@ from tgate_export.errors import InvalidRequestError, ModelError, first_line
 from tgate_export.families.base import Family
 from tgate_export.families.names import NAMED_MODELS, unknown_model
 from tgate_export.families.registry import FAMILIES, family_of
+from tgate_export.families.tokenizer_files import check_tokenizer_files
 from tgate_export.gating.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
@@ -249,6 +250,7 @@ def _check_components(source: ModelSource) -> None:
     if source.kind != "random":
         for spec in source.family.tokenizers(source):
             _check_component(source, spec.component)
+            check_tokenizer_files(source.folder(spec.component), spec.class_name)
 
 
 def _check_component(source: ModelSource, component: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
+from tgate_export.families.tokenizer_files import longest_text
 from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -21,9 +22,15 @@ DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=7.5, sc
 CLIP_TOKENIZER = "transformers.CLIPTokenizer"
 
 
-def clip_tokens(source: ModelSource, encoder: str = "text_encoder") -> int:
-    """Return how many tokens a CLIP text encoder takes."""
-    return int(source.config(encoder).get("max_position_embeddings", 77))
+def clip_tokens(source: ModelSource, suffix: str = "") -> int:
+    """Return how many tokens a CLIP text encoder is given.
+
+    As many as its tokenizer says (`model_max_length`), as in diffusers; no more than it has
+    positions for, which fails there.
+    """
+    positions = int(source.config(f"text_encoder{suffix}").get("max_position_embeddings", 77))
+    told = longest_text(source.folder(f"tokenizer{suffix}"))
+    return positions if told is None else min(told, positions)
 
 
 def clip_layers(source: ModelSource, encoder: str) -> int:
@@ -117,6 +124,11 @@ def check_unet(source: ModelSource, supported: Mapping[str, object]) -> None:
 
 def _check(source: ModelSource) -> None:
     check_unet(source, {})
+    if source.config("text_encoder").get("use_attention_mask"):
+        raise ModelError(
+            f"{source.model}: its text encoder does not read padding (use_attention_mask in "
+            "text_encoder/config.json), which is not supported"
+        )
 
 
 STABLE_DIFFUSION = Family(

@@ -34,7 +34,7 @@ def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
             f"tokenizer{suffix}",
             CLIP_TOKENIZER,
             f"text_encoder{suffix}",
-            clip_tokens(source, f"text_encoder{suffix}"),
+            clip_tokens(source, suffix),
         )
         for suffix in ("", "_2")
     )
@@ -91,6 +91,12 @@ def _clip_skips(source: ModelSource) -> int:
 
 def _check(source: ModelSource) -> None:
     check_unet(source, {"addition_embed_type": "text_time"})
+    lengths = [clip_tokens(source, suffix) for suffix in ("", "_2")]
+    if len(set(lengths)) > 1:
+        raise ModelError(
+            f"{source.model}: its text encoders take {lengths[0]} and {lengths[1]} tokens, and its "
+            "UNet reads both side by side: one of their tokenizers belongs to another pipeline"
+        )
     unet = source.config("unet")
     found = unet.get("projection_class_embeddings_input_dim")
     expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + _pooled_width(source)

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgate_export.errors import InvalidRequestError
+from tgate_export.bundle.json_file import read_regular
+from tgate_export.errors import InvalidRequestError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
+# Pillow reads some forty formats, and runs other programs for some.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_FILE_BYTES = 256 * 2**20
+Sides = tuple[int, int]  # height, width
+_ORIENTATION = 0x0112
+# `Image.Transpose` for the orientations 2 to 8.
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
+          "TRANSVERSE", "ROTATE_90")  # fmt: skip
+ANY_SIDES: Sides = (4096, 4096)
 
-def load_image(value: Any) -> np.ndarray:
+
+def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
     """Return an image as an array [H, W, 3] f32 in [0, 1].
 
-    Nothing is converted: what a grey, transparent or 16-bit picture is in RGB is for the caller
-    to decide.
+    A file is converted as `load_image` of diffusers does, a PIL image is only turned upright: what
+    a grey, transparent or 16-bit picture is in RGB is for the caller to decide.
 
     Args:
-        value: a file's path, a PIL image in RGB, or an array [H, W, 3]: 8-bit, or floats in [0, 1].
+        value: the path of a file in one of `FORMATS`, a PIL image in RGB, or an array [H, W, 3]:
+            8-bit, or floats in [0, 1].
+        largest: height and width of the largest file that is decoded.
 
     Raises:
         InvalidRequestError: says what the image is, and what it should be.
     """
     if isinstance(value, str | Path):
-        value = _open(Path(value))
+        value = np.asarray(_open(Path(value), largest))
     mode = getattr(value, "mode", None)  # of a PIL image
     if mode is not None:
         if mode != "RGB":
             raise InvalidRequestError(
                 f"image has mode {mode}, not RGB: convert it first, as with image.convert('RGB')"
             )
+        with _our_errors("given"):
+            value = np.asarray(_upright(value))  # an opened file is decoded only now
     elif not isinstance(value, np.ndarray):
         raise InvalidRequestError(
             f"image is a {type(value).__name__}: give a file, a PIL image, or an array [H, W, 3]"
@@ -53,12 +70,13 @@ def load_image(value: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def load_images(value: Any, prompts: int | None = None) -> np.ndarray:
+def load_images(value: Any, prompts: int | None = None, largest: Sides = ANY_SIDES) -> np.ndarray:
     """Return an image for each prompt [prompts, H, W, 3] f32 in [0, 1].
 
     Args:
         value: one image for all prompts, or a sequence of one each; see `load_image`.
         prompts: how many there are; None for as many as there are images.
+        largest: see `load_image`.
 
     Raises:
         InvalidRequestError: an image that cannot be used, images of different sizes, or another
@@ -67,7 +85,7 @@ def load_images(value: Any, prompts: int | None = None) -> np.ndarray:
     several = isinstance(value, Sequence) and not isinstance(value, str)
     if isinstance(value, np.ndarray) and value.ndim == 4:
         several = True
-    images = [load_image(image) for image in value] if several else [load_image(value)]
+    images = [load_image(image, largest) for image in (value if several else [value])]
     if not images:
         raise InvalidRequestError("image is an empty list: give one, or one each")
     prompts = len(images) if prompts is None else prompts
@@ -82,13 +100,60 @@ def load_images(value: Any, prompts: int | None = None) -> np.ndarray:
     return np.stack(images * prompts if len(images) == 1 else images)
 
 
-def _open(path: Path) -> Image.Image:
-    from PIL import Image, ImageOps
+def _open(path: Path, largest: Sides) -> Image.Image:
+    """Return a file as `load_image` of diffusers does: upright, in RGB, without what is not seen.
 
+    A grey picture of 16 bits is cut to 8, not scaled, as there.
+    """
+    picture = _decode(path, largest)
+    with _our_errors(path):
+        return _upright(picture).convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data says, whatever else is in there.
+
+    `ImageOps.exif_transpose` also writes the data back without that entry, which fails for much of
+    what cameras and editors leave behind.
+    """
+    from PIL import Image
+
+    turns = dict(enumerate(_TURNS, start=2))
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
+        orientation: Any = picture.getexif().get(_ORIENTATION)
+        turn = turns.get(orientation)
+    except Exception:  # it cannot be read at all: as viewers show it
+        return picture
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
+
+
+def _decode(path: Path, largest: Sides) -> Image.Image:
+    """Decode a file, after a look at its size: a few bytes can be a picture of gigabytes."""
+    from PIL import Image
+
+    with _our_errors(path):
+        content = io.BytesIO(read_regular(path, MAX_FILE_BYTES))
+        picture = Image.open(content, formats=FORMATS)
+    height, width = largest
+    # It may have to be turned by a quarter.
+    if min(picture.size) > min(largest) or max(picture.size) > max(largest):
+        raise InvalidRequestError(
+            f"image {path} is {picture.width}x{picture.height}, {width}x{height} is the most that "
+            "can be used: scale or crop the image to it"
+        )
+    with _our_errors(path):
+        picture.load()
+    return picture
+
+
+@contextmanager
+def _our_errors(path: Path | str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise InvalidRequestError(f"image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidRequestError(f"image {path} cannot be read: {error}") from None
+    except Exception as error:  # broken files make Pillow raise nearly anything
+        reason = first_line(error)
+        if type(error).__name__ == "UnidentifiedImageError":
+            reason = f"it is none of {', '.join(FORMATS)}"
+        raise InvalidRequestError(f"image {path} cannot be read: {reason}") from None

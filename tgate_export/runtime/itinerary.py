@@ -35,9 +35,10 @@ class Itineraries:
             BundleError: when the file is not a solver table.
         """
         if scheduler not in self._tables:
-            path = self._bundle.file(self._bundle.manifest.solvers[scheduler].file)
+            file = self._bundle.manifest.solvers[scheduler].file
             try:
-                self._tables[scheduler] = read_solver_table(path)
+                with self._bundle.reading(file):
+                    self._tables[scheduler] = read_solver_table(self._bundle.file(file))
             except (OSError, ValueError) as error:
                 raise BundleError(f"{error}: build the bundle again") from None
         return self._tables[scheduler]

@@ -48,15 +48,20 @@ class PipelineOutput:
 
 
 class TGatePipeline:
-    """A loaded bundle. Engines load when they are first needed; buffers are kept between calls."""
+    """A loaded bundle. Engines load when they are first needed; buffers are kept between calls.
+
+    Any thread may call it; calls wait for one another. A forked child of the process loads engines
+    of its own on the CPU, and is refused on a GPU.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizers = {
-            name: PromptTokenizer(bundle.file(spec.file), spec)
-            for name, spec in bundle.manifest.tokenizers.items()
-        }
+        specs = bundle.manifest.tokenizers
+        with bundle.reading(*(spec.file for spec in specs.values())):
+            self._tokenizers = {
+                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
+            }
         self._itineraries = Itineraries(bundle)
         self._prepared: PreparedRun | None = None
 
@@ -133,7 +138,8 @@ class TGatePipeline:
                 the empty text, or zero embeddings for a model that was trained so (SDXL).
             prompt_embeds: instead of `prompt`, what the text encoder makes of it [B, T, D]; where
                 it makes more than one tensor (`inspect --json`), a mapping from each one's name
-                to its array, such as SDXL's `prompt_embeds` and `text_embeds`.
+                to its array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or
+                tensors of torch, of any type and on any device.
             negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
                 one each.
             num_inference_steps: denoising steps; the bundle's default when not given.
@@ -177,9 +183,11 @@ class TGatePipeline:
                 instead of a seed.
             output_type: "pil", "np" or "latent".
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
+                It cannot call this pipeline, nor wait for another thread that does.
 
         Raises:
-            InvalidRequestError: an argument out of range; the message names it.
+            InvalidRequestError: an argument out of range; the message names it. Or a callback
+                called the pipeline that it is called by.
         """
         request = make_request(
             self.manifest,
@@ -216,12 +224,16 @@ class TGatePipeline:
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
-        while left := request.images - first:
-            batch = self.backend.batch_size(min(left, self.manifest.batch.max))
-            part = slice(first, first := first + batch)
-            result, timing = self._run(request, part, callback_on_step_end)
-            results.append(result)
-            timings = timing if timings is None else timings + timing
+        with self.backend.turns.take(self) as still_bound:
+            if not still_bound:
+                self._prepared = None
+            self.backend.check_files()
+            while left := request.images - first:
+                batch = self.backend.batch_size(min(left, self.manifest.batch.max))
+                part = slice(first, first := first + batch)
+                result, timing = self._run(request, part, callback_on_step_end)
+                results.append(result)
+                timings = timing if timings is None else timings + timing
         assert timings is not None
         stacked = np.concatenate(results)
         frames = self.manifest.latents.frames
@@ -272,6 +284,7 @@ class TGatePipeline:
             marks.append((before, between, mark()))
             if callback is not None:
                 callback(run.step_info(index, float(solver.timesteps[index])))
+                self.backend.turns.check()
         decode_started = decoded = mark()
         if request.output_type == "latent":
             result = run.memory.read(run.plan.latents)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Tensor
 from tgate_export.errors import InvalidRequestError
+from tgate_export.runtime.host_arrays import host_array
 
 # A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].
 Prompts = tuple[str, ...] | dict[str, np.ndarray]
@@ -130,15 +131,13 @@ def _embeds(manifest: Manifest, argument: str, embeds: Embeds) -> dict[str, np.n
 
 
 def _tensor(manifest: Manifest, argument: str, tensor: Tensor, value: np.ndarray) -> np.ndarray:
-    array = np.asarray(value)
+    array = host_array(value, f"{argument}: {tensor.name}")
     if not len(array.shape) or not len(array) or array.shape[1:] != tensor.shape[1:]:
         wanted = ", ".join(str(dim) for dim in ("prompts", *tensor.shape[1:]))
         raise InvalidRequestError(
             f"{argument}: {tensor.name} has shape {list(array.shape)}, but this bundle's family "
             f"{manifest.family} takes [{wanted}]: use the text encoder of the bundle's own model"
         )
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-        raise InvalidRequestError(f"{argument}: {tensor.name} is {array.dtype}, not numbers")
     with np.errstate(over="ignore"):
         array = array.astype(tensor.dtype)
     if not np.isfinite(array).all():

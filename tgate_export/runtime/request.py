@@ -13,6 +13,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import ImageSize, Motion
+from tgate_export.runtime.host_arrays import host_array
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.motion import make_motion
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
@@ -104,10 +105,11 @@ def make_request(
         min_guidance_scale=min_guidance_scale,
     )
     pictures = None
+    sides = manifest.size.height.max, manifest.size.width.max
     if motion is not None:
         if image is None:
             raise InvalidRequestError("image is missing: a video is drawn from one")
-        pictures = load_images(image)
+        pictures = load_images(image, largest=sides)
     prompts = positive(manifest, prompt, prompt_embeds, pictures)
     number = count(prompts)
     negatives = negative(manifest, negative_prompt, negative_prompt_embeds, number)
@@ -147,7 +149,7 @@ def make_request(
             f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}"
         )
     if image is not None:
-        pictures = load_images(image, number)
+        pictures = load_images(image, number, sides)
     if pictures is not None:
         height, width = _image_sides(pictures, height, width)
     height = _side("height", height, manifest.size.height, manifest.size.multiple)
@@ -319,7 +321,7 @@ def _latents(
 ) -> np.ndarray | None:
     if latents is None:
         return None
-    array = np.asarray(latents)
+    array = host_array(latents, "latents")
     space = manifest.latents
     sides = height // space.downscale, width // space.downscale
     folded = (images, space.channels, *sides)

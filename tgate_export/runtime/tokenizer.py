@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Tokenizer as TokenizerSpec
 from tgate_export.bundle.tokenizer_file import read_tokenizer
 from tgate_export.errors import BundleError, InvalidRequestError, TGateError, first_line
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def _unreadable(reason: str) -> TGateError:
@@ -35,6 +39,7 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_str(read_tokenizer(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._vectors = _several_vectors(self._tokenizer)
         self.spec = spec
 
     def __call__(
@@ -51,7 +56,7 @@ class PromptTokenizer:
         mask = np.zeros_like(rows)
         for index, prompt in enumerate(prompts):
             with _library_errors(_unreadable):
-                ids = self._tokenizer.encode(prompt).ids
+                ids = self._encode(prompt)
             if len(ids) > length:
                 with _library_errors(_unreadable):
                     removed = self._tokenizer.decode(ids[length - 1 : -1])
@@ -64,6 +69,42 @@ class PromptTokenizer:
             rows[index, : len(ids)] = ids
             mask[index, : len(ids)] = 1
         return rows, mask
+
+    def _encode(self, prompt: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(prompt).ids
+        found = [self._vectors[token] for token in dict.fromkeys(ids) if token in self._vectors]
+        if found:
+            for token, all_of_it in found:
+                # What comes after as many tokens is left out.
+                prompt = prompt.replace(token, all_of_it, self.spec.max_length)
+            ids = self._tokenizer.encode(prompt).ids
+        return ids
+
+
+def _several_vectors(tokenizer: Tokenizer) -> dict[int, tuple[str, str]]:
+    """Return the tokens of textual inversions that stand for several vectors.
+
+    `<cat>` stands for `<cat> <cat>_1 <cat>_2` where those were added to the vocabulary, too; see
+    `TextualInversionLoaderMixin.maybe_convert_prompt` of diffusers, which only pipelines with CLIP
+    have.
+
+    Returns:
+        by the token's id, what is replaced in a prompt, and by what.
+    """
+    from tokenizers.models import BPE
+
+    if not isinstance(tokenizer.model, BPE):
+        return {}
+    decoder = tokenizer.get_added_tokens_decoder()
+    added = {token.content: number for number, token in decoder.items()}
+    found = {}
+    for token, number in added.items():
+        vectors = [token]
+        while (following := f"{token}_{len(vectors)}") in added:
+            vectors.append(following)
+        if len(vectors) > 1:
+            found[number] = (token, " ".join(vectors))
+    return found
 
 
 @contextmanager

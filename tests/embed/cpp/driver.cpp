@@ -13,6 +13,7 @@
 #include "binding_plan.hpp"
 #include "bundle_files.hpp"
 #include "call.hpp"
+#include "cpus.hpp"
 #include "files.hpp"
 #include "half.hpp"
 #include "noise.hpp"
@@ -145,6 +146,10 @@ Json answer(const Json& json) {
   if (op == "run") return run(json);
   if (op == "encode") return encode(json);
   if (op == "phases") return phases(json);
+  if (op == "quota") {
+    const std::string folder = json.at("folder");
+    return {{"threads", tgate::cpu_quota(folder + "/cgroup", folder, 64)}};
+  }
   if (op == "open") {
     const tgate::Bundle bundle = tgate::open_bundle(json.at("bundle").get<std::string>(),
                                                     json.value("check_hashes", true));

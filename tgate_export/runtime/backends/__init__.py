@@ -24,6 +24,7 @@ ONNXRUNTIME = (
 )
 OPENVINO: dict[str, RunPrecision] = {"openvino": "fp32", "openvino:bf16": "bf16"}
 PLANS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+GPU_PROVIDERS = ONNXRUNTIME[2:]
 BACKENDS = ("auto", *ONNXRUNTIME, *OPENVINO, *PLANS)
 
 
@@ -52,13 +53,15 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
         raise InvalidRequestError(
             f"--precision {options.precision} is for auto and openvino, not for {name}"
         )
+    if options.threads is not None and name in (*PLANS, *GPU_PROVIDERS):
+        raise InvalidRequestError(f"--threads is for CPUs, not for {name}")
     if name == "auto":
         return _fastest(bundle, options)
     for flavour in PLANS:
         if name == flavour:
             return _plans(bundle, flavour, options)
     if name in OPENVINO:
-        return _openvino(bundle, options.precision or OPENVINO[name])
+        return _openvino(bundle, options.precision or OPENVINO[name], options)
     return _onnxruntime(bundle, name.partition(":")[2] or None, options)
 
 
@@ -85,14 +88,14 @@ def _candidates(
     bundle: Bundle, options: BackendOptions
 ) -> Iterator[tuple[str, Callable[[], Backend]]]:
     if options.precision:
-        yield "openvino", partial(_openvino, bundle, options.precision)
+        yield "openvino", partial(_openvino, bundle, options.precision, options)
         return
     built = {plans.key.flavour for plans in plan_sets(bundle.path)}
     for flavour in PLANS:
         if flavour in built:
             yield flavour, partial(_plans, bundle, flavour, options)
     yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
-    yield "openvino", partial(_openvino, bundle, "fp32")
+    yield "openvino", partial(_openvino, bundle, "fp32", options)
     yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
 
 
@@ -105,10 +108,12 @@ def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend
 def _onnxruntime(bundle: Bundle, device: str | None, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, device, cuda_graphs=options.cuda_graphs)
+    return OnnxRuntimeBackend(
+        bundle, device, cuda_graphs=options.cuda_graphs, threads=options.threads
+    )
 
 
-def _openvino(bundle: Bundle, precision: RunPrecision) -> Backend:
+def _openvino(bundle: Bundle, precision: RunPrecision, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.openvino import OpenVinoBackend
 
-    return OpenVinoBackend(bundle, precision)
+    return OpenVinoBackend(bundle, precision, threads=options.threads)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
+from tgate_export.runtime.turns import Turns
 
 Execute = Callable[[], None]
 RunPrecision = Literal["fp32", "bf16"]
@@ -39,11 +40,14 @@ class BackendOptions:
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
+        threads: that share the work of one graph on the CPU; when None as many as the backend
+            likes, or as a container's CPU quota has processors.
     """
 
     cuda_graphs: bool = True
     weight_streaming_budget: int | None = None
     precision: RunPrecision | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no backend knows."""
@@ -52,6 +56,8 @@ class BackendOptions:
                 f"unknown precision {self.precision!r}: choose one of "
                 f"{', '.join(get_args(RunPrecision))}"
             )
+        if self.threads is not None and self.threads < 1:
+            raise InvalidRequestError(f"--threads must be 1 or more, got {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,35 @@ class Backend(ABC):
         precision: what it computes in, where that is less than what the graphs ask for.
         slow_after_another_shape: the first run's shapes are compiled for, all others are slower,
             and so are the first from then on.
+        turns: whose turn it is. Everything from `allocate` to the last `Memory.read` of a run is
+            one user's turn.
     """
 
     name: str
     reason: str = "asked for by name"
     precision: Literal["bf16"] | None = None
     slow_after_another_shape: bool = False
+
+    def __init__(self) -> None:
+        self.turns = Turns(self.renew)
+
+    def renew(self) -> None:
+        """Let go of every engine, without freeing it, in a process that was forked off.
+
+        Raises:
+            BackendError: it cannot be used in a forked process.
+        """
+        raise BackendError(
+            f"{self.name} cannot go on in a forked process",
+            "load the pipeline after the fork, or start processes by 'spawn'",
+        )
+
+    def check_files(self) -> None:  # noqa: B027 - most of them read no file again
+        """Look at the files that engines compute from.
+
+        Raises:
+            BundleError: somebody wrote to one.
+        """
 
     @abstractmethod
     def allocate(self, plan: BindingPlan) -> Memory:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.manifest import Tensor
 from tgate_export.errors import BundleError
 from tgate_export.runtime.backends.onnx_file import EXTERNAL, parse_model
 
@@ -31,6 +32,7 @@ _TYPES = {
     13: (64, "uint64_data"), 16: (16, "int32_data"),
 }  # fmt: skip
 _STRING = 8
+_DTYPES: dict[str, int] = {"float32": 1, "int64": 7, "float16": 10}
 _FIELDS = (*dict.fromkeys(field for _, field in _TYPES.values()), "string_data")
 _ENTRIES = {"location", "offset", "length", "checksum"}
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -45,7 +47,8 @@ def read_graph(bundle: Bundle, graph: str) -> Any:
 
     Raises:
         BundleError: the file was changed, is no ONNX model, or has a tensor whose data lies
-            anywhere but in it or within the graph's weights; names the graph and the tensor.
+            anywhere but in it or within the graph's weights, or other inputs or outputs than
+            the manifest says; names the file and the tensor.
     """
     manifest = bundle.manifest
     entry = manifest.graph(graph)
@@ -67,9 +70,26 @@ def read_graph(bundle: Bundle, graph: str) -> Any:
             raise ValueError(f"it has more than {MAX_GRAPH_BYTES >> 20} MiB")
         model = _parse(content, path)
         check_model(model, weights)
+        _check_tensors("input", model.graph.input, entry.inputs)
+        _check_tensors("output", model.graph.output, entry.outputs)
     except ValueError as error:
         raise BundleError(f"{path}: {error}: build the bundle again") from None
     return model
+
+
+def _check_tensors(kind: str, found: Any, expected: Sequence[Tensor]) -> None:
+    """Check that inputs or outputs are those that buffers are made for."""
+    entries = {entry.name: entry.type.tensor_type for entry in found}
+    if entries.keys() != {tensor.name for tensor in expected}:
+        raise ValueError(f"it has other {kind}s than the manifest says")
+    for tensor in expected:
+        entry = entries[tensor.name]
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in entry.shape.dim]
+        fits = entry.HasField("shape") and len(dims) == len(tensor.shape)
+        for side, wanted in zip(dims, tensor.shape, strict=False):
+            fits = fits and (side is None or isinstance(wanted, str) or side == wanted)
+        if not fits or entry.elem_type != _DTYPES[tensor.dtype]:
+            raise ValueError(f"its {kind} {tensor.name!r} is not as the manifest says")
 
 
 def _parse(content: bytes, path: PurePath) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -41,6 +40,8 @@ from tgate_export.runtime.backends.onnxruntime_cuda import (
     preload_cuda,
 )
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
+from tgate_export.runtime.backends.weight_file import OpenFile, WeightMap
+from tgate_export.runtime.cpus import processors, quota
 from tgate_export.runtime.plan import BindingPlan, Launch
 
 # On a CPU, one thread a core on its share of a batch does more than all threads on the whole: 8
@@ -67,7 +68,12 @@ class OnnxRuntimeBackend(Backend):
     """Runs a bundle's ONNX graphs; every graph's session is made when it is first needed."""
 
     def __init__(
-        self, bundle: Bundle, device: str | None = None, *, cuda_graphs: bool = True
+        self,
+        bundle: Bundle,
+        device: str | None = None,
+        *,
+        cuda_graphs: bool = True,
+        threads: int | None = None,
     ) -> None:
         """Probe the machine; `device` is a key of `PROVIDERS`, by default CUDA where there is one.
 
@@ -94,6 +100,7 @@ class OnnxRuntimeBackend(Backend):
                 "no CUDA driver or GPU on this machine",
                 "check nvidia-smi, or use --backend onnxruntime:cpu",
             )
+        super().__init__()
         self.name = f"onnxruntime:{device}"
         self.device = device
         self._cuda_graphs = cuda_graphs
@@ -101,21 +108,41 @@ class OnnxRuntimeBackend(Backend):
         self._ort = onnxruntime
         self._bundle = bundle
         self._sessions: dict[tuple[str, bool], Any] = {}
-        self._weights: dict[Path, np.ndarray] = {}
+        self._weights: dict[Path, WeightMap] = {}
+        self._files: dict[str, OpenFile] = {}  # of weights, which sessions may have mapped
         self._initializers: list[dict[str, Any]] = []
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._threads = threads or quota()
+        self._cores = self._threads or processors()
         self._pool: ThreadPoolExecutor | None = None
         self._memory: OrtDeviceMemory | None = None
         self._captured: set[str] = set()  # graphs whose launches become CUDA graphs
         self._graph_ids = itertools.count(1)
 
+    def renew(self) -> None:
+        """Make sessions anew, on the CPU; see `Backend.renew`."""
+        if self.device != "cpu":
+            super().renew()
+        self._sessions, self._initializers, self._pool = {}, [], None
+
+    def check_files(self) -> None:
+        """See `Backend.check_files`."""
+        for file in self._files.values():
+            file.check()
+
     def load(self, graph: str, *, single_thread: bool = False) -> None:
         """Create the graph's session, unless there is one."""
         if (graph, single_thread) in self._sessions:
             return
+        entry = self._bundle.manifest.graph(graph)
+        with self._bundle.reading(entry.file, entry.weights):
+            self._sessions[graph, single_thread] = self._session(graph, single_thread)
+            if entry.weights is not None and entry.weights not in self._files:
+                self._files[entry.weights] = OpenFile(self._bundle.file(entry.weights))
+
+    def _session(self, graph: str, single_thread: bool) -> Any:
         options = self._ort.SessionOptions()
-        if single_thread:
-            options.intra_op_num_threads = 1
+        if single_thread or self._threads:
+            options.intra_op_num_threads = 1 if single_thread else self._threads
         options.log_severity_level = 3
         # It would take bytes that look so for its own format.
         options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -143,7 +170,7 @@ class OnnxRuntimeBackend(Backend):
                 "check nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]' for what it needs of "
                 "CUDA, or use --backend onnxruntime:cpu",
             )
-        self._sessions[graph, single_thread] = session
+        return session
 
     def _for_cpu(self, graph: str, path: Path, options: Any) -> bytes:
         """Return the graph as the CPU runs it, and set the options for it."""
@@ -166,10 +193,10 @@ class OnnxRuntimeBackend(Backend):
     def _share_weights(self, model: Any, file: Path, options: Any) -> None:
         """Let a session read its weights where those of others do."""
         if file not in self._weights:
-            self._weights[file] = np.memmap(file, dtype=np.uint8, mode="r")
+            self._weights[file] = WeightMap(file)
         values = {
             name: self._ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in external_arrays(model, self._weights[file], file.name).items()
+            for name, array in external_arrays(model, self._weights[file].bytes, file.name).items()
         }
         self._initializers.append(values)  # they have to live as long as the session
         for name, value in values.items():

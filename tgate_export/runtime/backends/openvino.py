@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,15 @@ from tgate_export.runtime.backends.base import (
     RunPrecision,
 )
 from tgate_export.runtime.backends.onnx_check import read_graph
-from tgate_export.runtime.backends.openvino_model import (
-    WeightMap,
-    join,
-    read_model,
-    tensor_name,
-)
+from tgate_export.runtime.backends.openvino_model import join, read_model, tensor_name
+from tgate_export.runtime.backends.weight_file import WeightMap
+from tgate_export.runtime.cpus import quota
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
 
 _DEVICE = "CPU"
+# The process in which OpenVINO's threads were started: a forked child of it has none, and waits for
+# them for ever, sometimes in a Core of its own, too.
+_started_in: int | None = None
 # Graphs of larger weights that they share are compiled in one model. It copies the tensors of its
 # graphs: a twentieth of a `shapes` step, nothing of a large one.
 SMALL_GRAPH_BYTES = 64 * 2**20
@@ -66,16 +67,20 @@ class OpenVinoBackend(Backend):
 
     slow_after_another_shape = True
 
-    def __init__(self, bundle: Bundle, precision: RunPrecision = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, precision: RunPrecision = "fp32", *, threads: int | None = None
+    ) -> None:
         try:
             import openvino
         except ImportError:
             raise BackendError(
                 "openvino is not installed", "pip install 'tgate-export[openvino]'"
             ) from None
+        super().__init__()
         self.name = "openvino"
         if precision == "bf16":
             self.name, self.precision = "openvino:bf16", "bf16"
+        _refuse_forked()
         self._ov = openvino
         self._core = openvino.Core()
         # Asked for bf16, a CPU without it computes in fp32 and says nothing.
@@ -90,10 +95,23 @@ class OpenVinoBackend(Backend):
             # By default it is bf16 wherever the CPU is faster with it.
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
         }
+        if threads := threads or quota():
+            self._properties["INFERENCE_NUM_THREADS"] = str(threads)
         self._bundle = bundle
         self._compiled: dict[str, _Compiled] = {}
         self._weights: dict[str, WeightMap] = {}
         self._apart: set[str] = set()  # files of weights whose graphs could not be joined
+
+    def renew(self) -> None:
+        """Begin anew, unless it is too late; see `Backend.renew`."""
+        _refuse_forked()
+        self._core = self._ov.Core()
+        self._compiled = {}
+
+    def check_files(self) -> None:
+        """See `Backend.check_files`."""
+        for weights in self._weights.values():
+            weights.check()
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
         """Allocate one tensor for each slot; see `Backend.allocate`."""
@@ -151,7 +169,8 @@ class OpenVinoBackend(Backend):
         if file is None or file in self._weights:
             return
         try:
-            self._weights[file] = WeightMap(self._bundle.file(file))
+            with self._bundle.reading(file):
+                self._weights[file] = WeightMap(self._bundle.file(file))
         except OSError as error:
             raise _cannot_load(graph, error) from error
 
@@ -173,6 +192,8 @@ class OpenVinoBackend(Backend):
                 models[graph].reshape({name: list(shape) for name, shape in shapes.items()})
         joined = len(models) > 1
         model = join(self._ov, models) if joined else next(iter(models.values()))
+        global _started_in
+        _started_in = os.getpid()
         compiled = self._core.compile_model(model, _DEVICE, self._properties)
         for graph in graphs:
             file = self._bundle.manifest.graph(graph).weights
@@ -206,6 +227,15 @@ class OpenVinoBackend(Backend):
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
         return partial(_run, request, self._weights)
+
+
+def _refuse_forked() -> None:
+    if _started_in not in (None, os.getpid()):
+        raise BackendError(
+            "openvino ran in the process that this one was forked off, and cannot here",
+            "load the pipeline only in the child, start processes by 'spawn', or use --backend "
+            "onnxruntime:cpu",
+        )
 
 
 def _cannot_load(graph: str, error: Exception) -> BackendError:

@@ -8,30 +8,13 @@ weights become one model, each the body of an `If` of its own.
 from __future__ import annotations
 
 import io
-import mmap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tgate_export.runtime.backends.onnx_file import external_arrays
-
-
-class WeightMap:
-    """A file of weights in memory, whose pages are read when they are first needed."""
-
-    def __init__(self, file: Path) -> None:
-        self.name = file.name
-        with file.open("rb") as handle:
-            # OpenVINO takes only writable arrays. It writes to none; a write would be to a copy.
-            self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        self.bytes: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
-
-    def drop_pages(self) -> None:
-        """Take the pages out of memory; what reads one again brings it back."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+from tgate_export.runtime.backends.weight_file import WeightMap
 
 
 def read_model(ov: Any, onnx: Any, weights: WeightMap | None) -> Any:

@@ -8,8 +8,11 @@ from functools import partial
 
 import numpy as np
 
+from tgate_export.bundle.hash_cache import stamp_of
+from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import Flavour, PlanSet, plan_sets
+from tgate_export.errors import BundleError
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -37,6 +40,7 @@ class TensorRTBackend(Backend):
     """Runs a bundle's plans; all work is queued on one stream."""
 
     def __init__(self, bundle: Bundle, flavour: Flavour, options: BackendOptions) -> None:
+        super().__init__()
         self.name = flavour
         self._bundle = bundle
         self._options = options
@@ -47,6 +51,8 @@ class TensorRTBackend(Backend):
                 f"make them with `{rebuild_command(bundle, target=flavour)}`, "
                 "or use --backend onnxruntime",
             )
+        files = (plans.file(graph) for plans in self._sets for graph in plans.plans)
+        self._stamps = {file: stamp_of(file) for file in files}
         trt = import_module(flavour)
         self._cuda = Cuda(extra=flavour)
         self._machine = Machine(flavour, trt.__version__, self._cuda.compute_capability())
@@ -99,12 +105,31 @@ class TensorRTBackend(Backend):
                     f"{plans.path} was not built to stream weights",
                     "leave out the budget, or build the plans again with --weight-streaming",
                 )
+            self._check_plan(plans, graph)
             if settings.weights_stripped:
-                read_graph(self._bundle, graph)  # TensorRT opens the file and its weights by itself
-            self._engines[plans.name, graph] = self._loader.load(
-                graph, plans.file(graph), onnx if settings.weights_stripped else None, budget
-            )
+                # TensorRT opens the file and its weights by itself.
+                read_graph(self._bundle, graph)
+                entry = self._bundle.manifest.graph(graph)
+                with self._bundle.reading(entry.file, entry.weights):
+                    engine = self._loader.load(graph, plans.file(graph), onnx, budget)
+            else:
+                engine = self._loader.load(graph, plans.file(graph), None, budget)
+            self._check_plan(plans, graph)
+            self._engines[plans.name, graph] = engine
         return self._engines[plans.name, graph]
+
+    def _check_plan(self, plans: PlanSet, graph: str) -> None:
+        """Refuse a plan that took the place of the one that the bundle was opened with."""
+        file = plans.file(graph)
+        try:
+            same = stamp_of(file) == self._stamps[file]
+            same = same or hash_file(file) == plans.plans[graph].content
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(
+                f"{file} was changed while the bundle was in use: load the bundle again"
+            )
 
     def prepare(self, launch: Launch, memory: Memory) -> Execute:
         """Bind a launch; capture it unless one of the same addresses was. See `Backend.prepare`."""

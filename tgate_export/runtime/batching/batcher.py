@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import Counter
 from concurrent.futures import Future
@@ -74,6 +75,7 @@ class Batcher:
         self._owners: dict[Trajectory, Job] = {}
         self._pending = 0
         self._closing = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="tgate-batcher", daemon=True)
         self._thread.start()
         try:
@@ -143,7 +145,7 @@ class Batcher:
         Raises:
             InvalidRequestError: the bundle cannot do it, or it can never fit.
             QueueFullError: `max_pending` images are pending.
-            ClosedError: the batcher is closing.
+            ClosedError: the batcher is closing, or in another process.
 
         The future's own errors are `DeadlineError`, `ClosedError`, and those of backends.
         """
@@ -153,6 +155,10 @@ class Batcher:
             raise InvalidRequestError(
                 f"{request.images} images are more than the {self.max_pending} that can be pending "
                 "here: ask for fewer at a time"
+            )
+        if self._process != os.getpid():  # the thread stayed behind, maybe with a lock
+            raise ClosedError(
+                "this process was forked off the one that made the batcher: make one in each"
             )
         now = monotonic()
         with self._changed:
@@ -191,6 +197,8 @@ class Batcher:
             drain: finish them; otherwise they fail with `ClosedError` after the current call.
             timeout: seconds to wait; what is not done then fails with `ClosedError`.
         """
+        if self._process != os.getpid():
+            return
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -12,7 +12,7 @@ from tgate_export.runtime.batching.trajectory import Stage, Trajectory
 
 
 class Runner:
-    """The only user of the backend; one thread at a time."""
+    """What a batcher does with the backend, one call a turn."""
 
     def __init__(
         self, backend: Backend, manifest: Manifest, texts: TextEncoder, batch: int
@@ -29,6 +29,13 @@ class Runner:
         Raises:
             BackendError: memory or engines for the images' size cannot be had.
         """
+        with self._backend.turns.take(self) as still_bound:
+            if not still_bound:
+                self._arena = None
+            self._backend.check_files()
+            return self._run(stage, members)
+
+    def _run(self, stage: Stage, members: Sequence[Trajectory]) -> float:
         arena = self._arena_of(members[0].size)
         before = arena.engine_seconds
         if stage == "encode":

@@ -36,10 +36,11 @@ class TextEncoder:
 
     def __init__(self, bundle: Bundle) -> None:
         self._clip_skips = bundle.manifest.clip_skips
-        self._tokenizers = {
-            name: PromptTokenizer(bundle.file(spec.file), spec)
-            for name, spec in bundle.manifest.tokenizers.items()
-        }
+        specs = bundle.manifest.tokenizers
+        with bundle.reading(*(spec.file for spec in specs.values())):
+            self._tokenizers = {
+                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
+            }
         self._encoded: OrderedDict[Text, dict[str, np.ndarray]] = OrderedDict()
         self.text = lru_cache(REMEMBERED)(self._tokenize)  # several threads may tokenize
 

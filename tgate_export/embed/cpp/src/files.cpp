@@ -1,6 +1,7 @@
 #include "files.hpp"
 
 #include <cerrno>
+#include <set>
 #include <stdexcept>
 #include <system_error>
 
@@ -67,6 +68,14 @@ fs::path plain_path(const fs::path& path) {
     if (!part.empty() && part != ".") plain /= part;
   }
   return plain.empty() ? fs::path(".") : plain;
+}
+
+bool is_bystander(const fs::path& relative) {
+  static const std::set<std::string> anywhere{".DS_Store", "Thumbs.db", "desktop.ini"};
+  static const std::set<std::string> on_top{"README.md",  "LICENSE", "LICENSE.md", ".gitattributes",
+                                            ".gitignore", ".git",    ".cache"};
+  return anywhere.count(relative.filename().string()) > 0 ||
+         on_top.count(relative.begin()->string()) > 0;
 }
 
 std::string reason_of(const fs::filesystem_error& error) { return error.code().message(); }

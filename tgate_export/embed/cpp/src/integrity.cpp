@@ -56,7 +56,9 @@ void check_file(const fs::path& file, const fs::path& root, std::uint64_t bytes)
                 file.string() + " cannot be read (" + error.message() + ")" + kAgain);
   }
   if (!is_inside(real, root)) {
-    throw Error(ErrorKind::bundle, file.string() + " is a link that leaves the bundle" + kAgain);
+    throw Error(ErrorKind::bundle,
+                file.string() + " is a link that leaves the bundle, as in the hub's cache: copy "
+                                "the folder with `cp -rL`, or download it with --local-dir");
   }
   if (!fs::is_regular_file(real)) {
     throw Error(ErrorKind::bundle, file.string() + " is missing" + kAgain);
@@ -76,7 +78,8 @@ std::set<std::string> extra_files(const Bundle& bundle) {
     const fs::path relative = entry->path().lexically_relative(bundle.path);
     if (*relative.begin() == "plans") {
       entry.disable_recursion_pending();
-    } else if ((entry->is_symlink() || !entry->is_directory()) && relative != kManifest &&
+    } else if (!is_bystander(relative) && (entry->is_symlink() || !entry->is_directory()) &&
+               relative != kManifest &&
                !bundle.manifest.files.contains(relative.generic_string())) {
       extra.insert(relative.generic_string());
     }
@@ -117,7 +120,9 @@ void check_files(Bundle& bundle, bool check_hashes) {
 Bundle open_bundle(const fs::path& path, bool check_hashes) {
   const fs::path plain = plain_path(path);
   try {
-    Bundle bundle{plain, read_manifest(plain)};
+    Manifest manifest = read_manifest(plain);
+    // What is loaded later is of this folder, wherever the process and a link to it go meanwhile.
+    Bundle bundle{fs::canonical(plain), std::move(manifest)};
     check_files(bundle, check_hashes);
     check_plan_sets(bundle, check_hashes);
     return bundle;

@@ -107,8 +107,8 @@ void PreparedRun::write_prompts(Tokenizers& tokenizers, const std::string& prefi
         continue;
       }
       const Tokenizer& tokenizer = tokenizers.get(input);
-      std::vector<std::int64_t> ids = tokenizer.encode(std::get<Texts>(prompts)[index]);
       const auto length = static_cast<std::size_t>(spec.max_length);
+      std::vector<std::int64_t> ids = tokenizer.encode(std::get<Texts>(prompts)[index], length);
       if (ids.size() > length) {
         warnings.push_back(left_out(tokenizer, ids, length));
         ids.resize(length - 1);

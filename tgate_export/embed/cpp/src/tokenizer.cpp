@@ -3,6 +3,7 @@
 #include <array>
 #include <limits>
 #include <queue>
+#include <unordered_set>
 
 #include <tgate/error.hpp>
 
@@ -142,6 +143,7 @@ Tokenizer::Tokenizer(std::string_view text, const std::string& where) {
     if (json.at("normalizer") != nlohmann::json::parse(kNormalizer)) other_kind("normalizer");
     if (json.at("pre_tokenizer") != nlohmann::json::parse(kPreTokenizer)) other_kind("pre-tokenizer");
     read_added_tokens(json.at("added_tokens"));
+    find_vectors(json.at("added_tokens"));
     read_post_processor(json.at("post_processor"));
   } catch (const std::invalid_argument& error) {
     throw Error(ErrorKind::bundle, where + " is not a tokenizer file: " + error.what());
@@ -219,13 +221,48 @@ void Tokenizer::read_added_tokens(const nlohmann::json& json) {
   }
 }
 
+void Tokenizer::find_vectors(const nlohmann::json& added_tokens) {
+  std::unordered_map<std::string, std::int64_t> added;
+  for (const nlohmann::json& entry : added_tokens) {
+    added.insert_or_assign(entry.at("content").get<std::string>(),
+                           entry.at("id").get<std::int64_t>());
+  }
+  for (const auto& [token, id] : added) {
+    std::string all = token;
+    for (int vector = 1;; ++vector) {
+      const std::string following = token + "_" + std::to_string(vector);
+      if (token.empty() || added.count(following) == 0) break;
+      all += " " + following;
+    }
+    if (all != token) vectors_.emplace(id, std::make_pair(token, std::move(all)));
+  }
+}
+
 void Tokenizer::read_post_processor(const nlohmann::json& json) {
   if (json.at("type") != "RobertaProcessing") other_kind("post-processor");
   start_ = id_of(json.at("cls").at(1));
   end_ = id_of(json.at("sep").at(1));
 }
 
-std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, std::size_t most) const {
+  std::vector<std::int64_t> ids = encode_as_it_is(text);
+  if (vectors_.empty()) return ids;
+  std::string longer(text);
+  std::unordered_set<std::int64_t> seen;
+  for (const std::int64_t id : ids) {
+    const auto found = vectors_.find(id);
+    if (found == vectors_.end() || !seen.insert(id).second) continue;
+    const auto& [token, all] = found->second;
+    std::size_t at = 0;
+    for (std::size_t times = 0; times < most; ++times, at += all.size()) {
+      if ((at = longer.find(token, at)) == std::string::npos) break;
+      longer.replace(at, token.size(), all);
+    }
+  }
+  return seen.empty() ? ids : encode_as_it_is(longer);
+}
+
+std::vector<std::int64_t> Tokenizer::encode_as_it_is(std::string_view text) const {
   std::vector<std::int64_t> ids{start_};
   split_at(
       text, raw_tokens_, [&](const AddedToken& token) { ids.push_back(token.id); },

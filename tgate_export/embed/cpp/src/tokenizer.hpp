@@ -19,8 +19,10 @@ class Tokenizer {
   // tokenizer file (kind bundle), or one of another kind than CLIP's (kind request).
   Tokenizer(std::string_view json, const std::string& where);
 
-  // Token ids of valid UTF-8, the start and the end token included.
-  std::vector<std::int64_t> encode(std::string_view text) const;
+  // Token ids of valid UTF-8, the start and the end token included. A token of a textual inversion
+  // of several vectors becomes as many, where the text has it as it is in the vocabulary: its first
+  // `most` occurrences.
+  std::vector<std::int64_t> encode(std::string_view text, std::size_t most = 77) const;
 
   // Text of ids without the special tokens; what is not UTF-8 becomes U+FFFD.
   std::string decode(const std::vector<std::int64_t>& ids) const;
@@ -40,8 +42,10 @@ class Tokenizer {
   };
 
   void read_added_tokens(const nlohmann::json& json);
+  void find_vectors(const nlohmann::json& added_tokens);
   void read_model(const nlohmann::json& json);
   void read_post_processor(const nlohmann::json& json);
+  std::vector<std::int64_t> encode_as_it_is(std::string_view text) const;
   void encode_normalized(std::u32string_view text, std::vector<std::int64_t>& ids) const;
   void encode_word(std::u32string_view word, std::vector<std::int64_t>& ids) const;
 
@@ -50,6 +54,8 @@ class Tokenizer {
   std::unordered_map<std::pair<std::int64_t, std::int64_t>, Merge, PairHash> merges_;
   std::vector<AddedToken> raw_tokens_;         // found before the text is normalized
   std::vector<AddedToken> normalized_tokens_;  // and after
+  // Of a textual inversion of several vectors: the token, and all of them, by the token's id.
+  std::unordered_map<std::int64_t, std::pair<std::string, std::string>> vectors_;
   std::string suffix_;                         // of the last symbol of a word
   std::int64_t unknown_ = -1;
   std::int64_t start_ = 0;

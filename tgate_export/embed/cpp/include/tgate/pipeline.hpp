@@ -19,7 +19,8 @@ struct Options {
   bool check_hashes = true;
   // libonnxruntime.so; when empty $TGATE_ONNXRUNTIME, or libonnxruntime.so.1 where the loader looks.
   std::filesystem::path onnxruntime_library;
-  // Threads that share the work of one graph on the CPU; 0: as many as the library likes.
+  // Threads that share the work of one graph on the CPU; 0: as many as the library likes, or as a
+  // container's CPU quota has processors.
   int threads = 0;
   // Of OpenVINO: the graphs of a file of more bytes of weights are compiled in one model, which packs
   // them once. It copies the tensors of its graphs: nothing beside a large one's step.

@@ -9,6 +9,7 @@
 #include <onnxruntime_c_api.h>
 
 #include "../bundle_files.hpp"
+#include "../cpus.hpp"
 #include "../python_text.hpp"
 #include "host_memory.hpp"
 
@@ -65,7 +66,7 @@ class OnnxRuntime : public Backend {
   OnnxRuntime(const Bundle& bundle, const Options& options)
       : Backend("onnxruntime:cpu"),
         bundle_(bundle),
-        threads_(options.threads),
+        threads_(options.threads > 0 ? options.threads : cpu_quota()),
         check_hashes_(options.check_hashes),
         api_(load_api(options)),
         environment_(nullptr, api_.ReleaseEnv),

@@ -9,6 +9,7 @@
 #include <openvino/openvino.hpp>
 
 #include "../bundle_files.hpp"
+#include "../cpus.hpp"
 #include "../python_text.hpp"
 #include "host_memory.hpp"
 #include "openvino_model.hpp"
@@ -105,7 +106,8 @@ class OpenVino : public Backend {
         // By default it is bf16 wherever the CPU is faster with it.
         ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
     };
-    if (options.threads > 0) properties_.insert(ov::inference_num_threads(options.threads));
+    const int threads = options.threads > 0 ? options.threads : cpu_quota();
+    if (threads > 0) properties_.insert(ov::inference_num_threads(threads));
   }
 
   std::unique_ptr<Memory> allocate(const BindingPlan& plan) override {
