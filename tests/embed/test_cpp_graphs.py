@@ -260,11 +260,19 @@ def test_a_file_that_is_replaced_below_a_pipeline(
     call["request"] |= {"num_inference_steps": 2, "gate_step": 2}
     assert driver("run", **call)["images"]
     file = tiny_bundle_copy / "graphs" / name
-    file.with_suffix(".new").write_bytes(file.read_bytes())
+    content = bytearray(file.read_bytes())
+    file.with_suffix(".new").write_bytes(content)
     os.replace(file.with_suffix(".new"), file)
     call["request"]["gate_step"] = 1
+    assert driver("run", **call)["images"]  # a copy of itself
+    content[-1] ^= 1
+    file.with_suffix(".new").write_bytes(content)
+    os.replace(file.with_suffix(".new"), file)
+    # Another shape: OpenVINO compiles anew, of ONNX Runtime another session's pipeline.
+    call |= {"backend": f"{backend}:cpu"} if backend == "onnxruntime" else {}
+    call["request"] |= {"num_images_per_prompt": 2}
     found = driver.error("run", **call)
-    assert found == (f"{file} is not the file that was checked any more: open the bundle again")
+    assert found == f"{file} was changed while the bundle was in use: load the bundle again"
 
 
 def test_a_relative_path_outlives_its_folder(

@@ -27,7 +27,8 @@ struct FileStates {
 // Throws std::filesystem::filesystem_error.
 FileState state_of(const std::filesystem::path& file);
 
-// Throws Error when a file of the bundle is another than the one that was checked.
+// Throws Error when a file of the bundle is another than the one that was checked; one that was
+// touched since is hashed again.
 void check_unchanged(const Bundle& bundle, const std::string& relative);
 
 // Reads a file of the bundle, of at most so many bytes. Throws Error.

@@ -1,8 +1,6 @@
 #include "files.hpp"
 
 #include <cerrno>
-#include <cstdio>
-#include <memory>
 #include <set>
 #include <stdexcept>
 #include <system_error>

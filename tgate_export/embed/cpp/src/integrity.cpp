@@ -120,7 +120,9 @@ void check_files(Bundle& bundle, bool check_hashes) {
 Bundle open_bundle(const fs::path& path, bool check_hashes) {
   const fs::path plain = plain_path(path);
   try {
-    Bundle bundle{plain, read_manifest(plain)};
+    Manifest manifest = read_manifest(plain);
+    // What is loaded later is of this folder, wherever the process and a link to it go meanwhile.
+    Bundle bundle{fs::canonical(plain), std::move(manifest)};
     check_files(bundle, check_hashes);
     check_plan_sets(bundle, check_hashes);
     return bundle;

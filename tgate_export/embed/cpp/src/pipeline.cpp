@@ -45,7 +45,6 @@ void append(const Tensor& part, Tensor& all) {
 
 Bundle open_image_bundle(const std::filesystem::path& path, bool check_hashes) {
   Bundle bundle = open_bundle(path, check_hashes);
-  bundle.path = std::filesystem::absolute(bundle.path);  // engines load later, maybe elsewhere
   if (bundle.manifest.frames) {
     throw Error(ErrorKind::request,
                 path.string() + " draws videos, which this runtime does not: use the Python one");
