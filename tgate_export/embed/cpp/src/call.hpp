@@ -19,8 +19,8 @@ struct Call {
   Output output;
 };
 
-// Whether an image is drawn without guidance, as in diffusers: its prompt's conditions take the place
-// of the negative ones, so that both passes of the graphs are the prompt's, and the scale is 1.
+// Whether an image is drawn without guidance, as in diffusers: its prompt's conditions take the
+// place of the negative ones, so that both passes of the graphs are the prompt's; the scale is 1.
 bool by_prompt_alone(const Manifest& manifest, double scale);
 
 // Throws Error, kind `request`: names the argument and what it may be.
