@@ -154,7 +154,7 @@ def _main(folder: Path) -> None:
     import torch
 
     from tgate_export.export.solver_cache import cached_solver
-    from tgate_export.export.solver_tables import SOLVERS, UnsupportedSchedulerError
+    from tgate_export.export.solver_tables import UnsupportedSchedulerError, solver_spec
 
     torch.set_num_threads(1)
     for name in job["names"]:
@@ -168,7 +168,7 @@ def _main(folder: Path) -> None:
             why = (
                 str(error)
                 if isinstance(error, UnsupportedSchedulerError)
-                else f"scheduler {name!r} ({SOLVERS[name].scheduler_class}) is left out: "
+                else f"scheduler {name!r} ({solver_spec(name).scheduler_class}) is left out: "
                 f"{type(error).__name__}: {first_line(error)}"
             )
             print(json.dumps({"name": name, "refused": why}), flush=True)  # noqa: T201
