@@ -252,27 +252,25 @@ def test_no_backend_reads_the_memory_of_its_process(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["gated.onnx", "denoiser.weights"])
+@pytest.mark.parametrize("same", [True, False])
 def test_a_file_that_is_replaced_below_a_pipeline(
-    driver: Driver, tiny_bundle_copy: Path, backend: str, name: str
+    driver: Driver, tiny_bundle_copy: Path, backend: str, name: str, same: bool
 ) -> None:
-    """`gated` is loaded when it first runs, after other files took the place of those checked."""
+    """`gated` is loaded when it first runs, after another file took the place of one checked."""
     call = solver_call(tiny_bundle_copy, backend)
     call["request"] |= {"num_inference_steps": 2, "gate_step": 2}
     assert driver("run", **call)["images"]
     file = tiny_bundle_copy / "graphs" / name
     content = bytearray(file.read_bytes())
+    content[-1] ^= not same
     file.with_suffix(".new").write_bytes(content)
     os.replace(file.with_suffix(".new"), file)
     call["request"]["gate_step"] = 1
-    assert driver("run", **call)["images"]  # a copy of itself
-    content[-1] ^= 1
-    file.with_suffix(".new").write_bytes(content)
-    os.replace(file.with_suffix(".new"), file)
-    # Another shape: OpenVINO compiles anew, of ONNX Runtime another session's pipeline.
-    call |= {"backend": f"{backend}:cpu"} if backend == "onnxruntime" else {}
-    call["request"] |= {"num_images_per_prompt": 2}
-    found = driver.error("run", **call)
-    assert found == f"{file} was changed while the bundle was in use: load the bundle again"
+    if same:  # a bundle that was copied over by itself
+        assert driver("run", **call)["images"]
+    else:
+        found = driver.error("run", **call)
+        assert found == f"{file} was changed while the bundle was in use: load the bundle again"
 
 
 def test_a_relative_path_outlives_its_folder(
