@@ -23,6 +23,7 @@ from tgate_export.runtime.backends.base import (
 from tgate_export.runtime.backends.openvino_model import (
     WeightMap,
     join,
+    keep_sinusoids,
     read_model,
     tensor_name,
 )
@@ -158,7 +159,10 @@ class OpenVinoBackend(Backend):
         entry = self._bundle.manifest.graph(graph)
         weights = None if entry.weights is None else self._weights[entry.weights]
         try:
-            return read_model(self._ov, self._core, self._bundle.file(entry.file), weights)
+            model = read_model(self._ov, self._core, self._bundle.file(entry.file), weights)
+            if self.precision == "bf16":
+                keep_sinusoids(model)
+            return model
         except Exception as error:
             raise _cannot_load(graph, error) from error
 

@@ -217,6 +217,7 @@ class OpenVino : public Backend {
 
   std::shared_ptr<ov::Model> read(const std::string& graph, const Shapes& inputs, bool any_shape) {
     auto model = core_.read_model(bundle_.file(bundle_.manifest.graph(graph).file).string());
+    if (name() == "openvino:bf16") keep_sinusoids(*model);
     if (!any_shape) {
       std::map<std::string, ov::PartialShape> shapes;
       for (const auto& [name, shape] : inputs) {
