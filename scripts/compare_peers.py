@@ -218,9 +218,19 @@ def work(
         [python, WORKER, json.dumps(arguments)], capture_output=True, text=True, check=False
     )
     if ended.returncode:
-        lines = ended.stderr.strip().splitlines()
-        return None, lines[-1] if lines else f"ended with {ended.returncode}"
+        return None, last_error(ended.stderr) or f"ended with {ended.returncode}"
     return (json.loads(ended.stdout.splitlines()[-1]) if "export" not in peer else None), None
+
+
+def last_error(text: str) -> str | None:
+    """Return the line that says why a process ended; what it still warns of comes after that."""
+    lines = text.strip().splitlines()
+    tracebacks = [n for n, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+    if tracebacks:
+        after = lines[tracebacks[-1] + 1 :]
+        lines = [line for line in after if line and not line[0].isspace()][:1] or lines
+    errors = [line for line in lines if line.strip() and "warning" not in line.lower()]
+    return (errors or lines or [None])[-1]
 
 
 def compare_latents(peers: list[Peer], folder: Path) -> None:

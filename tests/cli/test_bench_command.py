@@ -54,7 +54,8 @@ def test_reports(bench: Bench, folder: Path) -> None:
     (target,) = found.targets
     assert target.backend in CPU_BACKENDS
     # The interpreter and a backend alone are more than 30 MB.
-    assert target.peak_host_bytes is None or target.peak_host_bytes > 30e6
+    assert target.peak_host_bytes is not None
+    assert target.peak_host_bytes > 30e6
     assert target.weights_bytes < 10e6
     for row in found.rows:
         assert len(row.latencies_s) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxscript import rewriter
 from onnxscript.rewriter import _matcher, rewrite
 
 from tgate_export.export.onnx_export import _drop_expansions, _quick_matching
@@ -82,6 +85,23 @@ def test_quick_matching_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(looked_at) == {"Slice"}
     assert matcher.match is noted
     assert quick == usual
+
+
+SLOW = "cannot be told to match quickly .*: large models take longer"
+
+
+def test_matching_where_onnxscript_has_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(rewriter, "_matcher")
+    monkeypatch.setitem(sys.modules, "onnxscript.rewriter._matcher", None)
+    with pytest.warns(UserWarning, match=SLOW), _quick_matching():
+        pass
+
+
+def test_matching_where_patterns_have_other_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    matcher = _matcher.SimplePatternMatcher
+    monkeypatch.setattr(matcher, "match", lambda *_: "as usual")
+    with pytest.warns(UserWarning, match=SLOW), _quick_matching():
+        assert matcher.match(SimpleNamespace(pattern=None), None, None, None) == "as usual"
 
 
 def halves() -> onnx.ModelProto:

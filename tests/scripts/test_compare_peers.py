@@ -64,6 +64,33 @@ def test_table() -> None:
     assert "103.4% of it" in text
 
 
+def test_a_peer_that_cannot_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what another library warns of while the process ends."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import atexit, sys\n"
+        "warning = 'pool.py:9: UserWarning: leaked\\n  warn()'\n"
+        "atexit.register(lambda: print(warning, file=sys.stderr))\n"
+        "try:\n    import no_such_peer\n"
+        "except ImportError as error:\n    raise ValueError('no bf16') from error\n"
+    )
+    monkeypatch.setattr(compare_peers, "WORKER", worker)
+    options = SimpleNamespace(optimum_python=None, work=tmp_path)
+    assert compare_peers.work("tgate", {}, options) == (None, "ValueError: no bf16")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("error: no model\nUserWarning: slow\n", "error: no model"),
+        ("FutureWarning: old\n", "FutureWarning: old"),
+        ("", None),
+    ],
+)
+def test_the_last_error_of_a_text(text: str, line: str | None) -> None:
+    assert compare_peers.last_error(text) == line
+
+
 def test_steps_are_clocked_and_latents_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     class Scheduler:
         def set_timesteps(self, _steps: int) -> None: ...

@@ -154,7 +154,9 @@ def require_export_extra() -> None:
     Raises:
         TGateError: a package of the `export` extra is missing.
     """
-    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    packages = (
+        "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
+    )  # fmt: skip
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise TGateError(f"building needs {', '.join(missing)}: {pip_install('export', 'cpu')}")

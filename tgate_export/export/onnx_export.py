@@ -14,6 +14,7 @@ import torch
 from torch.export import Dim
 
 from tgate_export.bundle.manifest import Range, Size
+from tgate_export.errors import first_line
 from tgate_export.families.graphs import GraphExport, GraphInput
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
-    with _quiet(), _without_garbage_collection(), _quick_matching():
+    with _quick_matching(), _quiet(), _without_garbage_collection():
         program = torch.onnx.export(
             module,
             arguments,
@@ -213,17 +214,28 @@ def _quick_matching() -> Iterator[None]:
     """Have onnxscript look at a node before it tries a pattern of several ends from it.
 
     It would sort all of the graph's nodes by type first, at every node: a seventh of the time that
-    Stable Diffusion 1.5 takes to export, growing with the square of the nodes.
+    Stable Diffusion 1.5 takes to export, growing with the square of the nodes. These are internals
+    of onnxscript: where they are no more, a warning says so and the export takes its time.
     """
-    from onnxscript.rewriter import _basics, _matcher
+    try:
+        from onnxscript.rewriter import _basics, _matcher
 
-    patched = _matcher.SimplePatternMatcher
-    match = patched.match
+        patched = _matcher.SimplePatternMatcher
+        match, result = patched.match, _basics.MatchResult
+    except (ImportError, AttributeError) as error:
+        _warn_of_slow_matching(error)
+        yield
+        return
+    moved: list[Exception] = []
 
     def match_quickly(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        ends = self.pattern.output_nodes
-        if len(ends) > 1 and not ends[0].op.matches(node.op_type):
-            return _basics.MatchResult().fail("The pattern begins with another operator.")
+        if not moved:
+            try:
+                ends = self.pattern.output_nodes
+                if len(ends) > 1 and not ends[0].op.matches(node.op_type):
+                    return result().fail("The pattern begins with another operator.")
+            except (AttributeError, TypeError) as error:
+                moved.append(error)
         return match(self, model, graph, node, **options)
 
     patched.match = match_quickly
@@ -231,3 +243,13 @@ def _quick_matching() -> Iterator[None]:
         yield
     finally:
         patched.match = match
+    if moved:
+        _warn_of_slow_matching(moved[0])
+
+
+def _warn_of_slow_matching(error: Exception) -> None:
+    warnings.warn(
+        f"this onnxscript cannot be told to match quickly ({first_line(error)}): large models take "
+        "longer to export",
+        stacklevel=3,
+    )

@@ -25,9 +25,11 @@ from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource
 from tgate_export.schedule import CacheKind, check_schedule
 
-_PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-# Source folders of this package that decide what a bundle contains.
-_BUILD_CODE = ("bundle", "export", "families", "gating")
+_PACKAGES = (
+    "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
+)  # fmt: skip
+# Source files and folders of this package that decide what a bundle contains.
+_BUILD_CODE = ("bundle", "export", "families", "gating", "schedule.py")
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,8 @@ def default_folder(source: ModelSource, options: BuildOptions) -> Path:
 def build_key(record: Source, options: BuildOptions) -> str:
     """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
     package = Path(tgate_export.__file__).parent
-    sources = sorted(path for part in _BUILD_CODE for path in (package / part).rglob("*.py"))
     code = hashlib.sha256()
-    for path in sources:
+    for path in build_sources(package):
         code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -171,6 +172,14 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def build_sources(package: Path) -> list[Path]:
+    """Return the source files of the package that decide what a bundle contains, sorted."""
+    parts = [package / part for part in _BUILD_CODE]
+    return sorted(
+        path for part in parts for path in (part.rglob("*.py") if part.is_dir() else [part])
+    )
 
 
 def versions() -> dict[str, str]:

@@ -82,14 +82,16 @@ Json run(const Json& json) {
   const std::string backend = json.value("backend", "onnxruntime");
   const std::uint64_t join_above =
       json.value("join_weights_above", tgate::Options().join_weights_above);
+  // By default one: a second would only wait for the other processes of the tests.
+  const int threads = json.value("threads", 1);
   auto& pipeline = pipelines[backend + " " + std::to_string(join_above) + " " +
-                             json.at("bundle").get<std::string>()];
+                             std::to_string(threads) + " " + json.at("bundle").get<std::string>()];
   if (!pipeline) {
     tgate::Options options;
     options.backend = backend;
     options.check_hashes = json.value("check_hashes", true);
     options.join_weights_above = join_above;
-    options.threads = 1;  // a second would only wait for the other processes of the tests
+    options.threads = threads;
     pipeline = std::make_unique<tgate::Pipeline>(json["bundle"].get<std::string>(), options);
   }
   if (json.contains("chdir")) std::filesystem::current_path(json["chdir"].get<std::string>());

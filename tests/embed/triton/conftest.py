@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.embed.triton.slow import slow_down
 from tests.once import alone
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
 
@@ -27,11 +28,14 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def repository(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo bundle twice: with defaults as `shapes`, and with a short queue as `narrow`."""
+    """The demo bundle twice: with defaults as `shapes`; as `narrow` with a short queue, and slow.
+
+    100 steps of `narrow` take 20 s at least, so that a test sees what happens to a run in time.
+    """
     folder = tmp_path_factory.mktemp("models")
     write_repository(shapes_bundle, folder, ServingOptions(backend="onnxruntime:cpu"))
     narrow = ServingOptions(backend="onnxruntime:cpu", max_batch=1, max_pending=2)
-    write_repository(shapes_bundle, folder, narrow, name="narrow")
+    slow_down(write_repository(shapes_bundle, folder, narrow, name="narrow"), 0.2)
     return folder
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from triton_server import Server
 
+from tests.embed.triton.slow import slow_down
 from tgate_export import TGatePipeline
 from tgate_export.bundle.store import replace_folder
 from tgate_export.embed.triton.client import ServerError, TGateClient
@@ -28,6 +29,7 @@ def repository(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_sigterm_finishes_what_runs_and_refuses_more(venv: Path, repository: Path) -> None:
+    slow_down(repository / "tiny", 0.05)  # so that all of them run when it is told to stop
     with Server(repository, venv=venv) as server:
         server.ready()
         client = TGateClient(server.grpc, "tiny")
@@ -46,6 +48,7 @@ def test_sigterm_finishes_what_runs_and_refuses_more(venv: Path, repository: Pat
 
 
 def test_killed_model_ends_the_server_and_a_new_one_starts(venv: Path, repository: Path) -> None:
+    slow_down(repository / "tiny", 0.05)
     with Server(repository, venv=venv) as server:
         server.ready()
         client = TGateClient(server.grpc, "tiny")

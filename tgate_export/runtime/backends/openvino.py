@@ -23,7 +23,12 @@ from tgate_export.runtime.backends.base import (
     RunPrecision,
 )
 from tgate_export.runtime.backends.onnx_check import read_graph
-from tgate_export.runtime.backends.openvino_model import join, read_model, tensor_name
+from tgate_export.runtime.backends.openvino_model import (
+    join,
+    keep_sinusoids,
+    read_model,
+    tensor_name,
+)
 from tgate_export.runtime.backends.weight_file import WeightMap
 from tgate_export.runtime.cpus import quota
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
@@ -179,7 +184,10 @@ class OpenVinoBackend(Backend):
         entry = self._bundle.manifest.graph(graph)
         weights = None if entry.weights is None else self._weights[entry.weights]
         try:
-            return read_model(self._ov, read_graph(self._bundle, graph), weights)
+            model = read_model(self._ov, read_graph(self._bundle, graph), weights)
+            if self.precision == "bf16":
+                keep_sinusoids(model)
+            return model
         except TGateError:
             raise
         except Exception as error:

@@ -63,6 +63,21 @@ def _make_inputs(graph: Any, arrays: Mapping[str, np.ndarray]) -> None:
     graph.initializer.extend(kept)
 
 
+def keep_sinusoids(model: Any) -> None:
+    """Let a model that is compiled for bf16 compute sines and cosines of its inputs in fp32.
+
+    Timesteps, sizes and their products with frequencies reach 1000 and more, where bf16 has steps
+    of 4 radians. OpenVINO's CPU plugin lowers no layer between the last matrix product or
+    convolution and an output, so they become outputs, which nobody reads.
+
+    Args:
+        model: an openvino model, changed in place.
+    """
+    waves = [node for node in model.get_ops() if node.get_type_name() in ("Sin", "Cos")]
+    if waves:
+        model.add_outputs([node.output(0) for node in waves])
+
+
 def tensor_name(graph: str, name: str) -> str:
     """Return what `join` calls a graph's input or output."""
     return f"{graph}/{name}"

@@ -229,6 +229,7 @@ class OpenVino : public Backend {
     auto model = reader->convert(reader->load(static_cast<std::istream*>(&bytes),
                                               bundle_.file(record.file).string()));
     if (record.weights) check_unchanged(bundle_, *record.weights);  // nor while they were read
+    if (name() == "openvino:bf16") keep_sinusoids(*model);
     if (!any_shape) {
       std::map<std::string, ov::PartialShape> shapes;
       for (const auto& [name, shape] : inputs) {

@@ -77,6 +77,14 @@ std::shared_ptr<ov::Model> empty_outputs(const ov::Model& model) {
 
 }  // namespace
 
+void keep_sinusoids(ov::Model& model) {
+  for (const auto& node : model.get_ops()) {
+    if (ov::is_type<op::v0::Sin>(node) || ov::is_type<op::v0::Cos>(node)) {
+      model.add_output(node->output(0));
+    }
+  }
+}
+
 std::string tensor_name(const std::string& graph, const std::string& name) {
   return graph + "/" + name;
 }

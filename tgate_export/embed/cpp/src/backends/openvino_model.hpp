@@ -9,6 +9,13 @@
 
 namespace tgate {
 
+// Lets a model that is compiled for bf16 compute sines and cosines of its inputs in fp32.
+//
+// Timesteps, sizes and their products with frequencies reach 1000 and more, where bf16 has steps of
+// 4 radians. OpenVINO's CPU plugin lowers no layer between the last matrix product or convolution
+// and an output, so they become outputs, which nobody reads.
+void keep_sinusoids(ov::Model& model);
+
 // What `join_models` calls a graph's input or output.
 std::string tensor_name(const std::string& graph, const std::string& name);
 
