@@ -197,7 +197,7 @@ def test_a_record_of_somebody_else_vouches_for_nothing(
         file.seek(8192)
         file.write(b"EVIL")
     content = json.loads(record.read_text())
-    content["graphs/denoiser.weights"]["stamp"] = hash_cache._stamp(weights)
+    content["graphs/denoiser.weights"]["stamp"] = hash_cache.stamp_of(weights)
     record.write_text(json.dumps(content))
     open_bundle(tiny_bundle_copy, cache_hashes=True)  # what this user says is believed
     record.chmod(0o666)
@@ -212,10 +212,10 @@ def test_what_no_stamp_shows(tiny_bundle_copy: Path) -> None:
         view[4096:4100] = view[4096:4100]
         pass_time()
         open_bundle(tiny_bundle_copy, cache_hashes=True)
-        before = hash_cache._stamp(weights)
+        before = hash_cache.stamp_of(weights)
         view[4096:4100] = b"EVIL"
         with pytest.raises(BundleError, match="was changed after the build"):
             open_bundle(tiny_bundle_copy)
-        if hash_cache._stamp(weights) != before:
+        if hash_cache.stamp_of(weights) != before:
             pytest.skip("this file system shows it")
         open_bundle(tiny_bundle_copy, cache_hashes=True)
