@@ -18,13 +18,16 @@ venv_ready() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing tgate-export ($1${extras:+, $extras}) into $venv ..."
         local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+        # What builds this package, and those that are published as source, is in the lock as well.
+        install+=(--no-build-isolation)
+        "${install[@]}" --require-hashes --no-deps -r scripts/locks/build.txt
         "${install[@]}" --require-hashes --no-deps -r "$lock"
         # Its CPU build needs nothing more; the ordinary index's brings gigabytes of CUDA packages.
         "${install[@]}" -c scripts/constraints.txt torch
         if [ -n "$extras" ]; then
             "${install[@]}" -c scripts/constraints.txt -e ".[$extras]"
         else
-            "${install[@]}" --no-deps --no-build-isolation -e .
+            "${install[@]}" --no-deps -e .
         fi
         echo "$wanted" >"$stamp"
     fi
