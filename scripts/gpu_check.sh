@@ -12,7 +12,7 @@ command -v nvidia-smi >/dev/null || {
     exit 1
 }
 . scripts/venv.sh
-VENV=.venv-gpu venv_ready export,gpu,bench,test tgate DeepCache
+VENV=.venv-gpu venv_ready gpu gpu
 
 # Each engine library that can be had; what is missing is said in the report.
 for extra in tensorrt tensorrt-rtx; do

@@ -51,8 +51,8 @@ CACHE_BOUND_BF16 = 1e-1
 IMAGE_BOUND = 1e-3
 # In bf16, 48 pictures of `shapes` were up to 4.9e-2 away with DDIM, Euler and DPM-Solver++, and
 # with PNDM after a gate. Without one, PNDM multiplies what guidance has multiplied: 23 % of them
-# were more than 2e-1 away, one 9.5e-1 (21 % and 6.4e-1 under PyTorch's bf16 autocast), though 93.8 %
-# of 128 show what their prompts say, and 94.5 % in fp32. Its bound only tells a picture from
+# were more than 2e-1 away, one 9.5e-1 (21 % and 6.4e-1 under PyTorch's bf16 autocast), though
+# 93.8 % of 128 show what their prompts say, and 94.5 % in fp32. Its bound only tells a picture from
 # another one.
 TRAJECTORY_BOUNDS: Mapping[Computed, float] = {"fp32": 1e-3, "fp16": 1e-1, "bf16": 2e-1}
 PNDM_BOUND_BF16 = 1.0
