@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 
 import tgate_export

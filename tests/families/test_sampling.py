@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from tests.families.test_source import edit_json, pipeline  # noqa: F401  a fixture
+from tests.families.small_folder import edit_json
 from tgate_export.errors import InvalidRequestError, ModelError
 from tgate_export.export.solver_tables import EDM_SOLVERS, SOLVERS, make_scheduler
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
@@ -56,7 +56,7 @@ def told(scheduler: Any) -> tuple[type, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "config"), OWN)
 def test_own_sampler_is_the_pipeline_s_own(
-    pipeline: Path, name: str, config: dict[str, Any]  # noqa: F811
+    pipeline: Path, name: str, config: dict[str, Any]
 ) -> None:  # fmt: skip
     source = with_scheduler(pipeline, name, config)
     effective = source.config("scheduler")
@@ -75,7 +75,7 @@ def test_own_sampler_is_the_pipeline_s_own(
         assert not any("its own sampler" in note for note in notes)
 
 
-def test_class_of_a_folder_without_an_entry_in_its_index(pipeline: Path) -> None:  # noqa: F811
+def test_class_of_a_folder_without_an_entry_in_its_index(pipeline: Path) -> None:
     config = pipeline / "scheduler" / "scheduler_config.json"
     config.write_text('{"_class_name": "EulerDiscreteScheduler"}')
     assert resolve_source(str(pipeline)).defaults.scheduler == "euler"
@@ -89,7 +89,7 @@ def test_class_of_a_folder_without_an_entry_in_its_index(pipeline: Path) -> None
      ("StableDiffusionPipeline", False, 1.0)],
 )  # fmt: skip
 def test_an_lcm_takes_few_steps(
-    pipeline: Path, name: str, embedded: bool, scale: float  # noqa: F811
+    pipeline: Path, name: str, embedded: bool, scale: float
 ) -> None:  # fmt: skip
     edit_json(pipeline / "model_index.json", _class_name=name)
     edit_json(pipeline / "unet" / "config.json", time_cond_proj_dim=16 if embedded else None)
@@ -106,7 +106,7 @@ def test_an_lcm_takes_few_steps(
     assert list(sampling_notes(source)) == []
 
 
-def test_what_a_folder_does_not_say_is_noted(pipeline: Path) -> None:  # noqa: F811
+def test_what_a_folder_does_not_say_is_noted(pipeline: Path) -> None:
     trailing: dict[str, Any] = {"timestep_spacing": "trailing"}
     source = with_scheduler(pipeline, "EulerDiscreteScheduler", trailing)
     (note,) = sampling_notes(source)
@@ -129,7 +129,7 @@ def test_an_id_is_sampled_as_the_name_that_has_it(name: str) -> None:
 
 
 def test_models_preconditioned_otherwise_have_their_own_sampler_alone(
-    pipeline: Path,  # noqa: F811
+    pipeline: Path,
 ) -> None:
     for name, sampler in (("EDMEulerScheduler", "edm-euler"),
                           ("EDMDPMSolverMultistepScheduler", "edm-dpm++2m")):  # fmt: skip

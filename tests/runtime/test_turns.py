@@ -228,7 +228,7 @@ def test_a_batcher_takes_nothing_in_a_child(
 
     with Batcher.from_bundle(tiny_bundle, "onnxruntime:cpu") as batcher:
         request = batcher.request(**CALLS[0])
-        with pytest.raises(ClosedError, match="make one in each"):
+        with pytest.raises(ClosedError, match="make a batcher in this process"):
             child(batcher, lambda: batcher.submit(request))
         child(batcher, batcher.close)
         batcher.submit(request).result(60)  # in the parent it goes on

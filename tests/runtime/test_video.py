@@ -232,7 +232,7 @@ def test_build_says_that_a_video_is_drawn_from_an_image(
         "--out", built.pipeline.bundle.path,
     )  # fmt: skip
     assert "is up to date" in result.err
-    assert "--image FILE | " in result.err
+    assert "--image FILE --out x.webp\n" in result.err
 
 
 def test_images_draw_no_videos(tiny_bundle: Path) -> None:
