@@ -120,9 +120,9 @@ def test_threads_of_openvino(tiny_bundle: Path, groups: Path) -> None:
 def test_threads_are_for_cpus(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     for name in ("tensorrt", "onnxruntime:cuda"):
-        with pytest.raises(InvalidRequestError, match=f"--threads is for CPUs, not for {name}"):
+        with pytest.raises(InvalidRequestError, match=f"threads are for CPUs, not for {name}"):
             select(name, bundle, BackendOptions(threads=2))
-    with pytest.raises(InvalidRequestError, match="--threads must be 1 or more, got 0"):
+    with pytest.raises(InvalidRequestError, match="threads must be 1 or more, got 0"):
         BackendOptions(threads=0)
 
 

@@ -55,7 +55,7 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
             f"--precision {options.precision} is for auto and openvino, not for {name}"
         )
     if options.threads is not None and name in (*PLANS, *GPU_PROVIDERS):
-        raise InvalidRequestError(f"--threads is for CPUs, not for {name}")
+        raise InvalidRequestError(f"threads are for CPUs, not for {name}")
     if name == "auto":
         return _fastest(bundle, options)
     for flavour in PLANS:

@@ -57,7 +57,7 @@ class BackendOptions:
                 f"{', '.join(get_args(RunPrecision))}"
             )
         if self.threads is not None and self.threads < 1:
-            raise InvalidRequestError(f"--threads must be 1 or more, got {self.threads}")
+            raise InvalidRequestError(f"threads must be 1 or more, got {self.threads}")
 
 
 @dataclass(frozen=True)
