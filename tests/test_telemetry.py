@@ -74,6 +74,21 @@ def test_engines_may_report_when_they_are_asked_to(tmp_path: Path) -> None:
         assert run.stdout.strip() == expected
 
 
+def test_what_another_library_has_imported_is_off_as_well(tmp_path: Path) -> None:
+    """OpenVINO finds the stub of its own that does nothing."""
+    pytest.importorskip("openvino_telemetry")
+    code = (
+        "import openvino_telemetry, tgate_export\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "print(telemetry_utils.tm.__name__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True,
+        env=environment(tmp_path),
+    )  # fmt: skip
+    assert run.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_a_users_own_setting_stays(tmp_path: Path) -> None:
     code = "import os, tgate_export; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     run = subprocess.run(
