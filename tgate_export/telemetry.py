@@ -20,7 +20,7 @@ def turn_off() -> None:
     if os.environ.get(ASKED_FOR, "0") not in ("", "0"):
         return
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # OpenVINO has no setting for it; without this package it has nothing to report with. Once it was
-    # imported, it has reported that already.
+    # OpenVINO has no setting for it; without this package it has nothing to report with. Once it
+    # was imported, it has reported that already.
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
