@@ -27,7 +27,7 @@ from tests import conftest, tiny
 from tests.oracle import hooked_diffusers
 from tests.oracle.families import diffusers_run, diffusers_video, official_latents, official_video
 from tgate_export import TGatePipeline
-from tgate_export.export.build import build_bundle
+from tgate_export.build.build import build_bundle
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 
 STEPS, SIDE, PROMPT, NEGATIVE, GUIDANCE, SEED = 8, 16, "a red circle", "a green square", 6.0, 3

@@ -24,9 +24,9 @@ from rich.console import Console
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.macs import Macs, graph_macs, run_macs
 from tgate_export.bench.prompts import default_prompts
+from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.export.build import build_bundle
-from tgate_export.schedule import gate_schedule
+from tgate_export.steps.step_plan import tgate_plan
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 OPTIMUM_SETUP = (
@@ -248,7 +248,7 @@ def promised(bundle: Bundle, steps: int, gate: int) -> float:
     around = graph_macs(bundle, "text_encoder") * 2 + graph_macs(bundle, "vae_decoder")
 
     def total(at: int) -> int:
-        macs: Macs = around + run_macs(bundle, gate_schedule(steps, at))
+        macs: Macs = around + run_macs(bundle, tgate_plan(steps, at))
         return macs.total
 
     return total(steps) / total(gate)

@@ -18,15 +18,15 @@ from pathlib import Path
 import onnx_ir
 
 from tgate_export.bench.macs import Macs, count_macs
+from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.export.onnx_export import export_graph
-from tgate_export.export.options import check_options
 from tgate_export.export.weights import WeightFiles
 from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
 from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source
-from tgate_export.schedule import PHASES
+from tgate_export.steps.step_plan import PHASES
 
 STEPS = 25
 ONE = Range(min=1, opt=1, max=1)

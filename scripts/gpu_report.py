@@ -21,7 +21,7 @@ from statistics import median
 import numpy as np
 
 from tgate_export import TGatePipeline
-from tgate_export.errors import TGateError
+from tgate_export.common.errors import TGateError
 from tgate_export.runtime.timings import Timings
 
 REFERENCE = "onnxruntime:cpu"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 # For helpers to see that the build is gone, on a busy machine.
 GRACE_SECONDS = 30.0

@@ -126,7 +126,7 @@ def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
             gate_step=gate if gated else steps, sp_interval=1, fi_interval=1, warm_up=0,
             latents=latents, output_type="np", callback_on_step_end=keep,
         ).timings  # fmt: skip
-        steps_s = [step.denoiser + step.solver for step in timings.steps]
+        steps_s = [step.denoiser + step.sampler for step in timings.steps]
         return timings.total, steps_s, last["latents"]
 
     return draw

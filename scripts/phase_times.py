@@ -24,7 +24,7 @@ from statistics import median
 
 import torch
 
-from tgate_export.export.options import check_options
+from tgate_export.build.options import check_options
 from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
 from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source

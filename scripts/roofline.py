@@ -24,7 +24,7 @@ from count_macs import exported_phases, shapes
 from tgate_export.bench.macs import CountedNode, counted_nodes
 from tgate_export.bundle.manifest import Range
 from tgate_export.families.graphs import GraphExport
-from tgate_export.schedule import gate_schedule
+from tgate_export.steps.step_plan import tgate_plan
 
 STEPS, GATES, BATCHES = 25, (5, 10), (1, 4, 16)
 BYTES = 2  # of an fp16 value
@@ -84,7 +84,7 @@ def report(model: str, folder: Path) -> None:
         for images, nodes in rows:
             step = {name: seconds(counted, gpu) for name, counted in nodes.items()}
             runs = [
-                sum(step[phase] for phase in gate_schedule(STEPS, gate).phases)
+                sum(step[phase] for phase in tgate_plan(STEPS, gate).phases)
                 for gate in (STEPS, *GATES)
             ]
             caches = cached_bytes(phases["gated"][0], images)

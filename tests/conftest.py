@@ -132,7 +132,7 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle built from `tiny_pipeline_dir`; shared, so not to be changed."""
-    from tgate_export.export.build import build_bundle
+    from tgate_export.build.build import build_bundle
 
     return made_once(
         tmp_path_factory, "bundles/tiny", lambda out: build_bundle(str(tiny_pipeline_dir), out=out)
@@ -142,7 +142,7 @@ def tiny_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def reuse_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from `tiny_pipeline_dir` with the graphs that reuse self-attention; shared."""
-    from tgate_export.export.build import build_bundle
+    from tgate_export.build.build import build_bundle
 
     schedule = {"gate_step": 10, "sp_interval": 5, "fi_interval": 2, "warm_up": 2}
     return made_once(
@@ -160,8 +160,8 @@ def tiny_bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_dynamic_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for images 16 to 40 pixels wide and 16 to 48 high; shared, so not to be changed."""
+    from tgate_export.build.build import build_bundle
     from tgate_export.bundle.manifest import Range
-    from tgate_export.export.build import build_bundle
 
     sides = Range(min=16, opt=24, max=40), Range(min=16, opt=32, max=48)
     return made_once(
@@ -181,7 +181,7 @@ def shapes_dir() -> Path:
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the trained demo pipeline; shared, so not to be changed."""
-    from tgate_export.export.build import build_bundle
+    from tgate_export.build.build import build_bundle
 
     return made_once(
         tmp_path_factory, "bundles/shapes", lambda out: build_bundle("shapes", out=out)

@@ -29,13 +29,13 @@ from tgate_export.bundle.integrity import open_bundle
 from tgate_export.compile.builder import compile_graph
 from tgate_export.compile.compile import plan_key, prepare
 from tgate_export.compile.request import PlanRequest
-from tgate_export.export.progress import Progress
+from tgate_export.common.progress import Progress
 
 bundle, graph = open_bundle(sys.argv[1], check_hashes=False), sys.argv[2]
 ready = prepare(PlanRequest("tensorrt-rtx", ("8.9",)), bundle.manifest.batch)
 shapes = plan_key(bundle, graph, ready).shapes
 plan = Path(sys.argv[3])
-compile_graph(ready.toolkit, bundle, graph, shapes, ready.request, plan, Progress())
+compile_graph(ready.compiler, bundle, graph, shapes, ready.request, plan, Progress())
 """
 
 

@@ -15,9 +15,30 @@ import tgate_export
 
 ROOT = Path(tgate_export.__file__).parent
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "polygraphy")
-COMMON = ("errors", "cache", "install")
-# Part of the package -> the parts of ours that it may import, besides the common ones.
-ALLOWED = {"schedule": (), "bundle": ("bundle",), "runtime": ("runtime", "bundle", "schedule")}
+# Room -> the rooms of ours that it may import, itself besides: one way, the lazy imports included.
+RUNTIME = ("common", "steps", "bundle", "runtime")
+MODELS = ("common", "steps", "bundle", "methods", "families")
+BUILD = (*MODELS, "runtime", "export", "samplers", "verify", "compile", "build")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "common": (),
+    "data": ("common",),
+    "steps": ("common",),
+    "bundle": ("common",),
+    "runtime": RUNTIME,
+    "methods": ("common", "steps", "bundle"),
+    "families": MODELS,
+    "export": MODELS,
+    "samplers": ("common", "bundle"),
+    "verify": (*MODELS, "runtime", "samplers"),
+    "compile": RUNTIME,
+    "build": BUILD,
+    "embed": RUNTIME,
+    "bench": (*RUNTIME, "data"),
+    "cli": (*BUILD, "embed", "bench", "data"),
+    "__init__": (),  # whatever it names is imported when it is first asked for
+    "__main__": ("cli",),
+}
+WITHOUT_TORCH = ("common", "steps", "bundle", "data", "runtime", "__init__", "__main__")
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 
@@ -46,20 +67,25 @@ def test_imports_are_found() -> None:
     # A walker that finds nothing would approve of everything.
     assert "tgate_export.bundle.integrity.open_bundle" in set(imports("runtime/pipeline.py"))
     assert "onnxruntime" in set(imports("runtime/backends/onnxruntime.py"))
-    assert {part(file) for file in FILES} >= {"schedule", "bundle", "runtime", "export", "cli"}
+    assert {part(file) for file in FILES} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if part(file) in ALLOWED])
-def test_layers(file: str) -> None:
-    allowed = tuple(f"tgate_export.{name}." for name in (*ALLOWED[part(file)], *COMMON))
+@pytest.mark.parametrize("file", FILES)
+def test_rooms(file: str) -> None:
+    rooms = (part(file), *ALLOWED[part(file)])
+    allowed = ("tgate_export.__version__.", *(f"tgate_export.{room}." for room in rooms))
     for name in imports(file):
-        if name.partition(".")[0] == "tgate_export":
-            assert f"{name}.".startswith(allowed), f"{file} imports {name}"
+        if name.partition(".")[0] == "tgate_export" and name != "tgate_export":
+            lazy = part(file) == "__init__" and name.startswith("tgate_export.")
+            assert lazy or f"{name}.".startswith(allowed), f"{file} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if part(file) in (*ALLOWED, *COMMON, "__init__", "__main__")]
-)
+def test_rooms_have_no_circles() -> None:
+    for room, below in ALLOWED.items():
+        assert not [other for other in below if other != room and room in ALLOWED[other]], room
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part(file) in WITHOUT_TORCH])
 def test_runtime_side_never_imports_heavy_packages(file: str) -> None:
     for name in imports(file):
         assert name.partition(".")[0] not in HEAVY, f"{file} imports {name}"

@@ -35,11 +35,11 @@ def test_the_trap_works(planted: Path) -> None:
 
 
 def test_the_process_that_compiles_samplers(planted: Path, tiny_pipeline_dir: Path) -> None:
-    from tgate_export.export.progress import Progress
-    from tgate_export.export.solvers import SolverJobs
+    from tgate_export.common.progress import Progress
+    from tgate_export.samplers.compile_all import SamplerJobs
 
     config = tiny_pipeline_dir / "scheduler" / "scheduler_config.json"
-    with SolverJobs(json.loads(config.read_text()), planted / "solvers", ["ddim"]) as jobs:
+    with SamplerJobs(json.loads(config.read_text()), planted / "samplers", ["ddim"]) as jobs:
         assert jobs.results(Progress()).keys() == {"ddim"}
     assert not (planted / "PWNED").exists()
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tgate_export import telemetry
+from tgate_export.common import telemetry
 
 if TYPE_CHECKING:
-    from tgate_export.export.build import build_bundle
+    from tgate_export.build.build import build_bundle
     from tgate_export.runtime.pipeline import TGatePipeline
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ telemetry.turn_off()  # before any part of this package imports an engine
 
 _LAZY = {
     "TGatePipeline": "tgate_export.runtime.pipeline",
-    "build_bundle": "tgate_export.export.build",
+    "build_bundle": "tgate_export.build.build",
 }
 
 

@@ -14,7 +14,7 @@ from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
 
-SECONDS = {"text_encoder": 0.5, "full": 2.0, "gated": 0.75, "solver": 0.125, "vae_decoder": 1.0}
+SECONDS = {"text_encoder": 0.5, "full": 2.0, "gated": 0.75, "sampler": 0.125, "vae_decoder": 1.0}
 
 
 class Clock:

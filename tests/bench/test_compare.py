@@ -13,17 +13,17 @@ from tests.bench.fake import SECONDS, Clock, FakeBackend, FakeMemory, fake_pipel
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs
-from tgate_export.bench.measure import Contestant, Plan
+from tgate_export.bench.measure import Plan, Setup
 from tgate_export.bench.result import Row
 from tgate_export.bench.rows import equal_time_steps, parse_gate_steps, requested_rows
 from tgate_export.bench.tables import tables
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.plan import Launch
 from tgate_export.runtime.timings import StepTiming, Timings
 
 PLAN = Plan(steps=8, gate_steps=(2, 5), scheduler="ddim", batch=1, repeats=4, warmup=1, seed=11)
-STEP = {phase: SECONDS[phase] + SECONDS["solver"] for phase in ("full", "gated")}
+STEP = {phase: SECONDS[phase] + SECONDS["sampler"] for phase in ("full", "gated")}
 # Two text encodings and a picture.
 AROUND = 2 * SECONDS["text_encoder"] + SECONDS["vae_decoder"]
 
@@ -39,14 +39,12 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def contestant(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, backend: FakeBackend
-) -> Contestant:
-    return Contestant("tiny", fake_pipeline(tiny_bundle, monkeypatch, backend), ("a", "b", "c"))
+def setup(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, backend: FakeBackend) -> Setup:
+    return Setup("tiny", fake_pipeline(tiny_bundle, monkeypatch, backend), ("a", "b", "c"))
 
 
-def run(contestants: list[Contestant], plan: Plan = PLAN) -> Comparison:
-    return compare(contestants, plan, lambda *_: None)
+def run(setups: list[Setup], plan: Plan = PLAN) -> Comparison:
+    return compare(setups, plan, lambda *_: None)
 
 
 def rows(comparison: Comparison) -> dict[str, Row]:
@@ -57,8 +55,8 @@ def expected(full: int, gated: int) -> float:
     return AROUND + full * STEP["full"] + gated * STEP["gated"]
 
 
-def test_known_latencies_come_out(contestant: Contestant) -> None:
-    found = rows(run([contestant]))
+def test_known_latencies_come_out(setup: Setup) -> None:
+    found = rows(run([setup]))
     # Two full and six gated steps take as long as 2 + 6 * 0.875 / 2.125 = 4.5 plain ones.
     assert list(found) == [
         "8 steps, no gate", "gate 2 of 8", "gate 5 of 8", "6 plain steps", "4 plain steps",
@@ -71,7 +69,7 @@ def test_known_latencies_come_out(contestant: Contestant) -> None:
     assert gated.evaluations == {"full": 2, "gated": 6}
     assert {name: entry.p50 for name, entry in gated.phases.items()} == {"full": 2, "gated": 0.75}
     assert {name: entry.p50 for name, entry in gated.stages.items()} == {
-        "text_encoder": 1.0, "denoiser": 8.5, "solver": 1.0, "vae_decoder": 1.0, "host": 0.0,
+        "text_encoder": 1.0, "denoiser": 8.5, "sampler": 1.0, "vae_decoder": 1.0, "host": 0.0,
     }  # fmt: skip
     ratio = expected(8, 0) / expected(2, 6)
     assert gated.speedup is not None
@@ -81,12 +79,12 @@ def test_known_latencies_come_out(contestant: Contestant) -> None:
     assert found["4 plain steps"].latency.p50 == expected(4, 0)
 
 
-def test_promise_is_counted_from_the_graphs(contestant: Contestant, tiny_bundle: Path) -> None:
-    comparison = run([contestant])
+def test_promise_is_counted_from_the_graphs(setup: Setup, tiny_bundle: Path) -> None:
+    comparison = run([setup])
     gated = rows(comparison)["gate 2 of 8"]
     bundle = open_bundle(tiny_bundle)
     macs = {graph: graph_macs(bundle, graph) for graph in bundle.manifest.graphs}
-    around = 2 * macs["text_encoder"].total + macs["vae_decoder"].total + 8 * macs["solver"].total
+    around = 2 * macs["text_encoder"].total + macs["vae_decoder"].total + 8 * macs["sampler"].total
     steps = 2 * macs["full"].total + 6 * macs["gated"].total
     assert gated.macs is not None
     assert gated.promised is not None
@@ -103,14 +101,14 @@ def test_promise_is_counted_from_the_graphs(contestant: Contestant, tiny_bundle:
     assert part.cache == macs["full"].total / (2 * macs["gated"].total)
 
 
-def test_cache_and_guidance_are_told_apart(contestant: Contestant, backend: FakeBackend) -> None:
+def test_cache_and_guidance_are_told_apart(setup: Setup, backend: FakeBackend) -> None:
     def ran(launch: Launch, memory: FakeMemory) -> None:
         images = len(memory.values[launch.outputs["noise_pred"]]) if launch.graph == "gated" else 0
         if images == 2:
             backend.clock.now += 0.875  # twice the images take 1.625 instead of 0.75
 
     backend.ran = ran
-    found = run([contestant]).result
+    found = run([setup]).result
     part = found.targets[0].measured_attribution
     assert part is not None
     assert part.model_dump() == pytest.approx({
@@ -127,19 +125,17 @@ def test_cache_and_guidance_are_told_apart(contestant: Contestant, backend: Fake
     ("name", "value"), [("batch_size", lambda images: 1), ("slow_after_another_shape", True)]
 )
 def test_nothing_is_measured_where_two_batches_do_not_fit_or_are_slow(
-    contestant: Contestant,
+    setup: Setup,
     backend: FakeBackend,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     value: object,
 ) -> None:
     monkeypatch.setattr(backend, name, value)
-    assert run([contestant]).result.targets[0].measured_attribution is None
+    assert run([setup]).result.targets[0].measured_attribution is None
 
 
-def test_version_2_has_rows_where_it_is_the_default(
-    contestant: Contestant, tiny_bundle: Path
-) -> None:
+def test_version_2_has_rows_where_it_is_the_default(setup: Setup, tiny_bundle: Path) -> None:
     defaults = open_bundle(tiny_bundle).manifest.defaults
     reused = defaults.model_copy(update={"sp_interval": 3, "fi_interval": 2, "warm_up": 4})
     assert [row.label for row in requested_rows(8, (2, 5), defaults)] == [
@@ -154,17 +150,17 @@ def test_version_2_has_rows_where_it_is_the_default(
 
 
 def test_every_round_holds_every_row_in_random_order(
-    contestant: Contestant, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
-    draw = type(contestant.pipeline).__call__
+    draw = type(setup.pipeline).__call__
 
     def spy(pipeline: Any, prompt: Any, **options: Any) -> Any:
         calls.append({"prompt": prompt, **options})
         return draw(pipeline, prompt, **options)
 
-    monkeypatch.setattr(type(contestant.pipeline), "__call__", spy)
-    comparison = run([contestant])
+    monkeypatch.setattr(type(setup.pipeline), "__call__", spy)
+    comparison = run([setup])
     count = len(comparison.result.rows)
     measured = [call for call in calls if call["output_type"] == "np"][count * PLAN.warmup :]
     rounds = [measured[at : at + count] for at in range(0, len(measured), count)]
@@ -178,8 +174,8 @@ def test_every_round_holds_every_row_in_random_order(
     assert len(set(map(tuple, orders))) > 1
 
 
-def test_similarity_is_to_the_same_round(contestant: Contestant) -> None:
-    found = rows(run([contestant]))
+def test_similarity_is_to_the_same_round(setup: Setup) -> None:
+    found = rows(run([setup]))
     similar = found["8 steps, no gate"].similarity
     assert similar is not None
     assert (similar.psnr_db, similar.ssim, similar.images) == (100.0, pytest.approx(1.0), 4)
@@ -194,7 +190,7 @@ def test_two_targets_have_baselines_of_their_own(
     clock = Clock()
     half = {graph: seconds / 2 for graph, seconds in SECONDS.items()}
     both = [
-        Contestant(name, fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(clock, table)), ("a",))
+        Setup(name, fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(clock, table)), ("a",))
         for name, table in (("slow", SECONDS), ("fast", half))
     ]
     result = run(both).result
@@ -208,14 +204,14 @@ def test_two_targets_have_baselines_of_their_own(
         assert row.speedup_over_first.value == pytest.approx(times * row.speedup.value)
 
 
-def test_ctrl_c_keeps_what_was_measured(contestant: Contestant, backend: FakeBackend) -> None:
+def test_ctrl_c_keeps_what_was_measured(setup: Setup, backend: FakeBackend) -> None:
     def interrupt(launch: Any, _memory: Any) -> None:
         # Five rows warm up, and seven calls later it ends in the middle of one.
-        if launch.graph == "solver" and backend.launched.count("vae_decoder") == 5 + 7:
+        if launch.graph == "sampler" and backend.launched.count("vae_decoder") == 5 + 7:
             raise KeyboardInterrupt
 
     backend.ran = interrupt
-    result = run([contestant]).result
+    result = run([setup]).result
     assert not result.complete
     assert "interrupted" in result.notes[0]
     assert Counter(len(row.latencies_s) for row in result.rows) == {1: 3, 2: 2}
@@ -223,20 +219,18 @@ def test_ctrl_c_keeps_what_was_measured(contestant: Contestant, backend: FakeBac
     assert result.targets[0].peak_host_bytes is None
 
 
-def test_ctrl_c_before_anything(contestant: Contestant, backend: FakeBackend) -> None:
+def test_ctrl_c_before_anything(setup: Setup, backend: FakeBackend) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     backend.ran = interrupt
     with pytest.raises(KeyboardInterrupt):
-        run([contestant])
+        run([setup])
 
 
-def test_without_onnx_columns_are_empty(
-    contestant: Contestant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_onnx_columns_are_empty(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_module, "find_spec", lambda name: None)
-    result = run([contestant]).result
+    result = run([setup]).result
     assert NO_ONNX in result.notes
     assert all(row.macs is row.promised is row.efficiency is None for row in result.rows)
     assert result.targets[0].attribution is None
@@ -272,7 +266,7 @@ def test_equal_time_goes_by_medians() -> None:
         assert equal_time_steps(4, [plain, run], plain, run) == expected
 
 
-def test_pictures_are_bytes(contestant: Contestant) -> None:
-    comparison = run([contestant])
-    images = comparison.measurement.subjects[0].readings[0].images
+def test_pictures_are_bytes(setup: Setup) -> None:
+    comparison = run([setup])
+    images = comparison.measurement.variants[0].readings[0].images
     assert (images.dtype, images.shape) == (np.uint8, (1, 16, 16, 3))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_export.bench.macs import evaluate_dim, graph_macs, run_macs, solve_dim
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.schedule import gate_schedule
+from tgate_export.steps.step_plan import tgate_plan
 
 
 @torch.no_grad()
@@ -37,8 +37,8 @@ def test_run_adds_up_the_schedule(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     full, gated = (graph_macs(bundle, graph) for graph in ("full", "gated"))
     assert gated.total < full.total / 2
-    assert run_macs(bundle, gate_schedule(10, 4)).total == 4 * full.total + 6 * gated.total
-    assert run_macs(bundle, gate_schedule(10, 10)) == full * 10
+    assert run_macs(bundle, tgate_plan(10, 4)).total == 4 * full.total + 6 * gated.total
+    assert run_macs(bundle, tgate_plan(10, 10)) == full * 10
 
 
 def test_dimensions_as_the_exporter_writes_them() -> None:

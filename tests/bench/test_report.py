@@ -14,7 +14,7 @@ import pytest
 from tests.bench.fake import Clock, FakeBackend, fake_pipeline
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import compare
-from tgate_export.bench.measure import Contestant, Plan
+from tgate_export.bench.measure import Plan, Setup
 from tgate_export.bench.probe import Probe
 from tgate_export.bench.report.bench import bench_page
 from tgate_export.bench.report.probe import probe_page
@@ -116,7 +116,7 @@ def bench_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Be
     monkeypatch.setattr(compare_module, "measure_peak", lambda *_: 12345678)
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     plan = Plan(8, (2, 5), None, batch=1, repeats=3, warmup=1, seed=0)
-    comparison = compare([Contestant("tiny", pipeline, (PROMPT, "b"))], plan, lambda *_: None)
+    comparison = compare([Setup("tiny", pipeline, (PROMPT, "b"))], plan, lambda *_: None)
     return comparison.result, bench_page(comparison)
 
 

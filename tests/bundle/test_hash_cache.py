@@ -16,8 +16,8 @@ from tgate_export.bundle import hash_cache, hashing
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import File
-from tgate_export.cache import cache_folder
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
+from tgate_export.common.user_cache import cache_folder
 
 NAMES = ["small", "large", "larger"]
 

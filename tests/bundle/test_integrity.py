@@ -17,7 +17,7 @@ from tgate_export.bundle.integrity import (
     open_bundle,
     read_manifest,
 )
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 Damage = Callable[[Path], Path]
 
@@ -50,7 +50,7 @@ def truncate(bundle: Path) -> Path:
 
 
 def empty(bundle: Path) -> Path:
-    file = bundle / "solvers" / "ddim.json"
+    file = bundle / "samplers" / "ddim.json"
     file.write_bytes(b"")
     return file
 
@@ -69,30 +69,30 @@ def add(bundle: Path) -> Path:
 
 def link_outside(bundle: Path) -> Path:
     # The same content, so that only the link itself is wrong.
-    file = bundle / "graphs" / "solver.onnx"
+    file = bundle / "graphs" / "sampler.onnx"
     file.rename(bundle.parent / "elsewhere.onnx")
     file.symlink_to(bundle.parent / "elsewhere.onnx")
     return file
 
 
 def link_to_itself(bundle: Path) -> Path:
-    file = bundle / "graphs" / "solver.onnx"
+    file = bundle / "graphs" / "sampler.onnx"
     file.unlink()
     file.symlink_to(file)
     return file
 
 
 def folder_instead(bundle: Path) -> Path:
-    file = bundle / "solvers" / "euler.json"
+    file = bundle / "samplers" / "euler.json"
     file.unlink()
     file.mkdir()
     return file
 
 
 def link_folder_outside(bundle: Path) -> Path:
-    (bundle / "solvers").rename(bundle.parent / "solvers")
-    (bundle / "solvers").symlink_to(bundle.parent / "solvers")
-    return bundle / "solvers"
+    (bundle / "samplers").rename(bundle.parent / "samplers")
+    (bundle / "samplers").symlink_to(bundle.parent / "samplers")
+    return bundle / "samplers"
 
 
 def add_dangling_link(bundle: Path) -> Path:
@@ -103,7 +103,7 @@ def add_dangling_link(bundle: Path) -> Path:
 
 BYSTANDERS = (".DS_Store", "graphs/.DS_Store", "plans/.DS_Store", "README.md", "LICENSE",
               ".gitattributes", ".gitignore", ".git/config", ".cache/huggingface/download/x.lock",
-              "solvers/Thumbs.db", "desktop.ini")  # fmt: skip
+              "samplers/Thumbs.db", "desktop.ini")  # fmt: skip
 
 
 def add_bystanders(bundle: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import tgate_export.bundle.manifest as manifest_module
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest, Range, parse_manifest
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 WHERE = Path("bundle/manifest.json")
 SCHEMA = Path(manifest_module.__file__).with_name("manifest.schema.json")
@@ -70,9 +70,9 @@ VALID: dict[str, Any] = {
             "width": 32, "layers": ["mid"],
         }
     ],
-    "solvers": {
+    "samplers": {
         "ddim": {
-            "file": "solvers/ddim.json", "scheduler_class": "DDIMScheduler",
+            "file": "samplers/ddim.json", "scheduler_class": "DDIMScheduler",
             "extra_evaluations": 0, "max_steps": 100,
         }
     },
@@ -81,7 +81,7 @@ VALID: dict[str, Any] = {
         "graphs/full.onnx": FILE,
         "graphs/denoiser.weights": FILE,
         "graphs/text_encoder.onnx": FILE,
-        "solvers/ddim.json": FILE,
+        "samplers/ddim.json": FILE,
         "tokenizer/tokenizer.json": FILE,
     },
 }  # fmt: skip
@@ -129,7 +129,7 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "solvers|ddim|file",
+@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "samplers|ddim|file",
                                    "tokenizers|input_ids|file"])  # fmt: skip
 def test_path_that_leaves_the_bundle_is_refused(field: str, path: str) -> None:
     raw = changed(field, path)
@@ -180,7 +180,7 @@ def test_json_has_one_reading() -> None:
 @pytest.mark.parametrize(
     "name", ["../x", "a/b", "/x", ".x", "", "x" * 65, "a b", "a\x1b[2J", "[red]"]
 )
-@pytest.mark.parametrize("field", ["graphs", "solvers", "tokenizers", "conditioning"])
+@pytest.mark.parametrize("field", ["graphs", "samplers", "tokenizers", "conditioning"])
 def test_names_are_plain(field: str, name: str) -> None:
     raw = copy.deepcopy(VALID)
     raw[field][name] = "time_ids" if field == "conditioning" else next(iter(raw[field].values()))
@@ -227,7 +227,7 @@ def test_missing_field_is_named(field: str) -> None:
         ("graphs|full|precision", "int4"),
         ("graphs|full|inputs|0|dtype", "complex64"),
         ("graphs|full|inputs|0|shape", ["batch", 0]),
-        ("solvers|ddim|extra_evaluations", -1),
+        ("samplers|ddim|extra_evaluations", -1),
         ("files|graphs/full.onnx", {"sha256": "0" * 63, "bytes": 3}),
         ("files|graphs/full.onnx", {"sha256": "G" * 64, "bytes": 3}),
         ("files|graphs/full.onnx", {"sha256": "0" * 64, "bytes": -1}),
@@ -282,7 +282,7 @@ def test_built_manifest_fits_the_schema(tiny_bundle: Path) -> None:
     validator.check_schema(schema)
     validator.validate(json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8")))
     assert read_manifest(tiny_bundle).graphs.keys() == {
-        "text_encoder", "full", "gated", "solver", "vae_decoder",
+        "text_encoder", "full", "gated", "sampler", "vae_decoder",
     }  # fmt: skip
 
 

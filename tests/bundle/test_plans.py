@@ -21,7 +21,7 @@ from tgate_export.bundle.plans import (
     plan_set_name,
     write_record,
 )
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 ONE = Range(min=1, opt=1, max=1)
 
@@ -33,7 +33,7 @@ def key(bundle: Path, graph: str, **changes: Any) -> PlanKey:
         "graph": graph,
         "graph_sha256": manifest.files[entry.file].sha256,
         "weights_sha256": manifest.files[entry.weights].sha256 if entry.weights else None,
-        "flavour": "tensorrt-rtx",
+        "library": "tensorrt-rtx",
         "version": "1.7.1.116",
         "compute_capabilities": ("8.9",),
         "precision": "fp32",
@@ -50,7 +50,7 @@ def bundle(tiny_bundle_copy: Path) -> Path:
     folder = tiny_bundle_copy / "plans" / "set"
     folder.mkdir(parents=True)
     plans = {}
-    for graph in ("full", "solver"):
+    for graph in ("full", "sampler"):
         file = folder / f"{graph}.plan"
         file.write_bytes(graph.encode() * 100)
         its = key(tiny_bundle_copy, graph)
@@ -133,7 +133,7 @@ def test_plans_of_other_graphs_are_stale(bundle: Path) -> None:
     stale = key(bundle, "full", graph_sha256="1" * 64)
     content = hash_file(folder / "full.plan")
     plan = Plan(file="full.plan", content=content, key=stale, key_sha256=stale.digest())
-    (folder / "solver.plan").unlink()
+    (folder / "sampler.plan").unlink()
     write_record(folder, {"full": plan})
     with pytest.raises(BundleError, match=r"from other graphs than .* \(graph_sha256\)"):
         open_bundle(bundle)

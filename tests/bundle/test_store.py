@@ -20,7 +20,7 @@ import pytest
 
 from tgate_export.bundle import locks, store
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 MANIFEST = "manifest.json"
 

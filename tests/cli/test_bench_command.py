@@ -114,7 +114,7 @@ def test_report_in_a_folder_without_permission(
     assert "b.json cannot be written" in bench("--json", folder / "b.json").error()
 
 
-@pytest.mark.parametrize("graph", ["gated", "full", "solver"])
+@pytest.mark.parametrize("graph", ["gated", "full", "sampler"])
 def test_bundle_that_lacks_a_graph(bench: Bench, tiny_bundle_copy: Path, graph: str) -> None:
     path = tiny_bundle_copy / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 
 from tests.cli.command import run
-from tgate_export.export import build as build_module
+from tgate_export.build import build as build_module
 
 Capture = pytest.CaptureFixture[str]
 
@@ -222,7 +222,7 @@ def test_missing_packages_are_named(capsys: Capture, monkeypatch: pytest.MonkeyP
 
 def test_debug_shows_where(capsys: Capture, out: Path) -> None:
     from tgate_export.cli import main
-    from tgate_export.errors import InvalidRequestError
+    from tgate_export.common.errors import InvalidRequestError
 
     with pytest.raises(InvalidRequestError):
         main(["--debug", "build", "--model", "shape", "--out", str(out)])

@@ -20,7 +20,7 @@ def test_plans_of_a_bundle(
     first = run(capsys, *build).json()
     assert first["up_to_date"]  # the graphs
     (plans,) = first["plans"]
-    assert plans["compiled"] == ["text_encoder", "full", "gated", "vae_decoder", "solver"]
+    assert plans["compiled"] == ["text_encoder", "full", "gated", "vae_decoder", "sampler"]
     (again,) = run(capsys, *build).json()["plans"]
     assert (again["compiled"], again["reused"]) == ([], plans["compiled"])
     found = run(capsys, "inspect", tiny_bundle_copy, "--json").json()["plans"]

@@ -13,10 +13,11 @@ import pytest
 from tests.bundle.test_integrity import change_byte, remove
 from tests.cli.command import run
 from tests.hostile import relist
+from tgate_export.build import verify_bundle
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.export import verify
-from tgate_export.export.reference import TrajectoryCase
 from tgate_export.runtime.backends.base import Backend
+from tgate_export.verify import differences, graphs, trajectories
+from tgate_export.verify.reference import TrajectoryCase
 
 Capture = pytest.CaptureFixture[str]
 
@@ -25,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 def short_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run of three steps instead of sixteen of twenty-five."""
     case = TrajectoryCase("pndm", steps=3, gate_step=1)
-    monkeypatch.setattr(verify, "trajectory_cases", lambda _manifest: (case,))
+    monkeypatch.setattr(verify_bundle, "trajectory_cases", lambda _manifest: (case,))
 
 
 def test_build_of_the_same_thing_is_up_to_date(
@@ -68,7 +69,7 @@ def test_build_again_by_force(
 def test_build_that_differs_from_pytorch_leaves_nothing(
     capsys: Capture, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "GRAPH_BOUNDS", {"fp32": 0.0})
+    monkeypatch.setattr(differences, "GRAPH_BOUNDS", {"fp32": 0.0})
     out = tmp_path / "out" / "bundle"
     result = run(capsys, "build", "--model", tiny_pipeline_dir, "--batch", "2", "--out", out)
     assert result.code == 1
@@ -140,13 +141,13 @@ def test_verify_holds(
     capsys: Capture, tiny_bundle: Path, backend: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    run_on = verify.run_on
+    run_on = graphs.run_on
 
     def watched(chosen: Backend, *arguments: Any) -> Any:
         ran.append(chosen.name)
         return run_on(chosen, *arguments)
 
-    monkeypatch.setattr(verify, "run_on", watched)
+    monkeypatch.setattr(graphs, "run_on", watched)
     if backend == "openvino":
         pytest.importorskip("openvino")
     options = ["--backend", backend] if backend else []
@@ -165,7 +166,7 @@ def test_verify_that_fails_names_graph_and_tensor(
     capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Graphs hold; the trajectory's bound is 0, which no two programs meet.
-    monkeypatch.setattr(verify, "TRAJECTORY_BOUNDS", {"fp32": 0.0})
+    monkeypatch.setattr(trajectories, "TRAJECTORY_BOUNDS", {"fp32": 0.0})
     result = run(capsys, "verify", tiny_bundle)
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith(

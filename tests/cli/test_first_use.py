@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import Result, run
+from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.cli._console import next_commands
-from tgate_export.errors import TGateError
-from tgate_export.export.build import build_bundle
-from tgate_export.export.progress import Progress
+from tgate_export.common.errors import TGateError
+from tgate_export.common.progress import Progress
 from tgate_export.families.names import NAMED_MODELS
 
 
@@ -106,7 +106,7 @@ def test_a_gate_past_the_last_step_is_noted(
     def stop(*_arguments: object) -> None:
         raise TGateError("as far as this test goes")
 
-    monkeypatch.setattr("tgate_export.export.build.assemble", stop)
+    monkeypatch.setattr("tgate_export.build.build.assemble", stop)
     progress = Notes()
     with pytest.raises(TGateError, match="as far"):
         build_bundle(
@@ -164,5 +164,5 @@ def test_completion(project: Path) -> None:
     assert complete("tgate-export build --model sd", project) == sds
     assert "onnxruntime:cpu" in complete("tgate-export generate tiny --backend o", project)
     assert complete("tgate-export generate t", project) == {"tiny"}
-    solvers = set(read_manifest(project / "engines" / "tiny").solvers)
-    assert complete("tgate-export generate tiny --prompt x --scheduler ", project) == solvers
+    samplers = set(read_manifest(project / "engines" / "tiny").samplers)
+    assert complete("tgate-export generate tiny --prompt x --scheduler ", project) == samplers

@@ -37,7 +37,7 @@ def real_plan(tiny_bundle_copy: Path) -> None:
     pytest.importorskip("polygraphy")
     if runtime.cudaDriverGetVersion()[1]:
         pytest.skip("this machine has a CUDA driver")
-    write_real(tiny_bundle_copy, "tensorrt-rtx", ["8.9"], ["solver"])
+    write_real(tiny_bundle_copy, "tensorrt-rtx", ["8.9"], ["sampler"])
 
 
 @pytest.mark.usefixtures("real_plan")

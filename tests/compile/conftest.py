@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.common.progress import Progress
 from tgate_export.compile.compile import compile_plans, prepare
 from tgate_export.compile.request import PlanRequest
-from tgate_export.export.progress import Progress
 
 
 def request_for(*sm: str, **changes: object) -> PlanRequest:

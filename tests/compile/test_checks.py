@@ -10,16 +10,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tgate_export.bundle.manifest import Graph, Precision, Tensor
+from tgate_export.common.errors import VerificationError
 from tgate_export.compile.checks import check_precision, check_tensors
-from tgate_export.compile.flavours import Toolkit, load_toolkit
-from tgate_export.errors import VerificationError
+from tgate_export.compile.compiler import Compiler, load_compiler
 
 F16, F32 = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 @pytest.fixture(scope="module")
-def toolkit() -> Toolkit:
-    return load_toolkit("tensorrt-rtx")
+def compiler() -> Compiler:
+    return load_compiler("tensorrt-rtx")
 
 
 def network_of(*, island: bool) -> Any:
@@ -50,13 +50,13 @@ def network_of(*, island: bool) -> Any:
     return network_from_onnx_bytes(model.SerializeToString(), strongly_typed=True)
 
 
-def test_island_is_named(toolkit: Toolkit) -> None:
+def test_island_is_named(compiler: Compiler) -> None:
     _, network, _parser = network_of(island=True)
     with pytest.raises(VerificationError, match=r"full: island.* computes in FLOAT, fp16 was ask"):
         check_precision("full", graph(), network)
 
 
-def test_right_precision_passes_and_the_other_does_not(toolkit: Toolkit) -> None:
+def test_right_precision_passes_and_the_other_does_not(compiler: Compiler) -> None:
     _, network, _parser = network_of(island=False)
     check_precision("full", graph(), network)
     with pytest.raises(VerificationError, match=r"computes in HALF, fp32 was asked for \(2 such"):
@@ -87,7 +87,7 @@ def graph(
     ],
 )
 def test_tensors_that_differ_are_named(
-    toolkit: Toolkit, changes: dict[str, Any], message: str
+    compiler: Compiler, changes: dict[str, Any], message: str
 ) -> None:
     _, network, _parser = network_of(island=False)
     check_tensors("full", graph(), network)

@@ -16,12 +16,12 @@ from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Range
 from tgate_export.bundle.plans import PlanSettings, keep_plans, plan_sets
+from tgate_export.common.errors import InvalidRequestError, TGateError
+from tgate_export.common.progress import Progress
 from tgate_export.compile.compile import PlanResult, compile_plans, plan_key, prepare
 from tgate_export.compile.request import PlanRequest
-from tgate_export.errors import InvalidRequestError, TGateError
-from tgate_export.export.progress import Progress
 
-GRAPHS = ("text_encoder", "full", "gated", "vae_decoder", "solver")
+GRAPHS = ("text_encoder", "full", "gated", "vae_decoder", "sampler")
 
 
 def compile_for(bundle: Bundle, request: PlanRequest, **options: bool) -> PlanResult:
@@ -104,10 +104,10 @@ def test_only_what_changed_is_compiled(tiny_plans_copy: Bundle, tmp_path: Path) 
 
 def test_damaged_plan_is_compiled_again(tiny_plans_copy: Bundle) -> None:
     (plans,) = plan_sets(tiny_plans_copy.path)
-    right = plans.file("solver").read_bytes()
-    plans.file("solver").write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    right = plans.file("sampler").read_bytes()
+    plans.file("sampler").write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     result = compile_for(tiny_plans_copy, request_for())
-    assert "solver" in result.compiled
+    assert "sampler" in result.compiled
     open_bundle(tiny_plans_copy.path)
 
 
@@ -129,9 +129,9 @@ def test_interrupted_build_changes_nothing(tiny_plans_copy: Bundle, ctrl_c: None
 def test_key_holds_every_ingredient(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
 
-    def digest(graph: str = "gated", request: PlanRequest = request_for(), **toolkit: str) -> str:  # noqa: B008
+    def digest(graph: str = "gated", request: PlanRequest = request_for(), **compiler: str) -> str:  # noqa: B008
         ready = prepare(request, bundle.manifest.batch)
-        ready = replace(ready, toolkit=replace(ready.toolkit, **toolkit))
+        ready = replace(ready, compiler=replace(ready.compiler, **compiler))
         return plan_key(bundle, graph, ready).digest()
 
     two = Range(min=2, opt=2, max=2)

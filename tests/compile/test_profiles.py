@@ -11,9 +11,9 @@ import pytest
 
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import Manifest, Range
-from tgate_export.bundle.solver_table import NUM_WEIGHTS
+from tgate_export.bundle.sampler_table import NUM_WEIGHTS
+from tgate_export.common.errors import BundleError
 from tgate_export.compile.profiles import graph_shapes
-from tgate_export.errors import BundleError
 
 ONE = Range(min=1, opt=1, max=1)
 
@@ -22,7 +22,7 @@ def test_static_batch_makes_every_input_static(tiny_bundle: Path) -> None:
     manifest = open_bundle(tiny_bundle).manifest
     for graph in manifest.graphs:
         assert all(shape.static for shape in graph_shapes(manifest, graph, ONE).values())
-    assert graph_shapes(manifest, "solver", ONE)["weights"].opt == (1, NUM_WEIGHTS)
+    assert graph_shapes(manifest, "sampler", ONE)["weights"].opt == (1, NUM_WEIGHTS)
 
 
 def test_ends_are_those_of_batch_and_size(tiny_dynamic_bundle: Path) -> None:

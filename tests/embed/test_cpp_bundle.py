@@ -21,12 +21,12 @@ from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, add_bystanders, ch
 from tests.bundle.test_manifest import ESCAPES, FILE, VALID, changed
 from tests.bundle.test_plans import DAMAGES
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
-from tests.bundle.test_solver_table import edit, make_starts, make_steps, make_table
+from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_table
 from tests.embed.driver import Driver
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import parse_manifest
-from tgate_export.bundle.solver_file import read_solver_table, write_solver_table
-from tgate_export.errors import BundleError
+from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
+from tgate_export.common.errors import BundleError
 
 WHERE = Path("bundle/manifest.json")
 
@@ -207,7 +207,7 @@ def test_every_missing_and_every_extra_field_is_named(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "solvers|ddim|file",
+@pytest.mark.parametrize("field", ["graphs|full|file", "graphs|full|weights", "samplers|ddim|file",
                                    "tokenizers|input_ids|file"])  # fmt: skip
 def test_paths_that_leave_the_bundle(driver: Driver, field: str, path: str) -> None:
     raw = changed(field, path)
@@ -242,27 +242,27 @@ def test_a_file_that_is_used_must_be_listed(driver: Driver, file: str) -> None:
 
 def table_file(folder: Path) -> Path:
     file = folder / "pndm.json"
-    write_solver_table(make_table(make_steps(1), make_steps(2, starts=make_starts(1, 1))), file)
+    write_sampler_table(make_table(make_steps(1), make_steps(2, starts=make_starts(1, 1))), file)
     return file
 
 
 def table_refused_alike(driver: Driver, file: Path) -> None:
-    with pytest.raises(ValueError, match="is not a solver table") as caught:
-        read_solver_table(file)
+    with pytest.raises(ValueError, match="is not a sampler table") as caught:
+        read_sampler_table(file)
     found = driver.error("table", file=str(file))
     expected = f"{caught.value}: build the bundle again"
     parsing = "Expecting" in expected or "codec" in expected or "not a finite number" in expected
     if parsing or "Extra data" in expected:
-        assert found.startswith(f"{file} is not a solver table: ")
+        assert found.startswith(f"{file} is not a sampler table: ")
     else:
         assert found == expected
 
 
 def test_every_table_is_read_alike(driver: Driver, tiny_bundle: Path) -> None:
-    files = sorted((tiny_bundle / "solvers").iterdir())
+    files = sorted((tiny_bundle / "samplers").iterdir())
     assert len(files) >= 4
     for file in files:
-        table = read_solver_table(file)
+        table = read_sampler_table(file)
         assert driver("table", file=str(file)) == {"counts": len(table.steps)}
         for count in {1, 2, 25, 100} & table.steps.keys():
             found = driver("table", file=str(file), steps=count)
@@ -284,7 +284,7 @@ def test_every_field_of_a_table_of_a_wrong_type(driver: Driver) -> None:
                 edit(document, list(place), value)
                 file.write_text(json.dumps(document))
                 try:
-                    read_solver_table(file)
+                    read_sampler_table(file)
                 except ValueError:
                     table_refused_alike(driver, file)
                     refused += 1

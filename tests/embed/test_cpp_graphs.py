@@ -37,7 +37,7 @@ from tests.runtime.test_onnx_check import (
     training,
 )
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends.onnx_check import read_graph
 
 SECRET = "../../secret.bin"
@@ -232,7 +232,7 @@ def test_graphs_in_graphs_to_any_depth(graphs: Graphs) -> None:
     assert "it is not an ONNX model" in graphs.refusal(field(7, inner))
 
 
-def solver_call(bundle: Path, backend: str, **options: Any) -> dict[str, Any]:
+def sampler_call(bundle: Path, backend: str, **options: Any) -> dict[str, Any]:
     request = {"prompt": texts("x"), "num_inference_steps": 1, "gate_step": 1, "seed": 0}
     return {"bundle": str(bundle), "backend": backend, "request": request, **options}
 
@@ -244,9 +244,9 @@ def test_no_backend_reads_the_memory_of_its_process(
     secret = np.zeros(1024, np.uint8)
     address = ctypes.c_void_p(secret.ctypes.data).value or 0
     content = reads_memory(tiny_bundle_copy, address)
-    (tiny_bundle_copy / "graphs" / "solver.onnx").write_bytes(content)
+    (tiny_bundle_copy / "graphs" / "sampler.onnx").write_bytes(content)
     relist(tiny_bundle_copy)
-    found = driver.error("run", **solver_call(tiny_bundle_copy, backend))
+    found = driver.error("run", **sampler_call(tiny_bundle_copy, backend))
     assert f"'w' is in {MEMORY!r}, not in the bundle's weights" in found
 
 
@@ -257,7 +257,7 @@ def test_a_file_that_is_replaced_below_a_pipeline(
     driver: Driver, tiny_bundle_copy: Path, backend: str, name: str, same: bool
 ) -> None:
     """`gated` is loaded when it first runs, after another file took the place of one checked."""
-    call = solver_call(tiny_bundle_copy, backend)
+    call = sampler_call(tiny_bundle_copy, backend)
     call["request"] |= {"num_inference_steps": 2, "gate_step": 2}
     assert driver("run", **call)["images"]
     file = tiny_bundle_copy / "graphs" / name
@@ -279,7 +279,7 @@ def test_a_relative_path_outlives_its_folder(
     """The driver is in another folder when a call loads the engines."""
     driver = Driver(cpp_build.driver, cwd=tiny_bundle.parent)
     try:
-        call = solver_call(Path(tiny_bundle.name), "onnxruntime", chdir=str(tmp_path))
+        call = sampler_call(Path(tiny_bundle.name), "onnxruntime", chdir=str(tmp_path))
         assert driver("run", **call)["images"]
     finally:
         driver.close()

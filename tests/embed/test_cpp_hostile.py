@@ -89,7 +89,9 @@ def test_records_that_are_no_files(driver: Driver, tiny_bundle_copy: Path, name:
     assert "it is no regular file" in found or "it is a link" in found
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "solvers/ddim.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "samplers/ddim.json", "tokenizer/tokenizer.json"]
+)
 def test_files_of_any_size(driver: Driver, tiny_bundle_copy: Path, name: str) -> None:
     os.truncate(tiny_bundle_copy / name, 8 * 2**30)  # takes no space
     call = {"bundle": str(tiny_bundle_copy), "check_hashes": False}
@@ -135,7 +137,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(
     escape = "\x1b[2J\x07\u202eALL CHECKS PASSED\x1b[8m"
     (tiny_bundle_copy / escape).write_text("")
     found = [driver.error("open", bundle=str(tiny_bundle_copy))]
-    for keys in (("graphs",), ("solvers",), ("tokenizers",), ("conditioning",), ("files",)):
+    for keys in (("graphs",), ("samplers",), ("tokenizers",), ("conditioning",), ("files",)):
         changed = copy.deepcopy(manifest)
         changed[keys[0]][escape] = {}
         found.append(refuse(driver, changed))
@@ -145,7 +147,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/x", ".x", "", "x" * 65, "a b", "[red]"])
-@pytest.mark.parametrize("field", ["graphs", "solvers", "tokenizers", "conditioning"])
+@pytest.mark.parametrize("field", ["graphs", "samplers", "tokenizers", "conditioning"])
 def test_names_are_plain(driver: Driver, manifest: dict[str, Any], field: str, name: str) -> None:
     changed = copy.deepcopy(manifest)
     changed[field][name] = "time_ids"

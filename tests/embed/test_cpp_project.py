@@ -15,8 +15,8 @@ from tests.cli.command import run
 from tests.embed.driver import CppBuild, configure, require_tools
 from tgate_export import __version__
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.common.errors import BundleError
 from tgate_export.embed.cpp_project import SOURCES, openvino_cmake, write_cpp_project
-from tgate_export.errors import BundleError
 
 CONSUMER = """
 cmake_minimum_required(VERSION 3.22)
@@ -64,8 +64,8 @@ def test_an_empty_folder_is_filled_and_another_is_not(tiny_bundle: Path, tmp_pat
 
 
 def test_a_damaged_bundle_leaves_nothing(tiny_bundle_copy: Path, tmp_path: Path) -> None:
-    (tiny_bundle_copy / "graphs" / "solver.onnx").unlink()
-    with pytest.raises(BundleError, match=r"solver\.onnx is missing"):
+    (tiny_bundle_copy / "graphs" / "sampler.onnx").unlink()
+    with pytest.raises(BundleError, match=r"sampler\.onnx is missing"):
         write_cpp_project(tiny_bundle_copy, tmp_path / "myapp")
     assert sorted(tmp_path.iterdir()) == [tiny_bundle_copy]
 

@@ -17,10 +17,10 @@ from tests.embed.driver import CppBuild, Driver
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.runtime.test_cpus import QUOTAS, write
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
-from tgate_export.export.build import build_bundle
+from tgate_export.build.build import build_bundle
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.schedule import check_schedule, gate_schedule
+from tgate_export.steps.step_plan import check_step_plan, tgate_plan
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -275,10 +275,10 @@ def test_schedules(driver: Driver, values: tuple[int, ...]) -> None:
 
 def planned(steps: int, gate: int, extra: int, intervals: dict[str, int]) -> dict[str, Any]:
     try:
-        check_schedule(gate, **intervals)
+        check_step_plan(gate, **intervals)
     except ValueError as error:
         return {"fault": str(error)}
-    return {"phases": list(gate_schedule(steps, gate, extra, **intervals).phases)}  # type: ignore[arg-type]
+    return {"phases": list(tgate_plan(steps, gate, extra, **intervals).phases)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])

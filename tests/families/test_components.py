@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.families.small_folder import WEIGHTS, edit_json, safetensors, write_json
 from tests.tiny import CONFIGS
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families import geometry
 from tgate_export.families import source as source_module
 from tgate_export.families.components import MODEL_TYPES, SCHEDULERS

@@ -15,9 +15,9 @@ import pytest
 from huggingface_hub import errors
 
 from tests.families.small_folder import WEIGHTS, edit_json, safetensors, save_files, write_json
+from tgate_export.build import verify_bundle
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.errors import InvalidRequestError, ModelError, TGateError
-from tgate_export.export import verify
+from tgate_export.common.errors import InvalidRequestError, ModelError, TGateError
 from tgate_export.families.source import resolve_source
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -364,7 +364,7 @@ def test_verify_downloads_nothing_that_a_bundle_names(
     manifest = read_manifest(tiny_bundle)
     named = manifest.source.model_copy(update={"kind": kind, "model": model, "revision": revision})
     with pytest.raises(ModelError, match=r"not downloaded unasked: .* --source, or --download"):
-        verify._source(manifest.model_copy(update={"source": named}), None)
+        verify_bundle._source(manifest.model_copy(update={"source": named}), None)
 
 
 def test_verify_finds_the_recorded_revision_in_the_cache(
@@ -372,11 +372,11 @@ def test_verify_finds_the_recorded_revision_in_the_cache(
 ) -> None:
     manifest = read_manifest(tiny_bundle)
     record = resolve_source(MODEL, revision=COMMIT, download=False).record()
-    found = verify._source(manifest.model_copy(update={"source": record}), None)
+    found = verify_bundle._source(manifest.model_copy(update={"source": record}), None)
     assert (found.model, found.revision) == (MODEL, COMMIT)
     other = record.model_copy(update={"revision": OTHER})
     with pytest.raises(ModelError, match="not downloaded unasked"):
-        verify._source(manifest.model_copy(update={"source": other}), None)
+        verify_bundle._source(manifest.model_copy(update={"source": other}), None)
 
 
 def test_verify_downloads_when_it_is_told_to(hub: Hub, tiny_bundle: Path) -> None:
@@ -384,5 +384,5 @@ def test_verify_downloads_when_it_is_told_to(hub: Hub, tiny_bundle: Path) -> Non
     record = resolve_source(MODEL).record()
     shutil.rmtree(hub.cache)
     named = manifest.model_copy(update={"source": record})
-    assert verify._source(named, None, download=True).revision == COMMIT
+    assert verify_bundle._source(named, None, download=True).revision == COMMIT
     assert hub.revisions[-2] == COMMIT

@@ -14,7 +14,7 @@ import torch
 
 from tests import tiny
 from tests.families.test_source import edit_json
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.modules import VaeDecoder, VaeEncoder
 from tgate_export.families.registry import family_of
 from tgate_export.families.source import resolve_source

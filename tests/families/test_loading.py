@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.families.small_folder import WEIGHTS
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.loading import load
 from tgate_export.families.source import resolve_source
 

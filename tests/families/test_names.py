@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.tiny import CONFIGS
+from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
-from tgate_export.errors import InvalidRequestError, ModelError
-from tgate_export.export.options import check_options
+from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families.names import NAMED_MODELS
 from tgate_export.families.registry import FAMILIES
 from tgate_export.families.source import resolve_source

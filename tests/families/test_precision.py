@@ -14,11 +14,10 @@ import torch
 from torch.nn import functional
 
 from tests import tiny
+from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
-from tgate_export.errors import VerificationError
+from tgate_export.common.errors import VerificationError
 from tgate_export.export.onnx_export import export_graph
-from tgate_export.export.options import check_options
-from tgate_export.export.verify import compare, require
 from tgate_export.families.graphs import denoiser_cache, graph_exports
 from tgate_export.families.loading import (
     component_precision,
@@ -27,8 +26,9 @@ from tgate_export.families.loading import (
     load,
 )
 from tgate_export.families.source import ModelSource, resolve_source
-from tgate_export.gating.phases import make_phase
-from tgate_export.gating.upcast import AttentionInFloat32
+from tgate_export.methods.phases import make_phase
+from tgate_export.methods.upcast import AttentionInFloat32
+from tgate_export.verify.differences import compare, require
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 

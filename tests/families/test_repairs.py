@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from tests.families.small_folder import edit_json
-from tgate_export.export.solver_tables import SOLVERS, make_scheduler
 from tgate_export.families import geometry
 from tgate_export.families.loading import component_precision
 from tgate_export.families.registry import FAMILIES
 from tgate_export.families.repairs import CLASS_DEFAULTS, effective_config
 from tgate_export.families.source import resolve_source
+from tgate_export.samplers.tables import SAMPLERS, make_scheduler
 
 PIPELINES = [name for family in FAMILIES.values() for name in family.pipelines]
 # What trainers wrote: nothing, what was right in 2022, what other tools write.
@@ -51,7 +51,7 @@ def in_diffusers(name: str, **components: Any) -> Any:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_schedulers_as_the_pipeline_s_constructor_corrects_them(name: str) -> None:
     for config in SCHEDULERS:
-        for sampler, spec in SOLVERS.items():
+        for sampler, spec in SAMPLERS.items():
             cls = getattr(diffusers, spec.scheduler_class)
             theirs = in_diffusers(name, scheduler=cls.from_config(config, **spec.overrides))
             ours = make_scheduler(sampler, effective_config(name, "scheduler", None, config))

@@ -12,11 +12,11 @@ import diffusers
 import pytest
 
 from tests.families.small_folder import edit_json
-from tgate_export.errors import InvalidRequestError, ModelError
-from tgate_export.export.solver_tables import EDM_SOLVERS, SOLVERS, make_scheduler
+from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 from tgate_export.families.sampling import own_sampler, sampling_notes
 from tgate_export.families.source import ModelSource, resolve_source
+from tgate_export.samplers.tables import EDM_SAMPLERS, SAMPLERS, make_scheduler
 
 # Of published pipelines and of what trainers save.
 OWN: list[tuple[str, dict[str, Any]]] = [
@@ -61,7 +61,7 @@ def test_own_sampler_is_the_pipeline_s_own(
     source = with_scheduler(pipeline, name, config)
     effective = source.config("scheduler")
     own = told(getattr(diffusers, name).from_config(effective))
-    like = [s for s, spec in {**SOLVERS, **EDM_SOLVERS}.items() if spec.scheduler_class == name]
+    like = [s for s, spec in {**SAMPLERS, **EDM_SAMPLERS}.items() if spec.scheduler_class == name]
     equal = {sampler for sampler in like if told(make_scheduler(sampler, effective)) == own}
     found = own_sampler(source)
     assert found in equal if equal else found is None
@@ -144,7 +144,7 @@ def test_models_preconditioned_otherwise_have_their_own_sampler_alone(
 
 def test_preconditioning_is_that_of_the_paper() -> None:
     """Karras et al., table 1: the sample is scaled by 1 / sqrt(sigma^2 + sigma_data^2)."""
-    from tgate_export.export.solver_tables import compile_scheduler
+    from tgate_export.samplers.tables import compile_scheduler
 
     scheduler = make_scheduler("edm-euler", {"sigma_data": 0.7})
     table = compile_scheduler("edm-euler", scheduler, [4]).for_steps(4)

@@ -10,7 +10,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from tests.families.test_source import edit_json
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.loading import load
 from tgate_export.families.random_tokenizers import letter_tokenizer
 from tgate_export.families.source import resolve_source

@@ -19,8 +19,8 @@ from tests.runtime.emulation.plans import write_emulated
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME
-from tgate_export.bundle.plans import Flavour
-from tgate_export.errors import BundleError, InvalidRequestError
+from tgate_export.bundle.plans import Library
+from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
 from tgate_export.runtime.backends import openvino as openvino_module
 from tgate_export.runtime.backends import openvino_model, select
@@ -51,9 +51,9 @@ def unimported(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def planned(path: Path, *flavours: Flavour, **options: Any) -> Bundle:
-    for flavour in flavours:
-        write_emulated(path, flavour, name=flavour, **options)
+def planned(path: Path, *libraries: Library, **options: Any) -> Bundle:
+    for library in libraries:
+        write_emulated(path, library, name=library, **options)
     return open_bundle(path)
 
 
@@ -91,22 +91,22 @@ def test_auto_probes_nothing_that_the_bundle_cannot_use(
     assert "tensorrt" not in backend.reason
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_a_bundle_without_plans(tiny_bundle: Path, unimported: None, flavour: Flavour) -> None:
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
+def test_a_bundle_without_plans(tiny_bundle: Path, unimported: None, library: Library) -> None:
     with pytest.raises(BackendError) as caught:
-        select(flavour, open_bundle(tiny_bundle))
-    assert f"has no {flavour} plans: make them with `tgate-export build --model" in str(
+        select(library, open_bundle(tiny_bundle))
+    assert f"has no {library} plans: make them with `tgate-export build --model" in str(
         caught.value
     )
-    assert f"--target {flavour}`, or use --backend onnxruntime" in str(caught.value)
+    assert f"--target {library}`, or use --backend onnxruntime" in str(caught.value)
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
 def test_a_module_that_is_not_installed(
-    tiny_bundle_copy: Path, unimported: None, flavour: Flavour
+    tiny_bundle_copy: Path, unimported: None, library: Library
 ) -> None:
-    with pytest.raises(BackendError, match=rf"pip install '{flavour}>="):
-        select(flavour, planned(tiny_bundle_copy, flavour))
+    with pytest.raises(BackendError, match=rf"pip install '{library}>="):
+        select(library, planned(tiny_bundle_copy, library))
 
 
 def test_plans_for_another_machine(gpu: Emulation, tiny_bundle_copy: Path) -> None:
@@ -313,9 +313,9 @@ def test_openvino_packs_the_weights_of_large_denoisers_once(
         assert np.abs(apart - together).max() <= 1e-5 * np.abs(apart).max()
 
 
-def other_solver(path: Path, kind: str) -> None:
-    """Replace a bundle's solver graph by one that its manifest does not describe."""
-    graph = path / "graphs" / "solver.onnx"
+def other_sampler(path: Path, kind: str) -> None:
+    """Replace a bundle's sampler graph by one that its manifest does not describe."""
+    graph = path / "graphs" / "sampler.onnx"
     model = onnx.load(graph)
     values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
     nodes = [
@@ -336,7 +336,7 @@ def other_solver(path: Path, kind: str) -> None:
     model.graph.node.extend(nodes)
     graph.write_bytes(model.SerializeToString())
     manifest = read_manifest(path)
-    files = {**manifest.files, "graphs/solver.onnx": hash_file(graph)}
+    files = {**manifest.files, "graphs/sampler.onnx": hash_file(graph)}
     (path / MANIFEST_NAME).write_text(manifest.model_copy(update={"files": files}).to_json())
 
 
@@ -346,12 +346,12 @@ def other_solver(path: Path, kind: str) -> None:
 def test_graph_that_is_not_what_the_manifest_says(
     cpu_backend: str, tiny_bundle_copy: Path, kind: str
 ) -> None:
-    other_solver(tiny_bundle_copy, kind)
+    other_sampler(tiny_bundle_copy, kind)
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
     # What it declares is compared before an engine sees it, what it does when it runs.
-    refusal = (BackendError, r"graph 'solver'")
+    refusal = (BackendError, r"graph 'sampler'")
     if kind != "larger output":
-        refusal = (BundleError, r"solver\.onnx: its (in|out)put '\w+' is not as the manifest says")
+        refusal = (BundleError, r"sampler\.onnx: its (in|out)put '\w+' is not as the manifest says")
     with pytest.raises(refusal[0], match=refusal[1]) as caught:
         pipeline("a cat", num_inference_steps=2, gate_step=1, seed=0, output_type="latent")
     assert "\n" not in str(caught.value)

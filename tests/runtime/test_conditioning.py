@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tgate_export.runtime.conditioning import ImageSize, host_input
+from tgate_export.runtime.conditioning import MicroConditioning, host_input
 
 
 @pytest.mark.parametrize(("height", "width"), [(1024, 1024), (768, 1344)])
@@ -23,12 +23,12 @@ def test_time_ids_are_those_of_diffusers(height: int, width: int) -> None:
     expected = diffusers.StableDiffusionXLPipeline._get_add_time_ids(
         Pipeline(), size, (0, 0), size, torch.float32, 8
     )
-    found = host_input("time_ids", 2, ImageSize.of(height, width))
+    found = host_input("time_ids", 2, MicroConditioning.of(height, width))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.repeat(expected.numpy(), 2, axis=0))
 
 
 def test_resolution_and_aspect_ratio() -> None:
-    size = ImageSize.of(768, 1344)
+    size = MicroConditioning.of(768, 1344)
     assert host_input("resolution", 2, size).tolist() == [[768, 1344]] * 2
     np.testing.assert_allclose(host_input("aspect_ratio", 2, size), [[768 / 1344]] * 2)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.command import run
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime import cpus
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendOptions

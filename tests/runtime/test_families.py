@@ -15,8 +15,8 @@ from tests import tiny
 from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
 from tests.runtime.batching.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
-from tgate_export.export.build import build_bundle
+from tgate_export.build.build import build_bundle
+from tgate_export.common.errors import InvalidRequestError
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
 NEGATIVE = "a green Square"

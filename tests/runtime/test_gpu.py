@@ -17,10 +17,10 @@ import pytest
 
 from tests.runtime.attention import save_attention
 from tests.runtime.emulation.plans import write_emulated
-from tests.runtime.emulation.real import installed_flavour, write_real
+from tests.runtime.emulation.real import installed_library, write_real
 from tests.runtime.emulation.stand_in import install_stand_in
 from tgate_export import TGatePipeline
-from tgate_export.bundle.plans import Flavour
+from tgate_export.bundle.plans import Library
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.backends.cuda import Cuda
@@ -46,7 +46,7 @@ RUNS: tuple[dict[str, Any], ...] = (
 @pytest.fixture(scope="module", params=["installed", "stand-in"])
 def planned(
     request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Flavour]]:
+) -> Iterator[tuple[Path, Library]]:
     """The tiny bundle with plans for this GPU, and what runs them."""
     try:
         capability = Cuda("tensorrt-rtx").compute_capability()
@@ -54,11 +54,11 @@ def planned(
         pytest.skip(error.reason)
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
     if request.param == "installed":
-        flavour = installed_flavour()
-        if flavour is None:
+        library = installed_library()
+        if library is None:
             pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
-        write_real(bundle, flavour)
-        yield bundle, flavour
+        write_real(bundle, library)
+        yield bundle, library
         return
     with pytest.MonkeyPatch.context() as patch:
         install_stand_in(patch)
@@ -100,18 +100,18 @@ def assert_same_latents(pipeline: TGatePipeline, cpu: TGatePipeline) -> None:
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_plans_draw_what_the_cpu_draws(
-    planned: tuple[Path, Flavour], cpu: TGatePipeline, cuda_graphs: bool
+    planned: tuple[Path, Library], cpu: TGatePipeline, cuda_graphs: bool
 ) -> None:
-    bundle, flavour = planned
+    bundle, library = planned
     options = BackendOptions(cuda_graphs=cuda_graphs)
-    pipeline = TGatePipeline.from_bundle(bundle, flavour, check_hashes=False, options=options)
+    pipeline = TGatePipeline.from_bundle(bundle, library, check_hashes=False, options=options)
     assert_same_latents(pipeline, cpu)
 
 
-def test_timings_and_memory_are_the_devices(planned: tuple[Path, Flavour]) -> None:
+def test_timings_and_memory_are_the_devices(planned: tuple[Path, Library]) -> None:
     pipeline = TGatePipeline.from_bundle(*planned, check_hashes=False)
     timings = pipeline("a", num_inference_steps=6, gate_step=2, output_type="np").timings
-    assert all(step.denoiser > 0 and step.solver > 0 for step in timings.steps)
+    assert all(step.denoiser > 0 and step.sampler > 0 for step in timings.steps)
     assert 0 < sum(step.denoiser for step in timings.steps) < timings.total
     report = pipeline.backend.memory_report()
     assert report is not None
@@ -172,7 +172,7 @@ def assert_batches_requests(bundle: Path, backend: str, cpu: TGatePipeline) -> N
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=str(call))
 
 
-def test_plans_batch_requests(planned: tuple[Path, Flavour], cpu: TGatePipeline) -> None:
+def test_plans_batch_requests(planned: tuple[Path, Library], cpu: TGatePipeline) -> None:
     assert_batches_requests(*planned, cpu)
 
 

@@ -13,7 +13,7 @@ import pytest
 from diffusers.utils import load_image as diffusers_image
 from PIL import Image, ImageFile
 
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.images import load_image, load_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)

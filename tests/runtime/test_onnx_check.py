@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from tests.hostile import relist
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.onnx_check import check_model, read_graph
 from tgate_export.runtime.backends.onnx_file import parse_model
@@ -186,14 +186,14 @@ def test_what_else_a_graph_must_not_have(make: Callable[[], onnx.ModelProto], re
 
 
 def with_graph(bundle: Path, content: bytes) -> Bundle:
-    """Give a bundle another solver graph, and list it, as anyone who makes a bundle can."""
-    (bundle / "graphs" / "solver.onnx").write_bytes(content)
+    """Give a bundle another sampler graph, and list it, as anyone who makes a bundle can."""
+    (bundle / "graphs" / "sampler.onnx").write_bytes(content)
     relist(bundle)
     return open_bundle(bundle)
 
 
-def solver_plan() -> BindingPlan:
-    """A plan that launches the solver."""
+def sampler_plan() -> BindingPlan:
+    """A plan that launches the sampler."""
     from tgate_export.runtime.plan import BufferSpec, Launch
 
     names = ("sample", "noise_pred", "noise", "next_sample", "denoiser_input")
@@ -201,7 +201,7 @@ def solver_plan() -> BindingPlan:
     shapes |= dict.fromkeys(("history", "next_history"), (1, 3, 4, 8, 8))
     inputs = ("sample", "noise_pred", "history", "noise", "weights")
     launch = Launch(
-        "solver",
+        "sampler",
         {name: Slot(name) for name in inputs},
         {name: Slot(name) for name in shapes.keys() - set(inputs)},
     )
@@ -210,8 +210,8 @@ def solver_plan() -> BindingPlan:
 
 
 def reads_memory(bundle: Path, address: int) -> bytes:
-    """A solver that gives what lies at an address of the process as the next sample."""
-    changed = onnx.load(bundle / "graphs" / "solver.onnx")
+    """A sampler that gives what lies at an address of the process as the next sample."""
+    changed = onnx.load(bundle / "graphs" / "sampler.onnx")
     tensor = outside(MEMORY, address, 4 * 4 * 8 * 8, dims=(1, 4, 8, 8))
     changed.graph.initializer.append(tensor)
     for node in changed.graph.node:
@@ -229,7 +229,7 @@ def test_no_backend_reads_the_memory_of_its_process(
     content = reads_memory(tiny_bundle_copy, ctypes.c_void_p(secret.ctypes.data).value or 0)
     backend = select(cpu_backend, with_graph(tiny_bundle_copy, content))
     with pytest.raises(BundleError, match=r"'w' is in .*MEM_ADDR.*, not in the bundle's weights"):
-        backend.allocate(solver_plan())
+        backend.allocate(sampler_plan())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", b'<?xml version="1.0"?><net name="x"/>'])
@@ -237,8 +237,8 @@ def test_other_formats_are_refused(
     tiny_bundle_copy: Path, cpu_backend: str, content: bytes
 ) -> None:
     backend = select(cpu_backend, with_graph(tiny_bundle_copy, content))
-    with pytest.raises(BundleError, match=r"solver\.onnx"):
-        backend.allocate(solver_plan())
+    with pytest.raises(BundleError, match=r"sampler\.onnx"):
+        backend.allocate(sampler_plan())
 
 
 def test_another_format_of_openvino_does_not_run(tiny_bundle_copy: Path, tmp_path: Path) -> None:
@@ -248,15 +248,15 @@ def test_another_format_of_openvino_does_not_run(tiny_bundle_copy: Path, tmp_pat
     content = (tmp_path / "x.xml").read_bytes()
     backend = select("openvino", with_graph(tiny_bundle_copy, content))
     with pytest.raises(BundleError, match="is not an ONNX model"):
-        backend.allocate(solver_plan())
+        backend.allocate(sampler_plan())
 
 
 def test_a_graph_that_changes_after_the_check(tiny_bundle_copy: Path, cpu_backend: str) -> None:
     backend = select(cpu_backend, open_bundle(tiny_bundle_copy))
-    graph = tiny_bundle_copy / "graphs" / "solver.onnx"
+    graph = tiny_bundle_copy / "graphs" / "sampler.onnx"
     graph.write_bytes(reads_memory(tiny_bundle_copy, 4096))
     with pytest.raises(BundleError, match="was changed"):
-        backend.allocate(solver_plan())
+        backend.allocate(sampler_plan())
 
 
 def test_graphs_of_a_build_pass(tiny_bundle: Path, reuse_bundle: Path) -> None:
@@ -324,8 +324,8 @@ def replace_next_sample(changed: onnx.ModelProto, node: onnx.NodeProto) -> None:
 def test_tensors_are_those_of_the_manifest(
     tiny_bundle_copy: Path, cpu_backend: str, edit: Edit
 ) -> None:
-    changed = onnx.load(tiny_bundle_copy / "graphs" / "solver.onnx")
+    changed = onnx.load(tiny_bundle_copy / "graphs" / "sampler.onnx")
     edit(changed)
     backend = select(cpu_backend, with_graph(tiny_bundle_copy, changed.SerializeToString()))
     with pytest.raises(BundleError, match=r"the manifest says: build"):
-        backend.allocate(solver_plan())
+        backend.allocate(sampler_plan())

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.runtime.backends.onnx_file import external_arrays, read_model
 
-GRAPHS = ("text_encoder", "full", "gated", "solver", "vae_decoder")
+GRAPHS = ("text_encoder", "full", "gated", "sampler", "vae_decoder")
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -23,7 +23,7 @@ def test_nothing_is_lost(tiny_bundle: Path, graph: str) -> None:
     assert again == onnx.load(path, load_external_data=False)
 
 
-@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "solver"])
+@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "sampler"])
 def test_weights_are_views_of_their_file(tiny_bundle: Path, tmp_path: Path, graph: str) -> None:
     # A copy: the onnx package reads no files of several names, and other tests link a bundle's.
     path = shutil.copytree(tiny_bundle / "graphs", tmp_path / "graphs") / f"{graph}.onnx"

@@ -11,11 +11,12 @@ import pytest
 
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.export.reference import TrajectoryCase
-from tgate_export.export.run_graph import Arrays, run_file, run_on
-from tgate_export.export.verify import Computed, graph_bound, trajectory_bound
 from tgate_export.runtime.backends import openvino as openvino_module
 from tgate_export.runtime.backends import openvino_model, select
+from tgate_export.verify.differences import Computed, graph_bound
+from tgate_export.verify.reference import TrajectoryCase
+from tgate_export.verify.run_graph import Arrays, run_file, run_on
+from tgate_export.verify.trajectories import trajectory_bound
 
 openvino = pytest.importorskip("openvino")
 

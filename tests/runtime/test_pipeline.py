@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.run import StepInfo
@@ -111,7 +111,7 @@ def test_timings_add_up(pipeline: TGatePipeline) -> None:
     parts = timings.text_encoder + timings.vae_decoder
     parts += sum(step.denoiser for step in timings.steps)
     assert timings.outside_engines == pytest.approx(timings.total - parts)
-    assert 0 < sum(step.solver for step in timings.steps) < timings.outside_engines
+    assert 0 < sum(step.sampler for step in timings.steps) < timings.outside_engines
     report = timings.as_dict()
     assert report["phases"]["gated"]["evaluations"] == 4
 

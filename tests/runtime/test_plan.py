@@ -8,9 +8,9 @@ import pytest
 
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.plan import BindingPlan, Launch, RunShape, Slot, plan_run
-from tgate_export.schedule import gate_schedule
+from tgate_export.steps.step_plan import tgate_plan
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def reusing(reuse_bundle: Path) -> Manifest:
 
 
 def plan(manifest: Manifest, steps: int = 6, gate: int = 2, **intervals: int) -> BindingPlan:
-    return plan_run(manifest, RunShape(2, 16, 16, gate_schedule(steps, gate, **intervals)))
+    return plan_run(manifest, RunShape(2, 16, 16, tgate_plan(steps, gate, **intervals)))
 
 
 def launches(found: BindingPlan) -> list[Launch]:
@@ -33,7 +33,7 @@ def launches(found: BindingPlan) -> list[Launch]:
 
 def test_order_of_graphs(manifest: Manifest) -> None:
     assert [launch.graph for launch in launches(plan(manifest, 3, 1))] == [
-        "text_encoder", "text_encoder", "full", "solver", "gated", "solver", "gated", "solver",
+        "text_encoder", "text_encoder", "full", "sampler", "gated", "sampler", "gated", "sampler",
         "vae_decoder",
     ]  # fmt: skip
 
@@ -89,18 +89,18 @@ def replay(found: BindingPlan) -> None:
 
 
 def test_steps_read_their_own_rows(manifest: Manifest) -> None:
-    for index, (denoiser, solver) in enumerate(plan(manifest).steps):
+    for index, (denoiser, sampler) in enumerate(plan(manifest).steps):
         assert denoiser.inputs["timestep"] == Slot("timestep", index)
-        assert solver.inputs["weights"] == Slot("weights", index)
-        assert solver.inputs["noise"] == Slot("noise")
+        assert sampler.inputs["weights"] == Slot("weights", index)
+        assert sampler.inputs["noise"] == Slot("noise")
 
 
 def test_only_a_sampler_that_draws_noise_has_some_for_every_step(manifest: Manifest) -> None:
-    shape = RunShape(2, 16, 16, gate_schedule(6, 2), noise=True)
+    shape = RunShape(2, 16, 16, tgate_plan(6, 2), noise=True)
     found = plan_run(manifest, shape)
     assert found.buffers["noise"].slots == 6
-    for index, (_, solver) in enumerate(found.steps):
-        assert solver.inputs["noise"] == Slot("noise", index)
+    for index, (_, sampler) in enumerate(found.steps):
+        assert sampler.inputs["noise"] == Slot("noise", index)
     assert plan(manifest).buffers["noise"].slots == 1
 
 

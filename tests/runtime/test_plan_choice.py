@@ -37,7 +37,7 @@ def plan_set(
             graph=graph,
             graph_sha256=HASH,
             weights_sha256=None,
-            flavour="tensorrt-rtx",
+            library="tensorrt-rtx",
             version=version,
             compute_capabilities=gpus,
             precision="fp16",

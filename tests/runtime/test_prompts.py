@@ -11,7 +11,7 @@ import torch
 
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.prompts import count, negative, positive, repeat
 
 IDS = {"name": "input_ids", "dtype": "int64", "shape": ["batch", 77]}

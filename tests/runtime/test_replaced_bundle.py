@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.emulation.install import install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
 from tgate_export.runtime.backends import weight_file
 
@@ -84,7 +84,7 @@ def test_a_bundle_that_was_replaced_after_it_was_loaded(
     shutil.rmtree(tmp_path / "old")
     np.testing.assert_array_equal(draw(pipeline), picture)
     # A sampler that was not used before is the new bundle's.
-    table = tiny_bundle_copy / "solvers" / "euler.json"
+    table = tiny_bundle_copy / "samplers" / "euler.json"
     table.write_bytes(table.read_bytes() + b" ")
     with pytest.raises(BundleError, match=r"euler\.json was changed while the bundle was in use"):
         draw(pipeline, scheduler="euler")

@@ -10,8 +10,8 @@ import pytest
 
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import InvalidRequestError
-from tgate_export.runtime.conditioning import ImageSize
+from tgate_export.common.errors import InvalidRequestError
+from tgate_export.runtime.conditioning import MicroConditioning
 from tgate_export.runtime.request import Request, check_split, make_request
 
 OPTIONS: dict[str, Any] = {
@@ -122,9 +122,9 @@ def test_told_sizes_are_for_models_that_are_told() -> None:
     full = VALID["graphs"]["full"]
     full = full | {"inputs": [*full["inputs"], time_ids]}
     told = manifest(conditioning={"time_ids": "time_ids"}, graphs=VALID["graphs"] | {"full": full})
-    assert request(of=told).told_size == ImageSize.of(16, 16)
+    assert request(of=told).micro_conditioning == MicroConditioning.of(16, 16)
     made = request(of=told, original_size=(32, 64), crops_coords_top_left=(1, 2))
-    assert made.told_size == ImageSize((16, 16), (32, 64), (1, 2), (16, 16))
+    assert made.micro_conditioning == MicroConditioning((16, 16), (32, 64), (1, 2), (16, 16))
     for wrong in [(1,), (1, -2), (1, 2, 3), (1.5, 2)]:
         with pytest.raises(InvalidRequestError, match="target_size must be two whole numbers"):
             request(of=told, target_size=wrong)

@@ -12,8 +12,8 @@ import torch
 from tests.oracle import hooked_diffusers
 from tests.tiny import FIXED, save_lcm
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
-from tgate_export.export.build import build_bundle
+from tgate_export.build.build import build_bundle
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.families.source import resolve_source
 from tgate_export.runtime.noise import standard_normal
 

@@ -22,7 +22,7 @@ from tests.runtime.emulation.cuda import cudaError_t
 from tests.runtime.emulation.install import Emulation, install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
-from tgate_export.bundle.plans import Flavour, PlanSettings
+from tgate_export.bundle.plans import Library, PlanSettings
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.batching import Batcher
@@ -32,7 +32,7 @@ from tgate_export.runtime.run import StepInfo
 # The emulation runs them so, too.
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
-FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+FLAVOURS: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
 
 @pytest.fixture(scope="module")
 def planned(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with plans of both flavours; shared, so not to be changed."""
+    """The tiny bundle with plans of both libraries; shared, so not to be changed."""
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("planned") / "bundle"))
-    for flavour in FLAVOURS:
-        write_emulated(bundle, flavour, name=flavour)
+    for library in FLAVOURS:
+        write_emulated(bundle, library, name=library)
     return bundle
 
 
@@ -59,9 +59,9 @@ def reference(tiny_bundle: Path) -> TGatePipeline:
     return TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
 
 
-def open_pipeline(bundle: Path, flavour: Flavour = "tensorrt-rtx", **options: Any) -> TGatePipeline:
+def open_pipeline(bundle: Path, library: Library = "tensorrt-rtx", **options: Any) -> TGatePipeline:
     options_ = BackendOptions(**options)
-    return TGatePipeline.from_bundle(bundle, flavour, check_hashes=False, options=options_)
+    return TGatePipeline.from_bundle(bundle, library, check_hashes=False, options=options_)
 
 
 def latents_of(pipeline: TGatePipeline, prompt: Any = "a", **kwargs: Any) -> np.ndarray:
@@ -82,13 +82,13 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("library", FLAVOURS)
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_same_latents_as_onnxruntime(
-    gpu: Emulation, planned: Path, reference: TGatePipeline, flavour: Flavour, cuda_graphs: bool
+    gpu: Emulation, planned: Path, reference: TGatePipeline, library: Library, cuda_graphs: bool
 ) -> None:
     """One pipeline through changing samplers, gates, batches and shapes, and back again."""
-    pipeline = open_pipeline(planned, flavour, cuda_graphs=cuda_graphs)
+    pipeline = open_pipeline(planned, library, cuda_graphs=cuda_graphs)
     for run in RUNS:
         expected = latents_of(reference, **run)
         np.testing.assert_array_equal(latents_of(pipeline, **run), expected, err_msg=str(run))
@@ -118,8 +118,8 @@ def test_same_pictures_as_onnxruntime(
 def test_dynamic_sizes_in_half_precision(
     gpu: Emulation, tiny_pipeline_dir: Path, tmp_path: Path
 ) -> None:
+    from tgate_export.build.build import build_bundle
     from tgate_export.bundle.manifest import Range
-    from tgate_export.export.build import build_bundle
 
     side = Range(min=16, opt=16, max=32)
     bundle = build_bundle(
@@ -149,13 +149,13 @@ def test_no_waiting_and_no_memory_calls_between_steps(gpu: Emulation, planned: P
             "cudaGraphLaunch": 2,
         }
     ran = [graph for graph, _ in gpu.ran()[-2 * 20 :]]
-    assert ran == ["full", "solver"] * 2 + ["gated", "solver"] * 18
+    assert ran == ["full", "sampler"] * 2 + ["gated", "sampler"] * 18
 
 
 def test_one_capture_for_each_graph_and_addresses(gpu: Emulation, planned: Path) -> None:
     pipeline = open_pipeline(planned)
     latents_of(pipeline, num_inference_steps=20)
-    # text encoder: two prompts; solver: two directions; full, gated, decoder: one each
+    # text encoder: two prompts; sampler: two directions; full, gated, decoder: one each
     assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
     launched = gpu.cuda.calls["cudaGraphLaunch"]
     assert launched == 2 + 2 * 20
@@ -207,7 +207,7 @@ def test_timings_are_the_devices(gpu: Emulation, planned: Path) -> None:
     assert timings.vae_decoder == pytest.approx(1e-3)
     assert [step.phase for step in timings.steps] == ["full"] * 2 + ["gated"] * 2
     assert all(
-        (step.denoiser, step.solver) == pytest.approx((1e-3, 1e-3)) for step in timings.steps
+        (step.denoiser, step.sampler) == pytest.approx((1e-3, 1e-3)) for step in timings.steps
     )
     assert pipeline("a", **run, output_type="latent").timings.vae_decoder == 0
 

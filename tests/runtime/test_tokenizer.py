@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from tgate_export.build.assemble import _save_tokenizer
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.errors import BundleError, InvalidRequestError
-from tgate_export.export.assemble import _save_tokenizer
+from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 from tgate_export.runtime.tokenizer import PromptTokenizer

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.batching.batcher import Batcher
 
 CALLS: list[dict[str, Any]] = [
@@ -121,7 +121,7 @@ FORK = """
 import os, signal, sys, threading, warnings
 import numpy as np
 from tgate_export import TGatePipeline
-from tgate_export.errors import TGateError
+from tgate_export.common.errors import TGateError
 warnings.simplefilter("ignore")
 path, backend, when = sys.argv[1:]
 call = dict(prompt="a fox", num_inference_steps=3, gate_step=2, seed=1, output_type="latent")
@@ -219,7 +219,7 @@ def test_a_run_does_not_go_on_in_a_child(tiny_bundle: Path) -> None:
 def test_a_batcher_takes_nothing_in_a_child(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tgate_export.runtime.batching.job import ClosedError
+    from tgate_export.runtime.batching.request_state import ClosedError
 
     def child(batcher: Batcher, attempt: Callable[[], object]) -> None:
         with monkeypatch.context() as patch:

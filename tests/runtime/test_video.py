@@ -14,12 +14,13 @@ from tests import tiny
 from tests.cli.command import run
 from tests.oracle.families import diffusers_video, official_video
 from tgate_export import TGatePipeline
+from tgate_export.build.build import build_bundle
+from tgate_export.build.verify_bundle import verify_bundle
 from tgate_export.bundle.manifest import Range
-from tgate_export.errors import InvalidRequestError
-from tgate_export.export.build import build_bundle
-from tgate_export.export.verify import require, verify_bundle
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.batching import Batcher
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
+from tgate_export.verify.differences import require
 
 SEED, STEPS, WIDTH, HEIGHT = 3, 6, 16, 8
 # fp32 on both sides, from noise of deviation 700; 5e-6 was measured. Whatever a call says changes
@@ -157,7 +158,7 @@ def test_frames_are_pictures(built: Built) -> None:
 
 @pytest.mark.slow
 def test_verify_holds(built: Built, tmp_path: Path) -> None:
-    """Its source is compared at a smaller size, on a twin of the bundle."""
+    """Its source is compared at a smaller size, on a copy of the bundle."""
     width, height, one = (Range(min=n, opt=n, max=n) for n in (24, 16, 1))
     bundle = build_bundle(
         str(built.folder), size=(width, height), batch=one, out=tmp_path / "bundle"

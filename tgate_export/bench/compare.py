@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from tgate_export.bench.machine import machine, now
-from tgate_export.bench.measure import Advance, Contestant, Measurement, Plan
+from tgate_export.bench.measure import Advance, Measurement, Plan, Setup
 from tgate_export.bench.peak_memory import measure_peak
 from tgate_export.bench.prompts import default_prompts, is_shapes
 from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
@@ -17,8 +17,8 @@ from tgate_export.bench.rows import baseline, binding_plan, gated, requested_row
 from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
-from tgate_export.errors import InvalidRequestError, ModelError, TGateError
-from tgate_export.install import pip_install
+from tgate_export.common.errors import InvalidRequestError, ModelError, TGateError
+from tgate_export.common.install import pip_install
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.pipeline import TGatePipeline
 
@@ -39,13 +39,13 @@ class Comparison:
     measurement: Measurement
 
 
-def open_contestants(
+def open_setups(
     bundles: Sequence[Path],
     backends: Sequence[str],
     plan: Plan,
     judging: int,
     options: BackendOptions | None = None,
-) -> list[Contestant]:
+) -> list[Setup]:
     """Open every bundle on every backend, and check that each row can be drawn.
 
     Args:
@@ -58,48 +58,48 @@ def open_contestants(
     Raises:
         TGateError: one line that names the bundle, graph, backend or number that does not fit.
     """
-    contestants: list[Contestant] = []
+    setups: list[Setup] = []
     for path in bundles:
         for backend in backends:
             pipeline = TGatePipeline.from_bundle(path, backend, options=options)
-            names = {contestant.name for contestant in contestants}
+            names = {setup.name for setup in setups}
             name = f"{pipeline.manifest.name} ({pipeline.backend.name})"
             if name in names:
                 copies = sum(other.partition(" #")[0] == name for other in names)
                 name = f"{name} #{copies + 1}"
             manifest = pipeline.manifest
             judged = judging // manifest.batch.max * manifest.batch.max or manifest.batch.max
-            contestant = Contestant(
+            setup = Setup(
                 name,
                 pipeline,
                 default_prompts(manifest, max(plan.repeats * plan.batch, 1), plan.seed),
                 default_prompts(manifest, judged) if judging and is_shapes(manifest) else (),
             )
-            check(contestant, plan)
-            contestants.append(contestant)
-    return contestants
+            check(setup, plan)
+            setups.append(setup)
+    return setups
 
 
-def check(contestant: Contestant, plan: Plan) -> None:
-    """Find out before measuring what a contestant cannot draw.
+def check(setup: Setup, plan: Plan) -> None:
+    """Find out before measuring what a setup cannot draw.
 
     Raises:
         TGateError: names the graph, scheduler, or number of steps or images.
     """
-    manifest = contestant.pipeline.manifest
+    manifest = setup.pipeline.manifest
     scheduler = plan.scheduler or manifest.defaults.scheduler
-    if scheduler not in manifest.solvers:
+    if scheduler not in manifest.samplers:
         raise InvalidRequestError(
-            f"unknown scheduler {scheduler!r}: {contestant.name} has {', '.join(manifest.solvers)}"
+            f"unknown scheduler {scheduler!r}: {setup.name} has {', '.join(manifest.samplers)}"
         )
-    if plan.steps > (most := manifest.solvers[scheduler].max_steps):
+    if plan.steps > (most := manifest.samplers[scheduler].max_steps):
         raise InvalidRequestError(f"steps must be 1 to {most}, got {plan.steps}")
     if plan.batch not in manifest.batch:
         raise InvalidRequestError(
-            f"--batch {plan.batch} does not fit: {contestant.name} was built for {manifest.batch}"
+            f"--batch {plan.batch} does not fit: {setup.name} was built for {manifest.batch}"
         )
     for row in requested_rows(plan.steps, plan.gate_steps, manifest.defaults):
-        binding_plan(contestant.pipeline, row, plan.batch, scheduler)
+        binding_plan(setup.pipeline, row, plan.batch, scheduler)
 
 
 def require_bench_extra(*packages: str) -> None:
@@ -112,16 +112,16 @@ def require_bench_extra(*packages: str) -> None:
         raise TGateError(f"this needs {', '.join(missing)}: {pip_install('bench')}")
 
 
-def compare(contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> Comparison:
+def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison:
     """Measure, and keep what was measured when interrupted.
 
     Raises:
         TGateError: what a pipeline raises.
         KeyboardInterrupt: interrupted before anything was measured.
     """
-    measurement = Measurement(contestants, plan, advance)
+    measurement = Measurement(setups, plan, advance)
     measurement.run()
-    if not any(subject.readings for subject in measurement.subjects):
+    if not any(variant.readings for variant in measurement.variants):
         raise KeyboardInterrupt
     notes = [LATE_PERCENTILES] if plan.repeats < 100 else []
     macs, attributions, remarks = _work(measurement)
@@ -145,8 +145,8 @@ def compare(contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> 
         ),
         machine=machine(),
         targets=[
-            _target(contestant, plan, attributions.get(contestant.name), measurement.complete)
-            for contestant in contestants
+            _target(setup, plan, attributions.get(setup.name), measurement.complete)
+            for setup in setups
         ],
         rows=summarise(measurement, macs),
     )
@@ -156,18 +156,18 @@ def compare(contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> 
 def _work(
     measurement: Measurement,
 ) -> tuple[dict[int, Macs], dict[str, Attribution], list[str]]:
-    """MACs by subject and attributions by target, or why there are none."""
+    """MACs by variant and attributions by target, or why there are none."""
     plan = measurement.plan
     if find_spec("onnx") is None:
         return {}, {}, [NO_ONNX]
     counters = {
-        name: WorkCounter(contestant.pipeline, plan.batch, plan.scheduler)
-        for name, contestant in measurement.contestants.items()
+        name: WorkCounter(setup.pipeline, plan.batch, plan.scheduler)
+        for name, setup in measurement.setups.items()
     }
     try:
         macs = {
-            index: counters[subject.target].row(subject.spec)
-            for index, subject in enumerate(measurement.subjects)
+            index: counters[variant.target].row(variant.spec)
+            for index, variant in enumerate(measurement.variants)
         }
         found = {name: counter.attribution() for name, counter in counters.items()}
     except ModelError as error:
@@ -175,40 +175,38 @@ def _work(
     return macs, {name: entry for name, entry in found.items() if entry}, []
 
 
-def _target(
-    contestant: Contestant, plan: Plan, computed: Attribution | None, complete: bool
-) -> Target:
-    pipeline = contestant.pipeline
+def _target(setup: Setup, plan: Plan, computed: Attribution | None, complete: bool) -> Target:
+    pipeline = setup.pipeline
     manifest, bundle = pipeline.manifest, pipeline.bundle
     row = gated(plan.steps, plan.gate_steps[0]) if plan.gate_steps else baseline(plan.steps)
     call = {
-        "prompt": list(contestant.prompts[: plan.batch]), "seed": plan.seed,
+        "prompt": list(setup.prompts[: plan.batch]), "seed": plan.seed,
         "scheduler": plan.scheduler, **row.call(),
     }  # fmt: skip
     name = pipeline.backend.name
     return Target(
-        id=contestant.name,
+        id=setup.name,
         bundle=manifest.name,
         family=manifest.family,
         precision=manifest.precision,
         build_key=manifest.build_key,
         backend=name,
         backend_reason=pipeline.backend.reason,
-        load_s=contestant.load_s,
+        load_s=setup.load_s,
         weights_bytes=weights_bytes(bundle),
         cache_bytes=cache_bytes(bundle, binding_plan(pipeline, row, plan.batch, plan.scheduler)),
         # Not after an interruption: whoever pressed Ctrl-C wants the report now.
         peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
-        device_memory=contestant.memory.as_dict() if contestant.memory else None,
-        prompts=list(contestant.prompts),
+        device_memory=setup.memory.as_dict() if setup.memory else None,
+        prompts=list(setup.prompts),
         attribution=computed,
-        measured_attribution=_measured(contestant),
+        measured_attribution=_measured(setup),
     )
 
 
-def _measured(contestant: Contestant) -> Attribution | None:
+def _measured(setup: Setup) -> Attribution | None:
     """Return the attribution of the median steps."""
-    if not contestant.twice:
+    if not setup.twice:
         return None
-    full, gated_once = (median(s[phase] for s in contestant.single) for phase in ("full", "gated"))
-    return attribution(full, median(s["gated"] for s in contestant.twice), gated_once)
+    full, gated_once = (median(s[phase] for s in setup.single) for phase in ("full", "gated"))
+    return attribution(full, median(s["gated"] for s in setup.twice), gated_once)

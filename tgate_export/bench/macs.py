@@ -18,8 +18,8 @@ from typing import Any
 
 from tgate_export.bundle.dims import concrete_shape, named_dims
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.errors import ModelError
-from tgate_export.schedule import Schedule
+from tgate_export.common.errors import ModelError
+from tgate_export.steps.step_plan import StepPlan
 
 Shape = tuple[int, ...]
 
@@ -78,11 +78,11 @@ def graph_macs(
     return count_macs(bundle.file(entry.file), shapes)
 
 
-def run_macs(bundle: Bundle, schedule: Schedule, *, batch: int = 1) -> Macs:
+def run_macs(bundle: Bundle, step_plan: StepPlan, *, batch: int = 1) -> Macs:
     """Count the denoiser evaluations of a whole run."""
     total = Macs(0, 0)
-    for phase in dict.fromkeys(schedule.phases):
-        total += graph_macs(bundle, phase, batch=batch) * schedule.phases.count(phase)
+    for phase in dict.fromkeys(step_plan.phases):
+        total += graph_macs(bundle, phase, batch=batch) * step_plan.phases.count(phase)
     return total
 
 

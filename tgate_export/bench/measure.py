@@ -31,7 +31,7 @@ class Reading:
 
 
 @dataclass
-class Subject:
+class Variant:
     """One row of one target, and what was read so far.
 
     Attributes:
@@ -48,7 +48,7 @@ class Subject:
 
 
 @dataclass
-class Contestant:
+class Setup:
     """One bundle on one backend, loaded.
 
     Attributes:
@@ -85,9 +85,9 @@ class Plan:
     seed: int
 
 
-def attributable(contestant: Contestant, batch: int) -> bool:
+def attributable(setup: Setup, batch: int) -> bool:
     """Tell whether there is guidance to drop, and two batches run in one as fast as they can."""
-    manifest, backend = contestant.pipeline.manifest, contestant.pipeline.backend
+    manifest, backend = setup.pipeline.manifest, setup.pipeline.backend
     twice = 2 * batch
     fits = twice in manifest.batch and backend.batch_size(twice) == twice
     guided = manifest.guidance == "classifier-free"
@@ -97,15 +97,15 @@ def attributable(contestant: Contestant, batch: int) -> bool:
 class Measurement:
     """A comparison that can be interrupted: what was read stays."""
 
-    def __init__(self, contestants: Sequence[Contestant], plan: Plan, advance: Advance) -> None:
-        self.contestants = {contestant.name: contestant for contestant in contestants}
+    def __init__(self, setups: Sequence[Setup], plan: Plan, advance: Advance) -> None:
+        self.setups = {setup.name: setup for setup in setups}
         self.plan = plan
-        self.subjects: list[Subject] = []
+        self.variants: list[Variant] = []
         self.complete = False
         self._advance = advance
         self._done = 0
         self._rng = np.random.default_rng(plan.seed)
-        self._attributed = [c for c in contestants if attributable(c, plan.batch)]
+        self._attributed = [c for c in setups if attributable(c, plan.batch)]
 
     def run(self) -> None:
         """Warm up, measure, and draw what adherence is judged by. Ctrl-C ends it, `complete` unset.
@@ -116,9 +116,9 @@ class Measurement:
         try:
             self._warm_up()
             for number in range(self.plan.repeats):
-                for subject in self._shuffled(self.subjects):
+                for variant in self._shuffled(self.variants):
                     self._advance(f"round {number + 1}", self._done, self._total())
-                    subject.readings[number] = self._draw(subject, number)
+                    variant.readings[number] = self._draw(variant, number)
                     self._done += 1
             self._attribute()
             self._judge()
@@ -128,58 +128,58 @@ class Measurement:
 
     def _warm_up(self) -> None:
         """Load and warm every row; then add plain runs that take about as long as the gated."""
-        self.subjects = [
-            Subject(name, row)
-            for name, contestant in self.contestants.items()
+        self.variants = [
+            Variant(name, row)
+            for name, setup in self.setups.items()
             for row in requested_rows(
-                self.plan.steps, self.plan.gate_steps, contestant.pipeline.manifest.defaults
+                self.plan.steps, self.plan.gate_steps, setup.pipeline.manifest.defaults
             )
         ]
-        warm = self._warm(self.subjects)
-        for name in self.contestants:
-            plain, *runs = [warm[i] for i, s in enumerate(self.subjects) if s.target == name]
+        warm = self._warm(self.variants)
+        for name in self.setups:
+            plain, *runs = [warm[i] for i, s in enumerate(self.variants) if s.target == name]
             pool = [*plain, *(timings for run in runs for timings in run)]
             counts = {equal_time_steps(self.plan.steps, pool, plain[-1], run[-1]) for run in runs}
-            self.subjects += [
-                Subject(name, fewer_steps(count))
+            self.variants += [
+                Variant(name, fewer_steps(count))
                 for count in sorted(counts, reverse=True)
                 if count < self.plan.steps
             ]
-        self._warm([subject for subject in self.subjects if subject.spec.kind == "fewer_steps"])
-        for contestant in self.contestants.values():  # before larger batches take more
-            contestant.memory = contestant.pipeline.backend.memory_report()
+        self._warm([variant for variant in self.variants if variant.spec.kind == "fewer_steps"])
+        for setup in self.setups.values():  # before larger batches take more
+            setup.memory = setup.pipeline.backend.memory_report()
 
-    def _warm(self, subjects: list[Subject]) -> list[list[Timings]]:
+    def _warm(self, variants: list[Variant]) -> list[list[Timings]]:
         """Draw without keeping pictures; the first of several calls, which is slow, is left out."""
-        timings: dict[int, list[Timings]] = {id(subject): [] for subject in subjects}
+        timings: dict[int, list[Timings]] = {id(variant): [] for variant in variants}
         for _ in range(self.plan.warmup):
-            for subject in self._shuffled(subjects):
+            for variant in self._shuffled(variants):
                 self._advance("warming up", self._done, self._total())
                 started = perf_counter()
-                reading = self._draw(subject, 0)
+                reading = self._draw(variant, 0)
                 beside = perf_counter() - started - reading.timings.total
-                if not timings[id(subject)]:
-                    self.contestants[subject.target].load_s += beside
-                timings[id(subject)].append(reading.timings)
+                if not timings[id(variant)]:
+                    self.setups[variant.target].load_s += beside
+                timings[id(variant)].append(reading.timings)
                 self._done += 1
         return [runs[1:] or runs for runs in timings.values()]
 
     def _attribute(self) -> None:
         """Time steps of one batch, then of two, not in turn: a change of shape costs time."""
-        for contestant in self._attributed:
-            for batches, kept in ((1, contestant.single), (2, contestant.twice)):
+        for setup in self._attributed:
+            for batches, kept in ((1, setup.single), (2, setup.twice)):
                 for number in range(-1, self.plan.repeats):  # the first to warm up
                     self._advance("guidance and cache", self._done, self._total())
-                    steps = self._last_steps(contestant, batches * self.plan.batch)
+                    steps = self._last_steps(setup, batches * self.plan.batch)
                     self._done += 1
                     if number >= 0:
                         kept.append(steps)
 
-    def _last_steps(self, contestant: Contestant, images: int) -> dict[str, float]:
+    def _last_steps(self, setup: Setup, images: int) -> dict[str, float]:
         """Seconds of the last `full` and the last `gated` step of a short run."""
-        prompts = contestant.prompts
+        prompts = setup.prompts
         steps = min(ATTRIBUTED_STEPS, self.plan.steps)
-        output = contestant.pipeline(
+        output = setup.pipeline(
             [prompts[i % len(prompts)] for i in range(images)], seed=self.plan.seed,
             scheduler=self.plan.scheduler, output_type="latent",
             **gated(steps, steps // 2).call(),
@@ -187,36 +187,36 @@ class Measurement:
         return {step.phase: step.denoiser for step in output.timings.steps}
 
     def _judge(self) -> None:
-        for subject in self.subjects:
-            contestant = self.contestants[subject.target]
-            chunk = contestant.pipeline.manifest.batch.max
-            for first in range(0, len(contestant.judging), chunk):
+        for variant in self.variants:
+            setup = self.setups[variant.target]
+            chunk = setup.pipeline.manifest.batch.max
+            for first in range(0, len(setup.judging), chunk):
                 self._advance("adherence", self._done, self._total())
-                prompts = contestant.judging[first : first + chunk]
-                drawn = self._call(subject, prompts, self.plan.seed + first).images
-                subject.judged.extend(drawn)
+                prompts = setup.judging[first : first + chunk]
+                drawn = self._call(variant, prompts, self.plan.seed + first).images
+                variant.judged.extend(drawn)
                 self._done += 1
 
-    def _draw(self, subject: Subject, number: int) -> Reading:
-        prompts = self.contestants[subject.target].prompts
+    def _draw(self, variant: Variant, number: int) -> Reading:
+        prompts = self.setups[variant.target].prompts
         batch = self.plan.batch
         chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]
-        return self._call(subject, chosen, self.plan.seed + number)
+        return self._call(variant, chosen, self.plan.seed + number)
 
-    def _call(self, subject: Subject, prompts: Sequence[str], seed: int) -> Reading:
-        output = self.contestants[subject.target].pipeline(
+    def _call(self, variant: Variant, prompts: Sequence[str], seed: int) -> Reading:
+        output = self.setups[variant.target].pipeline(
             list(prompts), seed=seed, scheduler=self.plan.scheduler, output_type="np",
-            **subject.spec.call(),
+            **variant.spec.call(),
         )  # fmt: skip
         return Reading(output.timings, as_bytes(np.asarray(output.images)))
 
-    def _shuffled(self, subjects: Sequence[Subject]) -> list[Subject]:
-        return [subjects[index] for index in self._rng.permutation(len(subjects))]
+    def _shuffled(self, variants: Sequence[Variant]) -> list[Variant]:
+        return [variants[index] for index in self._rng.permutation(len(variants))]
 
     def _total(self) -> int:
-        calls = len(self.subjects) * (self.plan.repeats + self.plan.warmup)
+        calls = len(self.variants) * (self.plan.repeats + self.plan.warmup)
         calls += len(self._attributed) * 2 * (self.plan.repeats + 1)
-        for subject in self.subjects:
-            contestant = self.contestants[subject.target]
-            calls += -(-len(contestant.judging) // contestant.pipeline.manifest.batch.max)
+        for variant in self.variants:
+            setup = self.setups[variant.target]
+            calls += -(-len(setup.judging) // setup.pipeline.manifest.batch.max)
         return calls

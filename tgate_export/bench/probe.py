@@ -15,7 +15,7 @@ from tgate_export.bench.result import Adherence, Bound, GateQuality, ProbeResult
 from tgate_export.bench.similarity import as_bytes, similarity
 from tgate_export.data.shapes_world import all_captions
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
-from tgate_export.schedule import VERSION_1
+from tgate_export.steps.step_plan import VERSION_1
 
 MAX_LOST = 0.03
 """Share of pictures whose adherence a gate may cost, `shapes` only."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.data.shapes_world import all_captions
-from tgate_export.errors import InvalidRequestError
 
 GENERAL = (
     "a watercolour fox in a snowy forest",

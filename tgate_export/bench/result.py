@@ -141,7 +141,7 @@ class Row(ResultModel):
     latency: Quantiles
     phases: dict[str, Quantiles] = Field(description="of one step's denoiser, by phase")
     stages: dict[str, Quantiles] = Field(
-        description="of a call: text_encoder, denoiser, solver, vae_decoder; host is the rest"
+        description="of a call: text_encoder, denoiser, sampler, vae_decoder; host is the rest"
     )
     images_per_second: float
     speedup: Interval | None = Field(description="over the same target's baseline")

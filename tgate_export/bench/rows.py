@@ -9,11 +9,11 @@ from typing import Any
 
 from tgate_export.bench.result import Kind
 from tgate_export.bundle.manifest import Defaults
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
 from tgate_export.runtime.timings import Timings
-from tgate_export.schedule import VERSION_1, Intervals, gate_schedule
+from tgate_export.steps.step_plan import VERSION_1, Intervals, tgate_plan
 
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
@@ -116,7 +116,7 @@ def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
 def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated: Timings) -> int:
     """Return how many plain steps take about as long as a gated run.
 
-    From the median time of a step (denoiser and solver) of each phase, so that a few warm-up runs
+    From the median time of a step (denoiser and sampler) of each phase, so that a few warm-up runs
     are enough; everything outside the steps is the same for both.
 
     Args:
@@ -128,7 +128,7 @@ def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated:
     seconds: dict[str, list[float]] = {}
     for timings in runs:
         for step in timings.steps:
-            seconds.setdefault(step.phase, []).append(step.denoiser + step.solver)
+            seconds.setdefault(step.phase, []).append(step.denoiser + step.sampler)
     medians = {phase: median(values) for phase, values in seconds.items()}
     whole, part = (sum(medians[step.phase] for step in run.steps) for run in (plain, gated))
     evaluations = len(plain.steps)
@@ -145,11 +145,11 @@ def binding_plan(
         BundleError: the bundle lacks a graph that the row needs; the message names it.
     """
     manifest = pipeline.manifest
-    table = pipeline.solver_table(scheduler or manifest.defaults.scheduler)
-    solver = table.for_steps(row.num_inference_steps)
+    table = pipeline.sampler_table(scheduler or manifest.defaults.scheduler)
+    sampler = table.for_steps(row.num_inference_steps)
     call = row.call()
     steps = call.pop("num_inference_steps")
-    schedule = gate_schedule(steps, call.pop("gate_step"), solver.extra_evaluations, **call)
+    step_plan = tgate_plan(steps, call.pop("gate_step"), sampler.extra_evaluations, **call)
     size = manifest.size
-    shape = RunShape(batch, size.height.opt, size.width.opt, schedule, solver.draws_noise)
+    shape = RunShape(batch, size.height.opt, size.width.opt, step_plan, sampler.draws_noise)
     return plan_run(manifest, shape)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tgate_export.bench.adherence import adherence
-from tgate_export.bench.measure import Contestant, Measurement, Subject
+from tgate_export.bench.measure import Measurement, Setup, Variant
 from tgate_export.bench.result import Adherence, Interval, Macs, Quantiles, Row, Similarity
 from tgate_export.bench.similarity import similarity
 from tgate_export.bench.statistics import quantiles, speedup
@@ -17,34 +17,34 @@ from tgate_export.runtime.timings import Timings
 
 
 def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
-    """Return a row for each subject that was read at least once.
+    """Return a row for each variant that was read at least once.
 
     Args:
         measurement: complete or interrupted.
-        macs: by index of the subject; empty where they cannot be counted.
+        macs: by index of the variant; empty where they cannot be counted.
     """
-    subjects = measurement.subjects
-    bases = {s.target: i for i, s in enumerate(subjects) if s.spec.kind == "baseline"}
+    variants = measurement.variants
+    bases = {s.target: i for i, s in enumerate(variants) if s.spec.kind == "baseline"}
     first = next(iter(bases.values()), 0)
     rows = []
-    for index, subject in enumerate(subjects):
-        if not subject.readings:
+    for index, variant in enumerate(variants):
+        if not variant.readings:
             continue
-        base = bases[subject.target]
-        plain = subjects[base]
-        ratio = _speedup(plain, subject, measurement.plan.seed)
+        base = bases[variant.target]
+        plain = variants[base]
+        ratio = _speedup(plain, variant, measurement.plan.seed)
         promised = promise(macs[base], macs[index]) if macs else None
-        timings = [reading.timings for reading in subject.readings.values()]
+        timings = [reading.timings for reading in variant.readings.values()]
         latency = quantiles([timing.total for timing in timings])
         rows.append(
             Row(
-                id=f"{subject.target}/{subject.spec.label}",
-                target=subject.target,
-                kind=subject.spec.kind,
-                label=subject.spec.label,
-                num_inference_steps=subject.spec.num_inference_steps,
-                gate_step=subject.spec.gate_step,
-                **subject.spec.intervals,
+                id=f"{variant.target}/{variant.spec.label}",
+                target=variant.target,
+                kind=variant.spec.kind,
+                label=variant.spec.label,
+                num_inference_steps=variant.spec.num_inference_steps,
+                gate_step=variant.spec.gate_step,
+                **variant.spec.intervals,
                 evaluations=dict(Counter(step.phase for step in timings[0].steps)),
                 latencies_s=[timing.total for timing in timings],
                 latency=latency,
@@ -52,12 +52,12 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
                 stages=stage_quantiles(timings),
                 images_per_second=measurement.plan.batch / latency.p50,
                 speedup=ratio,
-                speedup_over_first=_speedup(subjects[first], subject, measurement.plan.seed),
+                speedup_over_first=_speedup(variants[first], variant, measurement.plan.seed),
                 macs=macs.get(index),
                 promised=promised,
                 efficiency=ratio.value / promised.all_stages if ratio and promised else None,
-                similarity=_similarity(plain, subject),
-                adherence=_adherence(measurement.contestants[subject.target], subject),
+                similarity=_similarity(plain, variant),
+                adherence=_adherence(measurement.setups[variant.target], variant),
             )
         )
     return rows
@@ -76,46 +76,46 @@ def stage_quantiles(timings: Sequence[Timings]) -> dict[str, Quantiles]:
     """Percentiles of what each stage took of a call; `host` is the time outside of engines."""
     stages: dict[str, list[float]] = {}
     for timing in timings:
-        solver = sum(step.solver for step in timing.steps)
+        sampler = sum(step.sampler for step in timing.steps)
         parts = {
             "text_encoder": timing.text_encoder,
             "denoiser": sum(step.denoiser for step in timing.steps),
-            "solver": solver,
+            "sampler": sampler,
             "vae_decoder": timing.vae_decoder,
-            "host": timing.outside_engines - solver,
+            "host": timing.outside_engines - sampler,
         }
         for stage, seconds in parts.items():
             stages.setdefault(stage, []).append(seconds)
     return {stage: quantiles(values) for stage, values in stages.items()}
 
 
-def _shared_rounds(one: Subject, other: Subject) -> list[int]:
+def _shared_rounds(one: Variant, other: Variant) -> list[int]:
     return sorted(one.readings.keys() & other.readings.keys())
 
 
-def _speedup(plain: Subject, subject: Subject, seed: int) -> Interval | None:
-    if plain is subject:
+def _speedup(plain: Variant, variant: Variant, seed: int) -> Interval | None:
+    if plain is variant:
         return Interval(value=1.0, low=None, high=None)
-    rounds = _shared_rounds(plain, subject)
+    rounds = _shared_rounds(plain, variant)
     if not rounds:
         return None
-    readings = [[s.readings[r].timings.total for r in rounds] for s in (plain, subject)]
+    readings = [[s.readings[r].timings.total for r in rounds] for s in (plain, variant)]
     return speedup(*readings, seed=seed)
 
 
-def _similarity(plain: Subject, subject: Subject) -> Similarity | None:
-    rounds = _shared_rounds(plain, subject)
+def _similarity(plain: Variant, variant: Variant) -> Similarity | None:
+    rounds = _shared_rounds(plain, variant)
     if not rounds:
         return None
     references, images = (
-        np.concatenate([s.readings[r].images for r in rounds]) for s in (plain, subject)
+        np.concatenate([s.readings[r].images for r in rounds]) for s in (plain, variant)
     )
     return similarity(list(references), list(images))
 
 
-def _adherence(contestant: Contestant, subject: Subject) -> Adherence | None:
-    count = len(subject.judged)
-    if not count or count < len(contestant.judging):
+def _adherence(setup: Setup, variant: Variant) -> Adherence | None:
+    count = len(variant.judged)
+    if not count or count < len(setup.judging):
         return None
-    share = adherence(subject.judged, contestant.judging)
+    share = adherence(variant.judged, setup.judging)
     return Adherence(share=share, prompts=count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tgate_export.bundle.manifest import Manifest, Tensor
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 
 def named_dims(manifest: Manifest, *, batch: int, height: int, width: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import File
-from tgate_export.cache import cache_folder, keep, kept
+from tgate_export.common.user_cache import cache_folder, keep, kept
 
 LARGE_BYTES = 16 * 2**20
 # A write within a file system's resolution of time after another may leave no trace.

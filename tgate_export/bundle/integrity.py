@@ -13,7 +13,7 @@ from tgate_export.bundle.hashing import hash_file, hash_files
 from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 # Derived from the bundle's own files, and recorded by themselves.
 DERIVED_FOLDERS = (PLANS_FOLDER,)

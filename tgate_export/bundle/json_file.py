@@ -15,7 +15,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 RECORD_BYTES = 4 * 2**20  # of a manifest or the record of a plan set
-TABLE_BYTES = 32 * 2**20  # of a solver table or a tokenizer
+TABLE_BYTES = 32 * 2**20  # of a sampler table or a tokenizer
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from tgate_export.bundle.json_file import parse_json
 from tgate_export.bundle.manifest_checks import check_references
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -178,7 +178,7 @@ class Source(BundleModel):
     fingerprint: str = Field(description="sha256 over the configuration and weight files")
 
 
-class Solver(BundleModel):
+class Sampler(BundleModel):
     """A sampler compiled to per-step weights."""
 
     file: BundlePath
@@ -238,7 +238,7 @@ class Manifest(BundleModel):
     )
     graphs: dict[Name, Graph]
     cache: tuple[Cache, ...]
-    solvers: dict[Name, Solver]
+    samplers: dict[Name, Sampler]
     versions: dict[str, str]
     files: dict[BundlePath, File]
 

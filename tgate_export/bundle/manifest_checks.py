@@ -34,7 +34,7 @@ def check_references(manifest: Manifest) -> None:
 
 def _check_files(manifest: Manifest) -> None:
     used = {tokenizer.file for tokenizer in manifest.tokenizers.values()}
-    used |= {solver.file for solver in manifest.solvers.values()}
+    used |= {sampler.file for sampler in manifest.samplers.values()}
     for name, graph in manifest.graphs.items():
         used |= {graph.file} | ({graph.weights} if graph.weights else set())
         if graph.weights is not None and _folder(graph.weights) != _folder(graph.file):

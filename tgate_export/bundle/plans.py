@@ -31,14 +31,14 @@ from tgate_export.bundle.manifest import (
     Precision,
     Range,
 )
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 PLANS_FOLDER = "plans"
 RECORD_NAME = "plans.json"
 SCHEMA_VERSION = 1
 BUILDING = ".building-"  # in the name of a hidden folder: of a build that is running or was killed
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
+Library = Literal["tensorrt", "tensorrt-rtx"]
 Shape = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_RANK)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -94,7 +94,7 @@ class PlanKey(BundleModel):
         graph: name of the graph.
         graph_sha256: of its ONNX file.
         weights_sha256: of its weights file.
-        flavour: what compiled it.
+        library: what compiled it.
         version: of TensorRT or TensorRT-RTX.
         compute_capabilities: GPUs it was compiled for, such as "8.9".
         precision: of the computation.
@@ -106,7 +106,7 @@ class PlanKey(BundleModel):
     graph: Name
     graph_sha256: Sha256
     weights_sha256: Sha256 | None
-    flavour: Flavour
+    library: Library
     version: str
     compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...]
     precision: Precision
@@ -180,7 +180,7 @@ class PlanSet:
 
     @property
     def key(self) -> PlanKey:
-        """The key of any of the plans: flavour, version, GPUs and settings are the same in all."""
+        """The key of any of the plans: library, version, GPUs and settings are the same in all."""
         return next(iter(self.plans.values())).key
 
     def file(self, graph: str) -> Path:
@@ -189,7 +189,7 @@ class PlanSet:
 
 
 def plan_set_name(
-    flavour: Flavour,
+    library: Library,
     version: str,
     compute_capabilities: tuple[str, ...],
     precision: Precision,
@@ -200,7 +200,7 @@ def plan_set_name(
     """Return the folder name of a plan set: what people choose it by."""
     gpus = "+".join(f"sm{capability.replace('.', '')}" for capability in compute_capabilities)
     sides = [str(side).replace(":", "_") for side in (batch, width, height)]
-    return f"{flavour}-{version}-{gpus}-{precision}-b{sides[0]}-{sides[1]}x{sides[2]}"
+    return f"{library}-{version}-{gpus}-{precision}-b{sides[0]}-{sides[1]}x{sides[2]}"
 
 
 def plan_sets(bundle: Path) -> Iterator[PlanSet]:

@@ -16,7 +16,7 @@ from tgate_export.bundle.integrity import bundle_files, read_manifest
 from tgate_export.bundle.locks import LockedError, locked
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import BUILDING
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 

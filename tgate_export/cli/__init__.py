@@ -12,7 +12,7 @@ import click
 from tgate_export import __version__
 from tgate_export.cli._interrupt import second_one_ends
 from tgate_export.cli._lazy import lazy_group
-from tgate_export.errors import TGateError, first_line, printable
+from tgate_export.common.errors import TGateError, first_line, printable
 
 # Command -> its help line, so that `--help` imports none of them.
 COMMANDS = {

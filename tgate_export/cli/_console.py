@@ -18,9 +18,9 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.segment import Segment
 
 from tgate_export.bundle.manifest import Range
-from tgate_export.errors import TGateError, printable
-from tgate_export.export.progress import Progress
-from tgate_export.install import pip_install
+from tgate_export.common.errors import TGateError, printable
+from tgate_export.common.install import pip_install
+from tgate_export.common.progress import Progress
 
 
 def print_json(content: Any) -> None:

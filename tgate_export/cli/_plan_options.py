@@ -11,7 +11,7 @@ import click
 from tgate_export.bundle.manifest import Range
 
 if TYPE_CHECKING:
-    from tgate_export.bundle.plans import Flavour
+    from tgate_export.bundle.plans import Library
     from tgate_export.compile.request import PlanRequest
 
 _OPTIONS = (
@@ -86,7 +86,7 @@ def plan_requests(
     Raises:
         click.UsageError: options of plans without such a target, or what cannot be combined.
     """
-    flavours = [target for target in dict.fromkeys(targets) if target != "onnx"]
+    libraries = [target for target in dict.fromkeys(targets) if target != "onnx"]
     given = {
         "--sm": sm,
         "--optimization-level": optimization_level is not None,
@@ -98,12 +98,12 @@ def plan_requests(
         "--version-compatible": version_compatible,
         "--keep-layer-info": keep_layer_info,
     }
-    if not flavours:
+    if not libraries:
         for name, value in given.items():
             if value:
                 raise click.UsageError(f"{name} needs --target tensorrt or --target tensorrt-rtx")
         return []
-    if len(flavours) > 1:
+    if len(libraries) > 1:
         raise click.UsageError(
             "one build compiles with TensorRT or TensorRT-RTX: build twice, the graphs are kept"
         )
@@ -121,11 +121,11 @@ def plan_requests(
     )
     return [
         PlanRequest(
-            flavour=cast("Flavour", flavour),
+            library=cast("Library", library),
             compute_capabilities=sm,
             batch=batch or DEFAULT_PLAN_BATCH,
             settings=settings,
             timing_cache=timing_cache,
         )
-        for flavour in flavours
+        for library in libraries
     ]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgate_export.cache import write_whole
 from tgate_export.cli._console import stderr
-from tgate_export.errors import InvalidRequestError, TGateError
+from tgate_export.common.errors import InvalidRequestError, TGateError
+from tgate_export.common.user_cache import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console

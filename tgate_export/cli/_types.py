@@ -79,7 +79,7 @@ class SchedulerName(click.ParamType):
     ) -> list[CompletionItem]:
         """Offer those of the bundle that was named."""
         from tgate_export.bundle.integrity import read_manifest
-        from tgate_export.errors import TGateError
+        from tgate_export.common.errors import TGateError
 
         # An unfinished line has no parsed arguments yet: the first that is a bundle's folder.
         for word in ctx.args:
@@ -87,7 +87,7 @@ class SchedulerName(click.ParamType):
                 manifest = read_manifest(BundlePath().convert(word, None, None))
             except TGateError:
                 continue
-            return _begin_with(incomplete, manifest.solvers)
+            return _begin_with(incomplete, manifest.samplers)
         return []
 
 

@@ -75,7 +75,7 @@ def command(
     what was measured is kept.
     """
     check_reports({"--json": json_path, "--markdown": markdown_path, "--html": html_path})
-    from tgate_export.bench.compare import compare, open_contestants, require_bench_extra
+    from tgate_export.bench.compare import compare, open_setups, require_bench_extra
     from tgate_export.bench.measure import Plan
     from tgate_export.bench.rows import parse_gate_steps
     from tgate_export.bench.tables import markdown
@@ -89,11 +89,11 @@ def command(
     plan = Plan(steps, gates, scheduler, batch, repeats, warmup, seed)
     with readable_warnings():
         with spinner("opening"):
-            contestants = open_contestants(
+            setups = open_setups(
                 bundles, backends, plan, adherence_prompts, BackendOptions(precision=precision)
             )
         with progress_bar() as advance:
-            comparison = compare(contestants, plan, advance)
+            comparison = compare(setups, plan, advance)
     result = comparison.result
     _show(result)
     if json_path:

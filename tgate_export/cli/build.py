@@ -21,7 +21,7 @@ from tgate_export.cli._plan_options import plan_options, plan_requests
 from tgate_export.cli._types import Model
 
 if TYPE_CHECKING:
-    from tgate_export.export.build import BuildResult
+    from tgate_export.build.build import BuildResult
 
 
 @click.command(name="build")
@@ -152,7 +152,7 @@ def command(
     batch_range = parse_range(batch, "--batch") if batch else None
     plans = plan_requests(target, sm, batch_range, **plan_settings)
     require_export_extra()
-    from tgate_export.export.build import build_bundle
+    from tgate_export.build.build import build_bundle
 
     result = build_bundle(
         model,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tgate_export.cache import write_whole
 from tgate_export.cli._console import (
     parse_size,
     print_json,
@@ -18,7 +17,8 @@ from tgate_export.cli._console import (
     stderr,
 )
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
-from tgate_export.errors import InvalidRequestError, TGateError
+from tgate_export.common.errors import InvalidRequestError, TGateError
+from tgate_export.common.user_cache import write_whole
 
 if TYPE_CHECKING:
     from tgate_export.runtime.backends.base import Backend, RunPrecision

@@ -47,7 +47,7 @@ def command(bundle: Path, as_json: bool) -> None:
         f"defaults   {defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
         f"{_self_attention(defaults)}"
         f"guidance {defaults.guidance_scale:g}, {defaults.scheduler}\n"
-        f"schedulers {', '.join(manifest.solvers)} ({manifest.prediction_type})",
+        f"schedulers {', '.join(manifest.samplers)} ({manifest.prediction_type})",
         soft_wrap=True,
     )
     tensors = (Column("inputs", overflow="fold"), Column("outputs", overflow="fold"))
@@ -79,7 +79,7 @@ def command(bundle: Path, as_json: bool) -> None:
         key = plans.key
         console.print(f"plans/{plans.name}", style="bold", end="", soft_wrap=True)
         console.print(
-            f"  {key.flavour} {key.version}, for SM {', '.join(key.compute_capabilities)}",
+            f"  {key.library} {key.version}, for SM {', '.join(key.compute_capabilities)}",
             soft_wrap=True,
         )
         console.print(_plans_table(plans))

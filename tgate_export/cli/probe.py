@@ -10,7 +10,7 @@ import click
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, progress_bar, write_report
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import ProbeResult
@@ -98,12 +98,12 @@ def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:
     """Find out before drawing what the bundle cannot draw."""
     from tgate_export.bench.rows import baseline, binding_plan, gated
 
-    solvers = pipeline.manifest.solvers
-    if scheduler not in solvers:
+    samplers = pipeline.manifest.samplers
+    if scheduler not in samplers:
         raise InvalidRequestError(
-            f"unknown scheduler {scheduler!r}: this bundle has {', '.join(solvers)}"
+            f"unknown scheduler {scheduler!r}: this bundle has {', '.join(samplers)}"
         )
-    if steps > (most := solvers[scheduler].max_steps):
+    if steps > (most := samplers[scheduler].max_steps):
         raise InvalidRequestError(f"steps must be 1 to {most}, got {steps}")
     for row in (baseline(steps), gated(steps, 1)):
         binding_plan(pipeline, row, pipeline.manifest.batch.opt, scheduler)

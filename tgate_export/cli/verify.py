@@ -12,8 +12,8 @@ from tgate_export.cli._console import RichProgress, print_json, require_export_e
 from tgate_export.cli._types import BackendName, BundlePath
 
 if TYPE_CHECKING:
-    from tgate_export.export.verify import Difference
     from tgate_export.runtime.backends.base import RunPrecision
+    from tgate_export.verify.differences import Difference
 
 
 @click.command(name="verify")
@@ -48,7 +48,8 @@ def command(
     latents of whole runs across the gate. Exits 1 when a bound is broken.
     """
     require_export_extra()
-    from tgate_export.export.verify import require, verify_bundle
+    from tgate_export.build.verify_bundle import verify_bundle
+    from tgate_export.verify.differences import require
 
     result = verify_bundle(
         bundle,

@@ -7,18 +7,18 @@ from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import ShapeRange
+from tgate_export.common.errors import TGateError, first_line
+from tgate_export.common.memory import release_memory
+from tgate_export.common.progress import Progress
 from tgate_export.compile.checks import check_precision, check_tensors
-from tgate_export.compile.flavours import Toolkit
+from tgate_export.compile.compiler import Compiler
 from tgate_export.compile.monitor import build_monitor, deferred_signals
 from tgate_export.compile.request import PlanRequest
-from tgate_export.errors import TGateError, first_line
-from tgate_export.export.memory import release_memory
-from tgate_export.export.progress import Progress
 from tgate_export.runtime.backends.onnx_check import read_graph
 
 
 def compile_graph(
-    toolkit: Toolkit,
+    compiler: Compiler,
     bundle: Bundle,
     graph: str,
     shapes: dict[str, ShapeRange],
@@ -29,7 +29,7 @@ def compile_graph(
     """Compile a graph of a bundle and write the plan to `out`.
 
     Args:
-        toolkit: the TensorRT to use.
+        compiler: the TensorRT to use.
         bundle: where the graph is.
         graph: its name.
         shapes: of every input.
@@ -48,31 +48,31 @@ def compile_graph(
 
     manifest = bundle.manifest
     read_graph(bundle, graph)  # TensorRT opens the file and its weights by itself
-    toolkit.errors.clear()
+    compiler.errors.clear()
     release_memory()
     silent = G_LOGGER.CRITICAL + 1
     with G_LOGGER.verbosity(silent), deferred_signals() as stopped:
         try:
             builder, network, parser = network_from_onnx_path(
                 str(bundle.file(manifest.graph(graph).file)),
-                strongly_typed=toolkit.strongly_typed(),
+                strongly_typed=compiler.strongly_typed(),
             )
             check_tensors(graph, manifest.graph(graph), network)
             check_precision(graph, manifest.graph(graph), network)
             # Without a fused kernel for its type and shape, an attention is computed in parts.
-            for attention in toolkit.attention_layers(network):
+            for attention in compiler.attention_layers(network):
                 attention.decomposable = True
             profile = _profile(network, shapes)
-            monitor = build_monitor(toolkit.trt, progress, stopped)
-            config = toolkit.config(request, profile, monitor)
+            monitor = build_monitor(compiler.trt, progress, stopped)
+            config = compiler.config(request, profile, monitor)
             timing_cache = request.timing_cache and str(request.timing_cache)
             plan = engine_bytes_from_network(
                 (builder, network, parser), config, save_timing_cache=timing_cache
             )
         except PolygraphyException as error:
-            reason = toolkit.errors[-1] if toolkit.errors else first_line(error)
+            reason = compiler.errors[-1] if compiler.errors else first_line(error)
             raise TGateError(
-                f"{toolkit.flavour} {toolkit.version} cannot compile graph {graph!r}: {reason}"
+                f"{compiler.library} {compiler.version} cannot compile graph {graph!r}: {reason}"
             ) from None
         with out.open("wb") as file:
             file.write(plan)

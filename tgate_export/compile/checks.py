@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tgate_export.bundle.manifest import Graph, Precision, Tensor
-from tgate_export.errors import VerificationError
+from tgate_export.common.errors import VerificationError
 
 # TensorRT's names of element types.
 TRT_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}

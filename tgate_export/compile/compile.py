@@ -23,13 +23,13 @@ from tgate_export.bundle.plans import (
     write_record,
 )
 from tgate_export.bundle.store import replace_folder
+from tgate_export.common.errors import BundleError, InvalidRequestError
+from tgate_export.common.progress import Progress
 from tgate_export.compile.builder import compile_graph
-from tgate_export.compile.flavours import Toolkit, load_toolkit, resolve_targets
+from tgate_export.compile.compiler import Compiler, load_compiler, resolve_targets
 from tgate_export.compile.gpu import local_compute_capability
 from tgate_export.compile.profiles import graph_shapes
 from tgate_export.compile.request import PlanRequest
-from tgate_export.errors import BundleError, InvalidRequestError
-from tgate_export.export.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PlanResult:
 class ReadyRequest:
     """A plan request that was checked against the installed TensorRT and this machine."""
 
-    toolkit: Toolkit
+    compiler: Compiler
     request: PlanRequest
 
 
@@ -72,11 +72,11 @@ def prepare(request: PlanRequest, batch: Range) -> ReadyRequest:
         raise InvalidRequestError(
             f"plans for a batch of {request.batch} do not fit graphs for {batch}"
         )
-    toolkit = load_toolkit(request.flavour)
-    local, reason = local_compute_capability(request.flavour)
-    targets = resolve_targets(toolkit, request.compute_capabilities, local, reason)
-    toolkit.check_settings(request.settings, gpu=local is not None)
-    return ReadyRequest(toolkit, replace(request, compute_capabilities=targets))
+    compiler = load_compiler(request.library)
+    local, reason = local_compute_capability(request.library)
+    targets = resolve_targets(compiler, request.compute_capabilities, local, reason)
+    compiler.check_settings(request.settings, gpu=local is not None)
+    return ReadyRequest(compiler, replace(request, compute_capabilities=targets))
 
 
 def compile_plans(
@@ -93,8 +93,8 @@ def compile_plans(
     manifest, request = bundle.manifest, ready.request
     keys = {graph: plan_key(bundle, graph, ready) for graph in manifest.graphs}
     name = plan_set_name(
-        request.flavour,
-        ready.toolkit.version,
+        request.library,
+        ready.compiler.version,
         request.compute_capabilities,
         manifest.precision,
         request.batch,
@@ -115,7 +115,7 @@ def compile_plans(
                 plans[graph] = known[graph]
                 continue
             with progress.stage(f"compiling {graph}"):
-                compile_graph(ready.toolkit, bundle, graph, key.shapes, request, target, progress)
+                compile_graph(ready.compiler, bundle, graph, key.shapes, request, target, progress)
                 plans[graph] = Plan(
                     file=target.name, content=hash_file(target), key=key, key_sha256=key.digest()
                 )
@@ -136,8 +136,8 @@ def plan_key(bundle: Bundle, graph: str, ready: ReadyRequest) -> PlanKey:
         graph=graph,
         graph_sha256=manifest.files[entry.file].sha256,
         weights_sha256=manifest.files[entry.weights].sha256 if entry.weights else None,
-        flavour=request.flavour,
-        version=ready.toolkit.version,
+        library=request.library,
+        version=ready.compiler.version,
         compute_capabilities=request.compute_capabilities,
         precision=entry.precision,
         shapes=graph_shapes(manifest, graph, request.batch),
@@ -151,7 +151,7 @@ def _code_sha256() -> str:
     """Hash what drives the compiler: other code may make another plan of the same graph."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in ("builder.py", "flavours.py"):
+    for name in ("builder.py", "compiler.py"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tgate_export.bundle.plans import Flavour
+from tgate_export.bundle.plans import Library
 
 
-def local_compute_capability(flavour: Flavour) -> tuple[str | None, str]:
+def local_compute_capability(library: Library) -> tuple[str | None, str]:
     """Return the compute capability of the GPU, such as "8.9", or None and the reason."""
     from tgate_export.runtime.backends.base import BackendError
     from tgate_export.runtime.backends.cuda import Cuda
 
     try:
-        return Cuda(extra=flavour).compute_capability(), ""
+        return Cuda(extra=library).compute_capability(), ""
     except BackendError as error:
         return None, error.reason

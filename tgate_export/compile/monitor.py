@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tgate_export.export.progress import Progress
+from tgate_export.common.progress import Progress
 
 _TICKS = 1000
 

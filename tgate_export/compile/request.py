@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgate_export.bundle.manifest import Range
-from tgate_export.bundle.plans import Flavour, PlanSettings
+from tgate_export.bundle.plans import Library, PlanSettings
 
 DEFAULT_PLAN_BATCH = Range(min=1, opt=1, max=1)
 
@@ -16,14 +16,14 @@ class PlanRequest:
     """Plans to compile for every graph of a bundle.
 
     Attributes:
-        flavour: "tensorrt", for the GPU of this machine, or "tensorrt-rtx".
+        library: "tensorrt", for the GPU of this machine, or "tensorrt-rtx".
         compute_capabilities: GPUs, such as "8.9"; the GPU of this machine when empty.
         batch: images in one call; static by default, which is fastest.
         settings: what the compiler is told.
         timing_cache: file of kernel timings to read and extend.
     """
 
-    flavour: Flavour
+    library: Library
     compute_capabilities: tuple[str, ...] = ()
     batch: Range = DEFAULT_PLAN_BATCH
     settings: PlanSettings = field(default_factory=PlanSettings)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import RECORD_NAME, plan_sets
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 
 
 def files_of(bundle: Bundle) -> list[str]:

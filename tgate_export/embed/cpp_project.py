@@ -9,8 +9,8 @@ from pathlib import Path
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import link_file
 from tgate_export.bundle.store import check_replaceable, replace_folder
+from tgate_export.common.errors import BundleError
 from tgate_export.embed.bundles import files_of, open_image_bundle
-from tgate_export.errors import BundleError
 
 SOURCES = Path(__file__).parent / "cpp"
 BUNDLE_FOLDER = "bundle"

@@ -1,1 +1,1 @@
-"""From diffusers pipelines to ONNX graphs and solver tables."""
+"""From PyTorch modules to ONNX graphs."""

@@ -14,7 +14,7 @@ import torch
 from torch.export import Dim
 
 from tgate_export.bundle.manifest import Range, Size
-from tgate_export.errors import first_line
+from tgate_export.common.errors import first_line
 from tgate_export.families.graphs import GraphExport, GraphInput
 
 if TYPE_CHECKING:

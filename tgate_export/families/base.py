@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tgate_export.bundle.manifest import Defaults, Size
-from tgate_export.gating.conditioning import Conditioning
+from tgate_export.methods.conditioning import Conditioning
 
 if TYPE_CHECKING:
     from torch import nn

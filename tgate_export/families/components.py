@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.model_files import check_file, foreign_format, read_json
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tgate_export.bundle.manifest import Latents, Range, Size
-from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families.source import ModelSource
 
 

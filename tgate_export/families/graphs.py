@@ -16,10 +16,10 @@ from tgate_export.families.geometry import latents, vae_downscale
 from tgate_export.families.loading import Components
 from tgate_export.families.modules import VaeDecoder, VaeEncoder, VideoVaeDecoder
 from tgate_export.families.source import ModelSource
-from tgate_export.gating.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
-from tgate_export.gating.cross_attention import CacheGroup
-from tgate_export.gating.phases import cache_groups, groups_of, make_phase, phases
-from tgate_export.schedule import READS, WRITES, CacheKind, Phase
+from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
+from tgate_export.methods.cross_attention import CacheGroup
+from tgate_export.methods.phases import cache_groups, groups_of, make_phase, phases
+from tgate_export.steps.step_plan import READS, WRITES, CacheKind, Phase
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tgate_export.errors import ModelError, first_line
+from tgate_export.common.errors import ModelError, first_line
 from tgate_export.families.model_files import WeightFiles, choose_weights
 from tgate_export.families.registry import FAMILIES
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 
 # In the order of preference: what has most digits first, and what people mean when both are there.
 VARIANTS = (None, "fp32", "bf16", "fp16")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.bundle.manifest import Defaults, Guidance
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.families import (
     pixart,
     stable_diffusion,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.base import Family
 from tgate_export.families.pixart import PIXART
 from tgate_export.families.stable_diffusion import STABLE_DIFFUSION

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, Guidance, Source
-from tgate_export.errors import InvalidRequestError, ModelError
+from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families import hub
 from tgate_export.families.base import Family
 from tgate_export.families.components import check_components, inner_config, pipeline_class
@@ -31,7 +31,7 @@ from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
 from tgate_export.families.tokenizer_files import check_tokenizer_files
-from tgate_export.gating.conditioning import Conditioning
+from tgate_export.methods.conditioning import Conditioning
 
 Weights = Literal["pretrained", "random"]
 

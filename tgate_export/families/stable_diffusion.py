@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.families.tokenizer_files import longest_text
-from tgate_export.gating.conditioning import GUIDANCE_SCALE, Condition, Conditioning
+from tgate_export.methods.conditioning import GUIDANCE_SCALE, Condition, Conditioning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ def guidance_embedding(unet: Any, conditions: Mapping[str, Any], dtype: Any) -> 
 
 
 def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
-    from tgate_export.gating.upcast import AttentionInFloat32
+    from tgate_export.methods.upcast import AttentionInFloat32
 
     with AttentionInFloat32():
         return _predict(unet, sample, timestep, conditions)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.families.stable_diffusion import (
     CLIP_TOKENIZER,
@@ -16,7 +16,7 @@ from tgate_export.families.stable_diffusion import (
     context_width,
     guidance_embedding,
 )
-from tgate_export.gating.conditioning import Condition, Conditioning
+from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
     from torch import nn

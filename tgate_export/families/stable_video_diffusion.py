@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.families.base import Family
 from tgate_export.families.stable_diffusion import context_width
-from tgate_export.gating.conditioning import Condition, Conditioning
+from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tgate_export.errors import ModelError
+from tgate_export.common.errors import ModelError
 
 _CONFIG = "tokenizer_config.json"
 # What stands for tokenizer.json where it is missing, by the class that reads it.

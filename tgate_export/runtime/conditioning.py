@@ -10,7 +10,7 @@ from tgate_export.bundle.manifest import HostInput
 
 
 @dataclass(frozen=True)
-class ImageSize:
+class MicroConditioning:
     """What a model is told of an image's size, in pixels: (height, width), and (top, left)."""
 
     size: tuple[int, int]
@@ -19,7 +19,7 @@ class ImageSize:
     target: tuple[int, int]
 
     @classmethod
-    def of(cls, height: int, width: int) -> ImageSize:
+    def of(cls, height: int, width: int) -> MicroConditioning:
         """An image that was never scaled or cropped."""
         size = (height, width)
         return cls(size, original=size, crop=(0, 0), target=size)
@@ -44,7 +44,7 @@ class Motion:
 
 
 def host_input(
-    kind: HostInput, batch: int, told: ImageSize, motion: Motion | None = None
+    kind: HostInput, batch: int, told: MicroConditioning, motion: Motion | None = None
 ) -> np.ndarray:
     """Return [B, n] f32.
 

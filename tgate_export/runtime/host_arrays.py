@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tgate_export.errors import InvalidRequestError, first_line
+from tgate_export.common.errors import InvalidRequestError, first_line
 
 
 def host_array(value: Any, name: str) -> np.ndarray:

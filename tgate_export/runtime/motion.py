@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.conditioning import Motion
 
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.solver_table import SolverTable
+from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions
-from tgate_export.runtime.itinerary import Itineraries
 from tgate_export.runtime.plan import RunShape, Slot
 from tgate_export.runtime.prompts import Embeds, needs_encoding
 from tgate_export.runtime.request import Request, check_split, make_request
 from tgate_export.runtime.run import PreparedRun, StepInfo
+from tgate_export.runtime.run_plan import RunPlans
 from tgate_export.runtime.timings import StepTiming, Timings
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
@@ -62,7 +62,7 @@ class TGatePipeline:
             self._tokenizers = {
                 name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
             }
-        self._itineraries = Itineraries(bundle)
+        self._run_plans = RunPlans(bundle)
         self._prepared: PreparedRun | None = None
 
     @classmethod
@@ -243,23 +243,23 @@ class TGatePipeline:
         images = to_pil(stacked) if request.output_type == "pil" else stacked
         return PipelineOutput(images, timings, request)
 
-    def solver_table(self, scheduler: str) -> SolverTable:
+    def sampler_table(self, scheduler: str) -> SamplerTable:
         """Return a scheduler's table, read once.
 
         Raises:
-            BundleError: when the file is not a solver table.
+            BundleError: when the file is not a sampler table.
         """
-        return self._itineraries.table(scheduler)
+        return self._run_plans.table(scheduler)
 
     def _run(
         self, request: Request, part: slice, callback: StepCallback | None
     ) -> tuple[np.ndarray, Timings]:
-        itinerary = self._itineraries.of(request)
-        solver, schedule = itinerary.solver, itinerary.schedule
+        run_plan = self._run_plans.of(request)
+        sampler, step_plan = run_plan.sampler, run_plan.step_plan
         run = self._prepare(
             RunShape(
-                part.stop - part.start, request.height, request.width, schedule, solver.draws_noise,
-                image=request.image is not None,
+                part.stop - part.start, request.height, request.width, step_plan,
+                sampler.draws_noise, image=request.image is not None,
             )
         )  # fmt: skip
         started = perf_counter()
@@ -267,7 +267,7 @@ class TGatePipeline:
         image_started = mark()
         image_latents = run.image_latents(request, part)
         image_encoded = mark()
-        run.write_inputs(self.manifest, self._tokenizers, request, part, solver, image_latents)
+        run.write_inputs(self.manifest, self._tokenizers, request, part, sampler, image_latents)
         # Launches may only be queued: nothing waits for the device before the end.
         encode_started = mark()
         for execute, prompts in zip(
@@ -285,7 +285,7 @@ class TGatePipeline:
             solve()
             marks.append((before, between, mark()))
             if callback is not None:
-                callback(run.step_info(index, float(solver.timesteps[index])))
+                callback(run.step_info(index, float(sampler.timesteps[index])))
                 self.backend.turns.check()
         decode_started = decoded = mark()
         if request.output_type == "latent":
@@ -299,7 +299,7 @@ class TGatePipeline:
         image_seconds = seconds(image_started, image_encoded)
         steps = tuple(
             StepTiming(phase, seconds(before, between), seconds(between, after))
-            for phase, (before, between, after) in zip(schedule.phases, marks, strict=True)
+            for phase, (before, between, after) in zip(step_plan.phases, marks, strict=True)
         )
         return result, Timings(
             seconds(encode_started, encoded), steps, seconds(decode_started, decoded),

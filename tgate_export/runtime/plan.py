@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tgate_export.bundle.dims import concrete_shape, named_dims
 from tgate_export.bundle.manifest import DType, Graph, Manifest, Tensor
-from tgate_export.bundle.solver_table import HISTORY, NUM_WEIGHTS
-from tgate_export.errors import BundleError
-from tgate_export.schedule import Schedule
+from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS
+from tgate_export.common.errors import BundleError
+from tgate_export.steps.step_plan import StepPlan
 
 # The text encoder's tensors of the negative prompt have the names of the prompt's after this.
 NEGATIVE = "negative_"
@@ -60,7 +60,7 @@ class RunShape:
         batch: images.
         height: pixels.
         width: pixels.
-        schedule: the graph of every evaluation.
+        step_plan: the graph of every evaluation.
         noise: whether the sampler draws noise at its steps.
         image: whether the run begins with an image.
     """
@@ -68,7 +68,7 @@ class RunShape:
     batch: int
     height: int
     width: int
-    schedule: Schedule
+    step_plan: StepPlan
     noise: bool = False
     image: bool = False
 
@@ -81,7 +81,7 @@ class BindingPlan:
         buffers: by name.
         encode: the prompt encoder's launches, for the prompt and the negative one.
         encode_image: the VAE encoder's launch, if the run begins with an image.
-        steps: for each evaluation, the denoiser's launch and the solver's.
+        steps: for each evaluation, the denoiser's launch and the sampler's.
         decode: the launch after the loop.
         latents: the slot of the final latents.
     """
@@ -105,12 +105,12 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     """Decide the memory and every launch of a run.
 
     Every cache has one buffer: a graph writes it where a later one reads it. The sample and the
-    history alternate between two buffers, so that the solver never reads what it writes.
+    history alternate between two buffers, so that the sampler never reads what it writes.
 
     Raises:
         BundleError: when a graph has a tensor that no buffer fits.
     """
-    evaluations = len(shape.schedule.phases)
+    evaluations = len(shape.step_plan.phases)
     buffers = run_buffers(manifest, shape, evaluations)
     steps = tuple(
         (
@@ -119,7 +119,7 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
             bind_launch(
                 manifest,
                 buffers,
-                "solver",
+                "sampler",
                 {
                     "sample": Slot(f"sample.{step % 2}"),
                     "history": Slot(f"history.{step % 2}"),
@@ -130,7 +130,7 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
                 },
             ),
         )
-        for step, phase in enumerate(shape.schedule.phases)
+        for step, phase in enumerate(shape.step_plan.phases)
     )  # fmt: skip
     latents = Slot(f"sample.{evaluations % 2}")
     encoder = manifest.prompt_encoder

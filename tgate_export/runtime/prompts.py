@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Tensor
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.host_arrays import host_array
 
 # A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].

@@ -6,15 +6,15 @@ import shlex
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import DEFAULT_BATCH, Size
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.request import Request
-from tgate_export.schedule import Schedule
+from tgate_export.steps.step_plan import StepPlan
 
 # The option of `build` that adds a graph.
 _INTERVALS = {"full_reuse": "sp_interval", "gated_reuse": "fi_interval"}
 
 
-def check_graphs(bundle: Bundle, schedule: Schedule, request: Request) -> None:
+def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
     """Refuse a call whose graphs are not all in the bundle.
 
     Raises:
@@ -28,7 +28,7 @@ def check_graphs(bundle: Bundle, schedule: Schedule, request: Request) -> None:
     lacking = {
         option: getattr(request, option)
         for graph, option in _INTERVALS.items()
-        if graph not in bundle.manifest.graphs and graph in schedule.phases
+        if graph not in bundle.manifest.graphs and graph in step_plan.phases
     }
     if lacking:
         settings = " and ".join(f"{option} {value}" for option, value in lacking.items())

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Range
-from tgate_export.errors import InvalidRequestError
-from tgate_export.runtime.conditioning import ImageSize, Motion
+from tgate_export.common.errors import InvalidRequestError
+from tgate_export.runtime.conditioning import MicroConditioning, Motion
 from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.host_arrays import host_array
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.motion import make_motion
 from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
-from tgate_export.schedule import check_schedule
+from tgate_export.steps.step_plan import check_step_plan
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 DEFAULT_STRENGTH = 0.8  # as in diffusers
@@ -47,7 +47,7 @@ class Request:
     seed: int
     height: int
     width: int
-    told_size: ImageSize
+    micro_conditioning: MicroConditioning
     image: np.ndarray | None
     strength: float | None
     motion: Motion | None
@@ -130,18 +130,18 @@ def make_request(
     if warm_up is None:
         warm_up = min(defaults.warm_up, max(gate_step, 0))
     try:
-        check_schedule(gate_step, sp_interval, fi_interval, warm_up)
+        check_step_plan(gate_step, sp_interval, fi_interval, warm_up)
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
     scales = _guidance_scales(manifest, guidance_scale, number)
     if all(by_prompt_alone(manifest, scale) for scale in scales):
         negatives = None  # ignored
     name = defaults.scheduler if scheduler is None else scheduler
-    if name not in manifest.solvers:
+    if name not in manifest.samplers:
         raise InvalidRequestError(
-            f"unknown scheduler {name!r}: this bundle has {', '.join(manifest.solvers)}"
+            f"unknown scheduler {name!r}: this bundle has {', '.join(manifest.samplers)}"
         )
-    largest = manifest.solvers[name].max_steps
+    largest = manifest.samplers[name].max_steps
     if not 1 <= steps <= largest:
         raise InvalidRequestError(f"steps must be 1 to {largest}, got {steps}")
     if seed is None:
@@ -175,7 +175,7 @@ def make_request(
         seed=seed,
         height=height,
         width=width,
-        told_size=ImageSize(
+        micro_conditioning=MicroConditioning(
             size=(height, width),
             original=_told(manifest, "original_size", original_size) or (height, width),
             crop=_told(manifest, "crops_coords_top_left", crops_coords_top_left) or (0, 0),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.solver_table import HISTORY, SolverSteps
+from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.backends.launching import bind
 from tgate_export.runtime.conditioning import host_input
@@ -18,7 +18,7 @@ from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, pla
 from tgate_export.runtime.prompts import Prompts
 from tgate_export.runtime.request import Request
 from tgate_export.runtime.tokenizer import PromptTokenizer
-from tgate_export.schedule import Phase
+from tgate_export.steps.step_plan import Phase
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class PreparedRun:
             encode=tuple(bind(backend, launch, memory) for launch in plan.encode),
             encode_image=bind(backend, plan.encode_image, memory) if plan.encode_image else None,
             steps=tuple(
-                (bind(backend, denoiser, memory), bind(backend, solver, memory))
-                for denoiser, solver in plan.steps
+                (bind(backend, denoiser, memory), bind(backend, sampler, memory))
+                for denoiser, sampler in plan.steps
             ),
             decode=bind(backend, plan.decode, memory),
         )
@@ -103,7 +103,7 @@ class PreparedRun:
         tokenizers: Mapping[str, PromptTokenizer],
         request: Request,
         part: slice,
-        solver: SolverSteps,
+        sampler: SamplerSteps,
         image_latents: np.ndarray | None,
     ) -> None:
         """Fill every host-made buffer; after this the loop only launches."""
@@ -118,7 +118,7 @@ class PreparedRun:
                 spec = self.plan.buffers[slot.buffer]
                 write(slot, np.zeros(spec.shape, dtype=spec.dtype))
         for name, kind in manifest.conditioning.items():
-            write(Slot(name), host_input(kind, batch, request.told_size, request.motion))
+            write(Slot(name), host_input(kind, batch, request.micro_conditioning, request.motion))
         write(Slot("guidance_scale"), self._guidance_scales(manifest, request, part))
         write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
         if manifest.clip_skips:
@@ -126,7 +126,7 @@ class PreparedRun:
             if manifest.takes_negative:
                 write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
         for step, (timestep, weights) in enumerate(
-            zip(solver.timesteps, solver.weights, strict=True)
+            zip(sampler.timesteps, sampler.weights, strict=True)
         ):
             write(Slot("timestep", step), np.full(batch, timestep, dtype=np.float32))
             write(Slot("weights", step), np.tile(weights, (batch, 1)))
@@ -135,10 +135,10 @@ class PreparedRun:
             latents = request.latents[part]
         else:
             latents = _draw(shape, request.seed, part.start)
-        if solver.draws_noise:
-            for step in range(len(solver.timesteps)):
+        if sampler.draws_noise:
+            for step in range(len(sampler.timesteps)):
                 write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
-        sample, denoiser_input = first_sample(solver, latents, image_latents)
+        sample, denoiser_input = first_sample(sampler, latents, image_latents)
         write(Slot("sample.0"), sample)
         write(Slot("denoiser_input"), denoiser_input)
         write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
@@ -189,7 +189,7 @@ class PreparedRun:
         """Return what a callback is told after evaluation `index`."""
         launch = self.plan.steps[index][1]
         latents = launch.outputs["next_sample"]
-        phases = self.shape.schedule.phases
+        phases = self.shape.step_plan.phases
         return StepInfo(
             index, len(phases), phases[index], timestep, lambda: self.memory.read(latents),
             lambda name: self.memory.read(Slot(name)),
@@ -197,19 +197,19 @@ class PreparedRun:
 
 
 def first_sample(
-    solver: SolverSteps, latents: np.ndarray, image_latents: np.ndarray | None
+    sampler: SamplerSteps, latents: np.ndarray, image_latents: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return where a run begins, and that as the denoiser takes it.
 
     Args:
-        solver: the run's steps.
+        sampler: the run's steps.
         latents: of unit variance [..., C, h, w] f32.
         image_latents: those of the image that it begins with, if it does; of the same shape.
     """
-    sample = latents * np.float32(solver.sample_scale)
+    sample = latents * np.float32(sampler.sample_scale)
     if image_latents is not None:
-        sample += image_latents * np.float32(solver.image_scale)
-    return sample, sample * np.float32(solver.input_scale)
+        sample += image_latents * np.float32(sampler.image_scale)
+    return sample, sample * np.float32(sampler.input_scale)
 
 
 def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:

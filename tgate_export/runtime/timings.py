@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tgate_export.schedule import PHASES, Phase
+from tgate_export.steps.step_plan import PHASES, Phase
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """One denoiser evaluation and the solver's step after it."""
+    """One denoiser evaluation and the sampler's step after it."""
 
     phase: Phase
     denoiser: float
-    solver: float
+    sampler: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Timings:
 
     @property
     def outside_engines(self) -> float:
-        """Seconds that neither the denoiser, the text encoder nor the VAE ran: solver included."""
+        """Seconds that neither the denoiser, the text encoder nor the VAE ran: sampler included."""
         denoiser = sum(step.denoiser for step in self.steps)
         vae = self.vae_encoder + self.vae_decoder
         return self.total - denoiser - self.text_encoder - vae
@@ -62,12 +62,12 @@ class Timings:
             "text_encoder_s": self.text_encoder,
             "vae_encoder_s": self.vae_encoder,
             "vae_decoder_s": self.vae_decoder,
-            "solver_s": sum(step.solver for step in self.steps),
+            "sampler_s": sum(step.sampler for step in self.steps),
             "outside_engines_s": self.outside_engines,
             "outside_engines_fraction": self.outside_engines / self.total if self.total else 0.0,
             "phases": phases,
             "steps": [
-                {"phase": step.phase, "denoiser_s": step.denoiser, "solver_s": step.solver}
+                {"phase": step.phase, "denoiser_s": step.denoiser, "sampler_s": step.sampler}
                 for step in self.steps
             ],
         }

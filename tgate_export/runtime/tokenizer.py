@@ -12,7 +12,7 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Tokenizer as TokenizerSpec
 from tgate_export.bundle.tokenizer_file import read_tokenizer
-from tgate_export.errors import BundleError, InvalidRequestError, TGateError, first_line
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

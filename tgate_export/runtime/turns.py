@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 
 
 class Turns:

@@ -18,8 +18,8 @@
 #include "half.hpp"
 #include "noise.hpp"
 #include "python_text.hpp"
-#include "schedule.hpp"
-#include "solver_table.hpp"
+#include "step_plan.hpp"
+#include "sampler_table.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 
@@ -132,11 +132,11 @@ Json encode(const Json& json) {
 Json phases(const Json& json) {
   const tgate::Intervals intervals{json.at("sp_interval"), json.at("fi_interval"),
                                    json.at("warm_up")};
-  const std::string fault = tgate::schedule_fault(json.at("gate_step"), intervals);
+  const std::string fault = tgate::step_plan_fault(json.at("gate_step"), intervals);
   if (!fault.empty()) return {{"fault", fault}};
   Json names = Json::array();
   for (const tgate::Phase phase :
-       tgate::gate_schedule(json.at("num_inference_steps"), json.at("gate_step"),
+       tgate::tgate_plan(json.at("num_inference_steps"), json.at("gate_step"),
                             json.at("extra_evaluations"), intervals)) {
     names.push_back(tgate::name_of(phase));
   }
@@ -184,7 +184,7 @@ Json answer(const Json& json) {
   }
   if (op == "table") {
     const std::string file = json.at("file").get<std::string>();
-    const auto table = tgate::parse_solver_table(tgate::read_file(file), file);
+    const auto table = tgate::parse_sampler_table(tgate::read_file(file), file);
     if (!json.contains("steps")) return {{"counts", table.steps.size()}};
     const auto& steps = table.for_steps(json["steps"]);
     return {{"timesteps", steps.timesteps}, {"weights", steps.weights}};

@@ -8,7 +8,7 @@ _SLOWER = """
 
 import time
 
-from tgate_export.runtime.batching.runner import Runner
+from tgate_export.runtime.batching.model_runner import Runner
 
 _run = Runner.run
 

@@ -10,9 +10,9 @@ import pytest
 
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.embed.triton.interface import FORMATS, SCALARS, inputs
 from tgate_export.embed.triton.parsing import MAX_IMAGES, MAX_TEXT_BYTES, parse
-from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.request import make_request
 
 

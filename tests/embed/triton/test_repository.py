@@ -13,6 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from tests.cli.command import run
 from tgate_export.bundle.integrity import open_bundle, read_manifest
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.embed.triton.interface import inputs, outputs
 from tgate_export.embed.triton.repository import (
     BUNDLE_FOLDER,
@@ -20,7 +21,6 @@ from tgate_export.embed.triton.repository import (
     bundle_of,
     write_repository,
 )
-from tgate_export.errors import BundleError, InvalidRequestError, TGateError
 
 
 def config_of(model: Path) -> Any:

@@ -123,7 +123,7 @@ def test_64_mixed_requests_at_once(
     server: Server, client: TGateClient, shapes_pipeline: TGatePipeline
 ) -> None:
     before = metric(server, "tgate_requests_total", outcome="done")
-    calls = mixed(64, list(shapes_pipeline.manifest.solvers))
+    calls = mixed(64, list(shapes_pipeline.manifest.samplers))
     open_calls = [
         client.start(
             format="latents", steps=call["num_inference_steps"],

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from tests.runtime.batching.solo import assert_equal_solo, batcher_of, submit
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.errors import TGateError
+from tgate_export.common.errors import TGateError
 from tgate_export.runtime.backends import BackendError, select
 from tgate_export.runtime.backends.onnxruntime_memory import OrtMemory
 from tgate_export.runtime.batching import (
@@ -31,8 +31,8 @@ from tgate_export.runtime.batching import (
     DeadlineError,
 )
 from tgate_export.runtime.batching import batcher as batcher_module
-from tgate_export.runtime.batching.arena import Arena
-from tgate_export.runtime.batching.job import Job
+from tgate_export.runtime.batching.input_batch import InputBatch
+from tgate_export.runtime.batching.request_state import RequestState
 
 
 class Panic(BaseException):
@@ -58,14 +58,14 @@ def calls(seeds: range) -> list[dict[str, Any]]:
 def test_a_result_that_cannot_be_made(
     pipeline: TGatePipeline, batcher: Batcher, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    real = Job.output
+    real = RequestState.output
 
-    def output(self: Job, now: float) -> BatchedOutput:
+    def output(self: RequestState, now: float) -> BatchedOutput:
         if self.request.seed == 13:
             raise error
         return real(self, now)
 
-    monkeypatch.setattr(Job, "output", output)
+    monkeypatch.setattr(RequestState, "output", output)
     (bad,) = submit(batcher, calls(range(13, 14)))
     others = submit(batcher, calls(range(3)))
     found = bad.exception(60)
@@ -199,8 +199,8 @@ def test_a_fork_is_refused_at_once(batcher: Batcher) -> None:
 
 
 def endless(bundle: Path) -> None:
-    """Let a bundle's solver loop for ever, as anyone can who makes one."""
-    file = bundle / "graphs" / "solver.onnx"
+    """Let a bundle's sampler loop for ever, as anyone can who makes one."""
+    file = bundle / "graphs" / "sampler.onnx"
     model = onnx.load(file)
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Neg", ["v"], ["w"])],
@@ -225,7 +225,7 @@ def endless(bundle: Path) -> None:
     file.write_bytes(made.SerializeToString())
     manifest = json.loads((bundle / "manifest.json").read_text())
     content = file.read_bytes()
-    manifest["files"]["graphs/solver.onnx"] = {
+    manifest["files"]["graphs/sampler.onnx"] = {
         "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
     }  # fmt: skip
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -238,7 +238,7 @@ def test_a_call_that_never_ends_is_stopped(
     monkeypatch.setattr(Batcher, "_warm_up", lambda _: None)  # it would not end either
 
     def running() -> None:
-        """Wait until the solver runs: nothing else takes more than a moment once it is loaded."""
+        """Wait until the sampler runs: nothing else takes more than a moment once it is loaded."""
         until = time.monotonic() + 60
         encoded = batcher.stats().stages["encode"].calls if batcher.stats().stages else 0
         while time.monotonic() < until:
@@ -283,7 +283,7 @@ def test_a_call_that_cannot_be_stopped_keeps_nobody_waiting(
         assert go_on.wait(60)
 
     batcher = batcher_of(pipeline)
-    monkeypatch.setattr(Arena, "denoise", denoise)
+    monkeypatch.setattr(InputBatch, "denoise", denoise)
     (late,) = (batcher.submit(batcher.request("a", num_inference_steps=1), deadline=0.5),)
     (open_,) = submit(batcher, calls(range(1)))
     assert held.wait(60)

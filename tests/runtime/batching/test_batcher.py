@@ -22,7 +22,7 @@ from tests.runtime.batching.solo import (
     submit,
 )
 from tgate_export import TGatePipeline
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.batching import (
     Batcher,
     BatchingOptions,
@@ -31,7 +31,7 @@ from tgate_export.runtime.batching import (
     QueueFullError,
     StepProgress,
 )
-from tgate_export.runtime.batching.arena import Arena
+from tgate_export.runtime.batching.input_batch import InputBatch
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def mixed(count: int, schedulers: list[str]) -> list[dict[str, Any]]:
 
 def test_64_mixed_requests_equal_their_solo_runs(pipeline: TGatePipeline, batcher: Batcher) -> None:
     before = batcher.stats()
-    calls = mixed(64, list(pipeline.manifest.solvers))
+    calls = mixed(64, list(pipeline.manifest.samplers))
     with Gate(batcher):
         futures = submit(batcher, calls)
         assert batcher.stats().waiting == 64
@@ -316,14 +316,14 @@ def test_refused_requests_take_nothing(batcher: Batcher) -> None:
 def test_engine_failure_fails_those_in_the_call_alone(
     pipeline: TGatePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Arena.denoise
+    original = InputBatch.denoise
 
-    def failing(self: Arena, phase: Any, members: Any) -> None:
+    def failing(self: InputBatch, phase: Any, members: Any) -> None:
         if any(member.request.prompts == ("bad",) for member in members):
             raise RuntimeError("out of memory")
         original(self, phase, members)
 
-    monkeypatch.setattr(Arena, "denoise", failing)
+    monkeypatch.setattr(InputBatch, "denoise", failing)
     with batcher_of(pipeline, BatchingOptions(max_batch=1)) as batcher:
         bad = batcher.submit(batcher.request("bad", num_inference_steps=2))
         good = batcher.submit(batcher.request("good", num_inference_steps=2))

@@ -31,12 +31,12 @@ def test_rows_are_images(tiny_bundle: Path) -> None:
         assert spec.shape[0] == 3, name
 
 
-def test_solver_follows_each_phase(reuse_bundle: Path) -> None:
+def test_sampler_follows_each_phase(reuse_bundle: Path) -> None:
     manifest = read_manifest(reuse_bundle)
     plan = plan_calls(manifest, 3, 16, 16)
     assert [step[0].graph for step in plan.steps] == list(phases_of(manifest))
     assert len(plan.steps) == 4
-    for denoiser, solver in plan.steps:
-        assert solver.inputs["noise_pred"] == denoiser.outputs["noise_pred"]
-        assert solver.outputs["denoiser_input"] == denoiser.inputs["sample"]
-        assert solver.inputs["sample"] == Slot("sample.0") == plan.decode.inputs["latents"]
+    for denoiser, sampler in plan.steps:
+        assert sampler.inputs["noise_pred"] == denoiser.outputs["noise_pred"]
+        assert sampler.outputs["denoiser_input"] == denoiser.inputs["sample"]
+        assert sampler.inputs["sample"] == Slot("sample.0") == plan.decode.inputs["latents"]

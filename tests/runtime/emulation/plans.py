@@ -15,7 +15,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.plans import (
     PLANS_FOLDER,
     RECORD_NAME,
-    Flavour,
+    Library,
     Plan,
     PlanKey,
     PlanRecord,
@@ -24,7 +24,7 @@ from tgate_export.bundle.plans import (
 )
 from tgate_export.runtime.backends.plan_choice import input_shapes
 from tgate_export.runtime.plan import RunShape, plan_run
-from tgate_export.schedule import gate_schedule
+from tgate_export.steps.step_plan import tgate_plan
 
 Ranges = dict[str, dict[str, ShapeRange]]
 Triple = tuple[int, int, int]
@@ -32,7 +32,7 @@ Triple = tuple[int, int, int]
 
 def shape_ranges(manifest: Manifest, batch: Triple, size: Triple | None = None) -> Ranges:
     """Shapes of every input for these batches, and square images of these sizes."""
-    schedule = gate_schedule(2, 1)
+    schedule = tgate_plan(2, 1)
     default = (manifest.size.height.opt,) * 3
     low, opt, high = (
         input_shapes(plan_run(manifest, RunShape(count, side, side, schedule)))
@@ -50,7 +50,7 @@ def shape_ranges(manifest: Manifest, batch: Triple, size: Triple | None = None) 
 def write_plan_set(
     bundle: Path,
     name: str,
-    flavour: Flavour,
+    library: Library,
     version: str,
     compute_capabilities: Sequence[str],
     shapes: Ranges,
@@ -69,7 +69,7 @@ def write_plan_set(
             graph=graph,
             graph_sha256=manifest.files[spec.file].sha256,
             weights_sha256=manifest.files[spec.weights].sha256 if spec.weights else None,
-            flavour=flavour,
+            library=library,
             version=version,
             compute_capabilities=tuple(compute_capabilities),
             precision=manifest.precision,
@@ -90,7 +90,7 @@ def write_plan_set(
 
 def write_emulated(
     bundle: Path,
-    flavour: Flavour = "tensorrt-rtx",
+    library: Library = "tensorrt-rtx",
     *,
     name: str = "emulated",
     version: str | None = None,
@@ -123,7 +123,7 @@ def write_emulated(
             "alter": (alter or {}).get(graph, {}),
         }
         contents[graph] = json.dumps(plan).encode()
-    version = version or VERSIONS[flavour.replace("-", "_")]
+    version = version or VERSIONS[library.replace("-", "_")]
     return write_plan_set(
-        bundle, name, flavour, version, compute_capabilities, shapes, contents, settings
+        bundle, name, library, version, compute_capabilities, shapes, contents, settings
     )

@@ -132,7 +132,7 @@ class Engine:
         return int(self.plan["weights"])
 
     def create_runtime_config(self) -> RuntimeConfig:
-        assert self.module.flavour == "tensorrt_rtx"
+        assert self.module.library == "tensorrt_rtx"
         return RuntimeConfig()
 
     def create_execution_context(
@@ -157,7 +157,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.memory: tuple[int, int] | None = None
         self.flushed = False  # the first run with new shapes does work that cannot be captured
-        if engine.module.flavour == "tensorrt_rtx":
+        if engine.module.library == "tensorrt_rtx":
             self.is_stream_capturable = lambda stream: self.flushed
 
     def set_input_shape(self, name: str, shape: Shape) -> bool:
@@ -242,11 +242,11 @@ class TensorRTEmulation:
         ran: graph and addresses of every run, in order.
     """
 
-    def __init__(self, flavour: str, cuda: CudaEmulation) -> None:
-        self.flavour = flavour
+    def __init__(self, library: str, cuda: CudaEmulation) -> None:
+        self.library = library
         self.cuda = cuda
         self.ran: list[tuple[str, dict[str, int]]] = []
-        self.__version__ = VERSIONS[flavour]
+        self.__version__ = VERSIONS[library]
         self.refuse: str | None = None  # what `deserialize_cuda_engine` logs
 
     def engine(self, plan: dict[str, Any]) -> Engine:
@@ -302,7 +302,7 @@ class TensorRTEmulation:
             DataType=DataType,
             ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         )
-        if self.flavour == "tensorrt_rtx":
+        if self.library == "tensorrt_rtx":
             module.EngineStat = EngineStat
             module.DynamicShapesKernelSpecializationStrategy = (
                 DynamicShapesKernelSpecializationStrategy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tgate_export.bench.compare import Comparison
-from tgate_export.bench.measure import Subject
+from tgate_export.bench.measure import Variant
 from tgate_export.bench.report.charts import frontier, stage_bars
 from tgate_export.bench.report.page import render, slider
 from tgate_export.bench.tables import facts, interval, milliseconds, settings_line, tables
@@ -40,20 +40,20 @@ def bench_page(comparison: Comparison) -> str:
 
 def _slider(comparison: Comparison, target: str) -> dict[str, Any] | None:
     """Pictures of rounds that every gate of a target has; None where there are none."""
-    subjects = [s for s in comparison.measurement.subjects if s.target == target]
-    plain = next(s for s in subjects if s.spec.kind == "baseline")
-    gated = {s.spec.gate_step: s for s in subjects if s.spec.kind == "gated" and s.spec.gate_step}
+    variants = [s for s in comparison.measurement.variants if s.target == target]
+    plain = next(s for s in variants if s.spec.kind == "baseline")
+    gated = {s.spec.gate_step: s for s in variants if s.spec.kind == "gated" and s.spec.gate_step}
     rounds = set(plain.readings)
-    for subject in gated.values():
-        rounds &= subject.readings.keys()
+    for variant in gated.values():
+        rounds &= variant.readings.keys()
     shown = sorted(rounds)[:SHOWN]
     if not gated or not shown:
         return None
-    contestant = comparison.measurement.contestants[target]
+    setup = comparison.measurement.setups[target]
     batch = comparison.result.settings.batch
 
-    def pictures(subject: Subject) -> list[Any]:
-        return [subject.readings[number].images[0] for number in shown]
+    def pictures(variant: Variant) -> list[Any]:
+        return [variant.readings[number].images[0] for number in shown]
 
     rows = {
         row.gate_step: row
@@ -67,9 +67,9 @@ def _slider(comparison: Comparison, target: str) -> dict[str, Any] | None:
         lines[gate] = f"{milliseconds(row.latency.p50)} ms, {interval(row.speedup)}{ssim}"
     return slider(
         target,
-        [contestant.prompts[number * batch % len(contestant.prompts)] for number in shown],
+        [setup.prompts[number * batch % len(setup.prompts)] for number in shown],
         pictures(plain),
-        {gate: pictures(subject) for gate, subject in gated.items()},
+        {gate: pictures(variant) for gate, variant in gated.items()},
         lines,
         sorted(gated)[len(gated) // 2],
     )

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from tgate_export.common.errors import TGateError
+from tgate_export.common.install import pip_install
 from tgate_export.embed.triton.interface import SCALARS, Format
-from tgate_export.errors import TGateError
-from tgate_export.install import pip_install
 
 _DTYPES = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from tgate_export.common.errors import InvalidRequestError, TGateError, ordinary
 from tgate_export.embed.triton.devices import visible_device
 from tgate_export.embed.triton.encoders import Encoders
 from tgate_export.embed.triton.interface import inputs
@@ -26,7 +27,6 @@ from tgate_export.embed.triton.metrics import Metrics
 from tgate_export.embed.triton.parsing import Call, check_fields, parse
 from tgate_export.embed.triton.repository import bundle_of
 from tgate_export.embed.triton.watchdog import Watchdog, server_above
-from tgate_export.errors import InvalidRequestError, TGateError, ordinary
 from tgate_export.runtime.batching import (
     BatchedOutput,
     Batcher,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, SCALARS, SINGLE, Format
-from tgate_export.errors import InvalidRequestError
 from tgate_export.runtime.plan import NEGATIVE
 from tgate_export.runtime.request import Request, make_request
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.store import replace_folder
+from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.embed.bundles import files_of, open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
-from tgate_export.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.backends import check_backend
 
 BUNDLE_FOLDER = "bundle"  # beside model.py

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.plans import Flavour, plan_sets
-from tgate_export.errors import InvalidRequestError
+from tgate_export.bundle.plans import Library, plan_sets
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -25,7 +25,7 @@ ONNXRUNTIME = (
     "onnxruntime:tensorrt-rtx",
 )
 OPENVINO: dict[str, RunPrecision] = {"openvino": "fp32", "openvino:bf16": "bf16"}
-PLANS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+PLANS: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
 GPU_PROVIDERS = ONNXRUNTIME[2:]
 BACKENDS = ("auto", *ONNXRUNTIME, *OPENVINO, *PLANS)
 
@@ -58,9 +58,9 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
         raise InvalidRequestError(f"threads are for CPUs, not for {name}")
     if name == "auto":
         return _fastest(bundle, options)
-    for flavour in PLANS:
-        if name == flavour:
-            return _plans(bundle, flavour, options)
+    for library in PLANS:
+        if name == library:
+            return _plans(bundle, library, options)
     if name in OPENVINO:
         return _openvino(bundle, options.precision or OPENVINO[name], options)
     return _onnxruntime(bundle, name.partition(":")[2] or None, options)
@@ -107,20 +107,20 @@ def _candidates(
     if options.precision:
         yield "openvino", partial(_openvino, bundle, options.precision, options)
         return
-    built = {plans.key.flavour for plans in plan_sets(bundle.path)}
-    for flavour in PLANS:
-        if flavour in built:
-            yield flavour, partial(_plans, bundle, flavour, options)
+    built = {plans.key.library for plans in plan_sets(bundle.path)}
+    for library in PLANS:
+        if library in built:
+            yield library, partial(_plans, bundle, library, options)
     if built or has_driver():  # elsewhere nobody waits for a GPU, and needs not hear of it
         yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
     yield "openvino", partial(_openvino, bundle, "fp32", options)
     yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
 
 
-def _plans(bundle: Bundle, flavour: Flavour, options: BackendOptions) -> Backend:
+def _plans(bundle: Bundle, library: Library, options: BackendOptions) -> Backend:
     from tgate_export.runtime.backends.tensorrt import TensorRTBackend
 
-    return TensorRTBackend(bundle, flavour, options)
+    return TensorRTBackend(bundle, library, options)
 
 
 def _onnxruntime(bundle: Bundle, device: str | None, options: BackendOptions) -> Backend:

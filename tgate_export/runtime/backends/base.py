@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tgate_export.errors import InvalidRequestError, TGateError
+from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.runtime.plan import BindingPlan, Launch, Slot
 from tgate_export.runtime.turns import Turns
 

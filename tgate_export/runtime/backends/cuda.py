@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tgate_export.install import pip_install
+from tgate_export.common.install import pip_install
 from tgate_export.runtime.backends.base import BackendError
 
 ELSEWHERE = "or use --backend onnxruntime:cpu"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgate_export.errors import TGateError, first_line
+from tgate_export.common.errors import TGateError, first_line
 from tgate_export.runtime.backends.base import Backend, BackendError, Execute, Memory
 from tgate_export.runtime.plan import Launch
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import Tensor
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends.onnx_file import EXTERNAL, parse_model
 
 # Graphs of the largest models have a few MiB: their weights lie beside them.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.errors import TGateError, first_line
-from tgate_export.install import pip_install
+from tgate_export.common.errors import TGateError, first_line
+from tgate_export.common.install import pip_install
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,

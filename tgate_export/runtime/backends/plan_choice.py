@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tgate_export.bundle.plans import Flavour, PlanKey, PlanSet
+from tgate_export.bundle.plans import Library, PlanKey, PlanSet
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.plan import BindingPlan
 
@@ -17,7 +17,7 @@ _AMPERE = (8, 0)  # the oldest GPU of TensorRT's hardware-compatible plans
 class Machine:
     """What a plan has to fit: the GPU, such as "8.9", and the installed version."""
 
-    flavour: Flavour
+    library: Library
     version: str
     compute_capability: str
 
@@ -49,7 +49,7 @@ def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: str
     """Return the set that fits: one of a single shape before one of a range.
 
     Args:
-        sets: of the machine's flavour.
+        sets: of the machine's library.
         machine: see `Machine`.
         shapes: what is to run; empty to look at the machine alone.
         build: the command that makes plans, for the message.
@@ -62,7 +62,7 @@ def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: str
     if not fitting:
         listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in misfits.items())
         raise BackendError(
-            f"no {machine.flavour} plans for {machine.flavour} {machine.version} on compute "
+            f"no {machine.library} plans for {machine.library} {machine.version} on compute "
             f"capability {machine.compute_capability} fit ({listed})",
             f"make some with `{build}`, or use --backend onnxruntime",
         )

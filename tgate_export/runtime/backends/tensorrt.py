@@ -11,8 +11,8 @@ import numpy as np
 from tgate_export.bundle.hash_cache import stamp_of
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.plans import Flavour, PlanSet, plan_sets
-from tgate_export.errors import BundleError
+from tgate_export.bundle.plans import Library, PlanSet, plan_sets
+from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -39,23 +39,23 @@ from tgate_export.runtime.rebuild import rebuild_command
 class TensorRTBackend(Backend):
     """Runs a bundle's plans; all work is queued on one stream."""
 
-    def __init__(self, bundle: Bundle, flavour: Flavour, options: BackendOptions) -> None:
+    def __init__(self, bundle: Bundle, library: Library, options: BackendOptions) -> None:
         super().__init__()
-        self.name = flavour
+        self.name = library
         self._bundle = bundle
         self._options = options
-        self._sets = [plans for plans in plan_sets(bundle.path) if plans.key.flavour == flavour]
+        self._sets = [plans for plans in plan_sets(bundle.path) if plans.key.library == library]
         if not self._sets:
             raise BackendError(
-                f"{bundle.path} has no {flavour} plans",
-                f"make them with `{rebuild_command(bundle, target=flavour)}`, "
+                f"{bundle.path} has no {library} plans",
+                f"make them with `{rebuild_command(bundle, target=library)}`, "
                 "or use --backend onnxruntime",
             )
         files = (plans.file(graph) for plans in self._sets for graph in plans.plans)
         self._stamps = {file: stamp_of(file) for file in files}
-        trt = import_module(flavour)
-        self._cuda = Cuda(extra=flavour)
-        self._machine = Machine(flavour, trt.__version__, self._cuda.compute_capability())
+        trt = import_module(library)
+        self._cuda = Cuda(extra=library)
+        self._machine = Machine(library, trt.__version__, self._cuda.compute_capability())
         choose(self._sets, self._machine, {}, self._build_command())
         self._loader = PlanLoader(trt, collecting_logger(trt), self._cuda)
         self._engines: dict[tuple[str, str], Engine] = {}
@@ -63,9 +63,9 @@ class TensorRTBackend(Backend):
         self._memory: DeviceMemory | None = None
 
     def _build_command(self, **changes: object) -> str:
-        if self._machine.flavour == "tensorrt-rtx":
+        if self._machine.library == "tensorrt-rtx":
             changes["sm"] = self._machine.compute_capability
-        return rebuild_command(self._bundle, target=self._machine.flavour, **changes)
+        return rebuild_command(self._bundle, target=self._machine.library, **changes)
 
     def batch_size(self, images: int) -> int:
         """See `Backend.batch_size`."""

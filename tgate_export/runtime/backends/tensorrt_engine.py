@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgate_export.errors import first_line
+from tgate_export.common.errors import first_line
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.backends.bindings import Direction, Port, View, check_bindings
 from tgate_export.runtime.backends.cuda import Block, Cuda, out_of_memory

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tgate_export.errors import BundleError
+from tgate_export.common.errors import BundleError
 
 
 class OpenFile:

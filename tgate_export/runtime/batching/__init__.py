@@ -1,7 +1,7 @@
 """In-flight batching: requests at different denoising steps share engine calls."""
 
 from tgate_export.runtime.batching.batcher import Batcher
-from tgate_export.runtime.batching.job import (
+from tgate_export.runtime.batching.request_state import (
     BatchedOutput,
     BatchingOptions,
     ClosedError,

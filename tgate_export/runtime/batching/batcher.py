@@ -13,28 +13,28 @@ from typing import Any
 
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.errors import InvalidRequestError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.batching.job import (
+from tgate_export.runtime.batching.image_state import ImageState, Stage
+from tgate_export.runtime.batching.model_runner import ModelRunner
+from tgate_export.runtime.batching.policy import CallCosts, choose, due
+from tgate_export.runtime.batching.request_state import (
     BatchedOutput,
     BatchingOptions,
     ClosedError,
-    Job,
     QueueFullError,
+    RequestState,
     StageTime,
     StepCallback,
     StepProgress,
     partition,
 )
-from tgate_export.runtime.batching.policy import CallCosts, choose, due
-from tgate_export.runtime.batching.runner import Runner
 from tgate_export.runtime.batching.stats import BatcherStats, Recorder
 from tgate_export.runtime.batching.texts import TextEncoder
-from tgate_export.runtime.batching.trajectory import Stage, Trajectory
-from tgate_export.runtime.itinerary import Itineraries
 from tgate_export.runtime.request import Request, make_request
-from tgate_export.schedule import Phase
+from tgate_export.runtime.run_plan import RunPlans
+from tgate_export.steps.step_plan import Phase
 
 _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call stopped for it
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
@@ -66,22 +66,24 @@ class Batcher:
         self.max_in_flight = options.max_in_flight or 4 * self.max_batch
         self.max_pending = options.max_pending
         self._target = options.call_target
-        self._itineraries = Itineraries(bundle)
+        self._run_plans = RunPlans(bundle)
         self._texts = TextEncoder(bundle)
-        self._runner = Runner(backend, bundle.manifest, self._texts, self.max_batch)
+        self._runner = ModelRunner(backend, bundle.manifest, self._texts, self.max_batch)
         self._costs = CallCosts()
         self._pace: dict[Stage, float] = {}  # seconds of a call of the largest batch
         self._recorder = Recorder()
         self._changed = threading.Condition()
-        self._waiting: list[Job] = []
-        self._begun: list[Job] = []
-        self._flight: list[Trajectory] = []  # of `_begun`; the thread's own
-        self._owners: dict[Trajectory, Job] = {}
+        self._waiting: list[RequestState] = []
+        self._begun: list[RequestState] = []
+        self._flight: list[ImageState] = []  # of `_begun`; the thread's own
+        self._owners: dict[ImageState, RequestState] = {}
         self._pending = 0
         self._closing = False
         self._process = os.getpid()
         self._calling = threading.Lock()
-        self._running: list[Job] | None = None  # whose images are in the engine call that runs
+        self._running: list[RequestState] | None = (
+            None  # whose images are in the engine call that runs
+        )
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="tgate-batcher", daemon=True)
         self._thread.start()
@@ -172,9 +174,9 @@ class Batcher:
             )
         with self._changed:
             self._check_room(request.images)  # before work is done for it
-        route = self._itineraries.of(request)
+        route = self._run_plans.of(request)
         images = [
-            Trajectory.of(self.manifest, request, index, route) for index in range(request.images)
+            ImageState.of(self.manifest, request, index, route) for index in range(request.images)
         ]
         warnings: dict[str, None] = {}  # each once
         for image in images:
@@ -185,7 +187,7 @@ class Batcher:
         moment = due(now, self._needed(images[0].left), limit)
         for image in images:
             image.due = moment
-        job = Job(request, Future(), images, now, limit, on_step, tuple(warnings))
+        job = RequestState(request, Future(), images, now, limit, on_step, tuple(warnings))
         with self._changed:
             self._check_room(request.images)
             self._pending += request.images
@@ -274,19 +276,19 @@ class Batcher:
             self._release(job)
             self._recorder.count(job.outcome)
         for job in (*gone, *ended):
-            for image in job.trajectories:
+            for image in job.images:
                 self._owners.pop(image, None)
         if gone or ended:
             self._flight = [image for image in self._flight if image in self._owners]
 
-    def _release(self, job: Job) -> None:
+    def _release(self, job: RequestState) -> None:
         """Stop counting a job's images as pending."""
         with self._changed:
             if not job.released:
                 job.released = True
                 self._pending -= job.request.images
 
-    def _settle(self, job: Job, outcome: BatchedOutput | BaseException) -> None:
+    def _settle(self, job: RequestState, outcome: BatchedOutput | BaseException) -> None:
         """Give a job its outcome; who gets it may submit the next one at once."""
         self._release(job)
         job.settle(outcome)
@@ -340,10 +342,10 @@ class Batcher:
             self._tell(stage, member, len(members), seconds)
         self._flight = [image for image in self._flight if image.stage != "done"]
         for job in jobs:
-            if all(image.stage == "done" for image in job.trajectories):
+            if all(image.stage == "done" for image in job.images):
                 self._finish(job)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: RequestState) -> None:
         now = monotonic()
         outcome: BatchedOutput | BaseException
         try:
@@ -352,7 +354,7 @@ class Batcher:
             outcome = error
         self._settle(job, outcome)
 
-    def _tell(self, stage: Stage, member: Trajectory, batch: int, seconds: float) -> None:
+    def _tell(self, stage: Stage, member: ImageState, batch: int, seconds: float) -> None:
         """Note a call in a member's request, and tell its caller of a step."""
         job = self._owners[member]
         time = job.stages.setdefault(stage, StageTime())
@@ -376,7 +378,7 @@ class Batcher:
                 "more: try again later"
             )
 
-    def _start_by(self, image: Trajectory) -> float:
+    def _start_by(self, image: ImageState) -> float:
         """Return when an image has to go on, at the latest, to be done when it is due."""
         return image.due - self._needed(image.left)
 
@@ -386,9 +388,9 @@ class Batcher:
 
     def _warm_up(self) -> None:
         """Run every stage, and read all that is in the bundle, so that no request waits for it."""
-        for name in self.manifest.solvers:
-            self._itineraries.table(name)
-        steps = min(2, self.manifest.solvers[self.manifest.defaults.scheduler].max_steps)
+        for name in self.manifest.samplers:
+            self._run_plans.table(name)
+        steps = min(2, self.manifest.samplers[self.manifest.defaults.scheduler].max_steps)
         request = self.request("", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0)
         self.submit(request).result()
         self._recorder = Recorder()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, bind_launch, run_buffers
-from tgate_export.schedule import PHASES, Phase, gate_schedule
+from tgate_export.steps.step_plan import PHASES, Phase, tgate_plan
 
 
 def phases_of(manifest: Manifest) -> tuple[Phase, ...]:
@@ -16,7 +16,7 @@ def plan_calls(manifest: Manifest, batch: int, height: int, width: int) -> Bindi
     """Decide the memory and the launches of every call that a batch of images can need.
 
     `steps` has one entry for each graph of `phases_of` instead of one for each evaluation: the
-    images in a call may be at any step. Nothing has a row for every evaluation, and the solver
+    images in a call may be at any step. Nothing has a row for every evaluation, and the sampler
     always reads `sample.0` and `history.0` and writes `sample.1` and `history.1`, because images
     come and go between calls.
 
@@ -24,12 +24,12 @@ def plan_calls(manifest: Manifest, batch: int, height: int, width: int) -> Bindi
         BundleError: when a graph has a tensor that no buffer fits.
     """
     with_image = "vae_encoder" in manifest.graphs
-    shape = RunShape(batch, height, width, gate_schedule(1, 1), noise=True, image=with_image)
+    shape = RunShape(batch, height, width, tgate_plan(1, 1), noise=True, image=with_image)
     buffers = run_buffers(manifest, shape, evaluations=None)
-    solver = bind_launch(
+    sampler = bind_launch(
         manifest,
         buffers,
-        "solver",
+        "sampler",
         {
             "sample": Slot("sample.0"),
             "history": Slot("history.0"),
@@ -43,7 +43,7 @@ def plan_calls(manifest: Manifest, batch: int, height: int, width: int) -> Bindi
         encode=(bind_launch(manifest, buffers, "text_encoder", {}),),
         encode_image=bind_launch(manifest, buffers, "vae_encoder", {}) if with_image else None,
         steps=tuple(
-            (bind_launch(manifest, buffers, phase, {"sample": Slot("denoiser_input")}), solver)
+            (bind_launch(manifest, buffers, phase, {"sample": Slot("denoiser_input")}), sampler)
             for phase in phases_of(manifest)
         ),
         decode=bind_launch(manifest, buffers, "vae_decoder", {"latents": latents}),

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.runtime.batching.arena import Arena
+from tgate_export.runtime.batching.input_batch import InputBatch
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 REMEMBERED = 64  # texts; among them the empty negative prompt that most requests have
@@ -58,14 +58,16 @@ class TextEncoder:
             inputs["clip_skip"] = np.array(clip_skip, np.int64)
         return Text(text, clip_skip, inputs, tuple(dict.fromkeys(warnings)))
 
-    def encode(self, arena: Arena, texts: Iterable[Text]) -> dict[Text, dict[str, np.ndarray]]:
+    def encode(
+        self, input_batch: InputBatch, texts: Iterable[Text]
+    ) -> dict[Text, dict[str, np.ndarray]]:
         """Return what the text encoder makes of each text, by its outputs' names."""
         wanted = list(dict.fromkeys(texts))
         found = {text: self._encoded[text] for text in wanted if text in self._encoded}
         new = [text for text in wanted if text not in found]
-        for first in range(0, len(new), arena.batch):
-            part = new[first : first + arena.batch]
-            outputs = arena.encode([text.inputs for text in part])
+        for first in range(0, len(new), input_batch.batch):
+            part = new[first : first + input_batch.batch]
+            outputs = input_batch.encode([text.inputs for text in part])
             found |= dict(zip(part, outputs, strict=True))
         for text in wanted:
             self._encoded[text] = found[text]

@@ -42,7 +42,7 @@ std::vector<std::filesystem::path> save(const std::vector<tgate::Image>& images,
 }
 
 nlohmann::ordered_json timings_json(const tgate::Timings& timings) {
-  double solver = 0;
+  double sampler = 0;
   nlohmann::ordered_json phases, steps = nlohmann::ordered_json::array();
   for (const char* phase : {"full", "full_reuse", "gated", "gated_reuse"}) {
     int evaluations = 0;
@@ -55,15 +55,15 @@ nlohmann::ordered_json timings_json(const tgate::Timings& timings) {
     phases[phase] = {{"evaluations", evaluations}, {"seconds", seconds}};
   }
   for (const tgate::StepTiming& step : timings.steps) {
-    solver += step.solver;
+    sampler += step.sampler;
     steps.push_back(
-        {{"phase", step.phase}, {"denoiser_s", step.denoiser}, {"solver_s", step.solver}});
+        {{"phase", step.phase}, {"denoiser_s", step.denoiser}, {"sampler_s", step.sampler}});
   }
   return {{"total_s", timings.total},
           {"text_encoder_s", timings.text_encoder},
           {"vae_encoder_s", 0.0},
           {"vae_decoder_s", timings.vae_decoder},
-          {"solver_s", solver},
+          {"sampler_s", sampler},
           {"outside_engines_s", timings.outside_engines()},
           {"outside_engines_fraction", timings.outside_engines() / timings.total},
           {"phases", phases},

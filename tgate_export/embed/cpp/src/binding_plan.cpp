@@ -4,7 +4,7 @@
 
 #include "counts.hpp"
 #include "python_text.hpp"
-#include "solver_table.hpp"
+#include "sampler_table.hpp"
 
 namespace tgate {
 namespace {
@@ -161,7 +161,7 @@ std::vector<const Launch*> BindingPlan::launches() const {
   for (const Launch& launch : encode) all.push_back(&launch);
   for (const Step& step : steps) {
     all.push_back(&step.denoiser);
-    all.push_back(&step.solver);
+    all.push_back(&step.sampler);
   }
   all.push_back(&decode);
   return all;
@@ -184,7 +184,7 @@ BindingPlan plan_run(const Manifest& manifest, const RunShape& shape) {
     plan.steps.push_back(
         {bind(manifest, plan.buffers, name_of(shape.phases[step]),
               {{"sample", {"denoiser_input"}}, {"timestep", {"timestep", row}}}),
-         bind(manifest, plan.buffers, "solver",
+         bind(manifest, plan.buffers, "sampler",
               {{"sample", alternating("sample", step)},
                {"history", alternating("history", step)},
                {"weights", {"weights", row}},

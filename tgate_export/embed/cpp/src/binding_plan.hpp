@@ -9,7 +9,7 @@
 
 #include <tgate/manifest.hpp>
 
-#include "schedule.hpp"
+#include "step_plan.hpp"
 
 namespace tgate {
 
@@ -62,7 +62,7 @@ struct RunShape {
 
 struct Step {
   Launch denoiser;
-  Launch solver;
+  Launch sampler;
 };
 
 struct BindingPlan {
@@ -76,7 +76,7 @@ struct BindingPlan {
 };
 
 // Every cache has one buffer: a graph writes it where a later one reads it. The sample and the
-// history alternate between two, so that the solver never reads what it writes. Throws Error when
+// history alternate between two, so that the sampler never reads what it writes. Throws Error when
 // a graph has a tensor that no buffer fits.
 BindingPlan plan_run(const Manifest& manifest, const RunShape& shape);
 

@@ -10,7 +10,7 @@
 #include "counts.hpp"
 #include "prompts.hpp"
 #include "python_text.hpp"
-#include "schedule.hpp"
+#include "step_plan.hpp"
 
 namespace tgate {
 namespace {
@@ -36,7 +36,7 @@ void set_schedule(const Manifest& manifest, const Request& request, Settings& se
   }
   settings.warm_up =
       request.warm_up.value_or(std::min(default_warm_up, std::max(settings.gate_step, 0)));
-  const std::string fault = schedule_fault(
+  const std::string fault = step_plan_fault(
       settings.gate_step, {settings.sp_interval, settings.fi_interval, settings.warm_up});
   if (!fault.empty()) refuse(fault);
 }
@@ -94,15 +94,15 @@ int clip_skip(const Manifest& manifest, int value, const Prompts& prompts) {
   return value;
 }
 
-void check_solver(const Manifest& manifest, const Settings& settings) {
-  const SolverSpec* solver = manifest.solvers.find(settings.scheduler);
-  if (solver == nullptr) {
+void check_sampler(const Manifest& manifest, const Settings& settings) {
+  const SamplerSpec* sampler = manifest.samplers.find(settings.scheduler);
+  if (sampler == nullptr) {
     std::vector<std::string> names;
-    for (const auto& [name, spec] : manifest.solvers) names.push_back(name);
+    for (const auto& [name, spec] : manifest.samplers) names.push_back(name);
     refuse("unknown scheduler " + repr(settings.scheduler) + ": this bundle has " + join(names));
   }
-  if (settings.num_inference_steps < 1 || settings.num_inference_steps > solver->max_steps) {
-    refuse("steps must be 1 to " + std::to_string(solver->max_steps) + ", got " +
+  if (settings.num_inference_steps < 1 || settings.num_inference_steps > sampler->max_steps) {
+    refuse("steps must be 1 to " + std::to_string(sampler->max_steps) + ", got " +
            std::to_string(settings.num_inference_steps));
   }
 }
@@ -194,7 +194,7 @@ Call make_call(const Manifest& manifest, const Request& request) {
     call.negatives.reset();  // ignored
   }
   settings.scheduler = request.scheduler.value_or(manifest.defaults.scheduler);
-  check_solver(manifest, settings);
+  check_sampler(manifest, settings);
   settings.seed = request.seed ? *request.seed : std::random_device()();
   settings.height = side("height", request.height, manifest.height, manifest.size_multiple);
   settings.width = side("width", request.width, manifest.width, manifest.size_multiple);

@@ -7,7 +7,7 @@
 
 namespace tgate {
 
-// How large a file may be whose whole text is parsed: a manifest or a record of plans; a solver
+// How large a file may be whose whole text is parsed: a manifest or a record of plans; a sampler
 // table or a tokenizer.
 constexpr std::uint64_t kMostRecordBytes = 4 << 20;
 constexpr std::uint64_t kMostTableBytes = 32 << 20;

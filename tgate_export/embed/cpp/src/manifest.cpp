@@ -119,15 +119,15 @@ Defaults read_defaults(const Value& value) {
   return defaults;
 }
 
-SolverSpec read_solver(const Value& value) {
+SamplerSpec read_sampler(const Value& value) {
   Fields fields(value);
-  SolverSpec solver;
-  solver.file = fields.required("file").bundle_path();
+  SamplerSpec sampler;
+  sampler.file = fields.required("file").bundle_path();
   fields.required("scheduler_class").string();
   fields.required("extra_evaluations").integer_from(0);
-  solver.max_steps = fields.required("max_steps").integer_from(1);
+  sampler.max_steps = fields.required("max_steps").integer_from(1);
   fields.end();
-  return solver;
+  return sampler;
 }
 
 TokenizerSpec read_tokenizer(const Value& value) {
@@ -208,7 +208,7 @@ Manifest read_manifest(const Json& json) {
   });
   manifest.graphs = named<Graph>(fields.required("graphs"), read_graph);
   manifest.cache = list_of<Cache>(fields.required("cache"), read_cache);
-  manifest.solvers = named<SolverSpec>(fields.required("solvers"), read_solver);
+  manifest.samplers = named<SamplerSpec>(fields.required("samplers"), read_sampler);
   for (const auto& [name, version] : fields.required("versions").object()) version.string();
   manifest.files = read_files(fields.required("files"));
   fields.end();

@@ -20,7 +20,7 @@ std::string folder_of(const std::string& path) {
 void check_files(const Manifest& manifest) {
   std::set<std::string> used;
   for (const auto& [name, tokenizer] : manifest.tokenizers) used.insert(tokenizer.file);
-  for (const auto& [name, solver] : manifest.solvers) used.insert(solver.file);
+  for (const auto& [name, sampler] : manifest.samplers) used.insert(sampler.file);
   for (const auto& [name, graph] : manifest.graphs) {
     used.insert(graph.file);
     if (!graph.weights) continue;

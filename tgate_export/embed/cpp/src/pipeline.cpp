@@ -13,8 +13,8 @@
 #include "python_text.hpp"
 #include "rebuild.hpp"
 #include "run.hpp"
-#include "schedule.hpp"
-#include "solver_table.hpp"
+#include "step_plan.hpp"
+#include "sampler_table.hpp"
 
 namespace tgate {
 namespace {
@@ -60,13 +60,13 @@ struct Pipeline::Impl {
         selected(select_backend(bundle, options)),
         tokenizers(bundle) {}
 
-  const SolverSteps& solver_steps(const std::string& scheduler, int steps) {
+  const SamplerSteps& sampler_steps(const std::string& scheduler, int steps) {
     auto found = tables.find(scheduler);
     if (found == tables.end()) {
-      const std::string& file = bundle.manifest.solvers.find(scheduler)->file;
+      const std::string& file = bundle.manifest.samplers.find(scheduler)->file;
       const std::string text = read_bundle_file(bundle, file, kMostTableBytes);
       const std::string where = bundle.file(file).string();
-      found = tables.emplace(scheduler, parse_solver_table(text, where)).first;
+      found = tables.emplace(scheduler, parse_sampler_table(text, where)).first;
     }
     return found->second.for_steps(steps);
   }
@@ -85,24 +85,24 @@ struct Pipeline::Impl {
   const Bundle bundle;
   const Selected selected;
   Tokenizers tokenizers;
-  std::map<std::string, SolverTable> tables;
+  std::map<std::string, SamplerTable> tables;
   std::optional<PreparedRun> prepared;
 };
 
 void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallback& callback,
                          Result& result) {
   const Settings& settings = call.settings;
-  const SolverSteps& solver = solver_steps(settings.scheduler, settings.num_inference_steps);
+  const SamplerSteps& sampler = sampler_steps(settings.scheduler, settings.num_inference_steps);
   const std::vector<Phase> phases =
-      gate_schedule(settings.num_inference_steps, settings.gate_step, solver.extra_evaluations(),
+      tgate_plan(settings.num_inference_steps, settings.gate_step, sampler.extra_evaluations(),
                     {settings.sp_interval, settings.fi_interval, settings.warm_up});
   check_graphs(bundle, phases, settings);
   PreparedRun& run =
-      prepare({batch, settings.height, settings.width, phases, solver.draws_noise()});
+      prepare({batch, settings.height, settings.width, phases, sampler.draws_noise()});
   Backend& backend = *selected.backend;
   const auto started = std::chrono::steady_clock::now();
   for (const auto& warnings :
-       {backend.take_warnings(), run.write_inputs(tokenizers, {call, first}, solver)}) {
+       {backend.take_warnings(), run.write_inputs(tokenizers, {call, first}, sampler)}) {
     result.warnings.insert(result.warnings.end(), warnings.begin(), warnings.end());
   }
   // Launches may only be queued: nothing waits for the device before the end.
@@ -118,7 +118,7 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
     run.solve(step);
     marks.push_back(backend.mark());
     if (callback && !callback({static_cast<int>(step), static_cast<int>(phases.size()),
-                               name_of(phases[step]), solver.timesteps[step],
+                               name_of(phases[step]), sampler.timesteps[step],
                                [&run, step] { return run.latents_after(step); }})) {
       backend.synchronize();
       throw Error(ErrorKind::cancelled, "cancelled after step " + std::to_string(step + 1) +

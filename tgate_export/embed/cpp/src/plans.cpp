@@ -90,8 +90,8 @@ void read_key(const Value& value, ReadPlan& read) {
   const Value weights = fields.required("weights_sha256");
   canonical["weights_sha256"] = nullptr;
   if (!weights.null()) canonical["weights_sha256"] = read.weights_sha256 = weights.sha256();
-  canonical["flavour"] = key.flavour =
-      fields.required("flavour").one_of({"tensorrt", "tensorrt-rtx"});
+  canonical["library"] = key.library =
+      fields.required("library").one_of({"tensorrt", "tensorrt-rtx"});
   canonical["version"] = key.version = fields.required("version").string();
   for (const Value& item : fields.required("compute_capabilities").array()) {
     key.compute_capabilities.push_back(item.string());

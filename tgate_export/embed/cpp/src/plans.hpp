@@ -19,7 +19,7 @@ std::string str(const ShapeRange& range);
 
 // What a plan depends on, as far as a runtime asks.
 struct PlanKey {
-  std::string flavour;  // tensorrt or tensorrt-rtx
+  std::string library;  // tensorrt or tensorrt-rtx
   std::string version;
   std::vector<std::string> compute_capabilities;
   Named<ShapeRange> shapes;  // of every input
@@ -39,7 +39,7 @@ struct PlanSet {
   std::filesystem::path path;
   Named<Plan> plans;  // by graph
 
-  // Flavour, version, GPUs and settings are the same in all.
+  // Library, version, GPUs and settings are the same in all.
   const PlanKey& key() const { return plans.begin()->second.key; }
 };
 

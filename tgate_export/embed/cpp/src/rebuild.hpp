@@ -8,7 +8,7 @@
 #include <tgate/manifest.hpp>
 #include <tgate/request.hpp>
 
-#include "schedule.hpp"
+#include "step_plan.hpp"
 
 namespace tgate {
 

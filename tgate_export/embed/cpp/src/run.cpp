@@ -45,7 +45,7 @@ PreparedRun::PreparedRun(Backend& backend, const Manifest& manifest, RunShape sh
   for (const Launch& launch : plan_.encode) encode_.push_back(backend.prepare(launch, *memory_));
   for (const Step& step : plan_.steps) {
     Execute denoiser = backend.prepare(step.denoiser, *memory_);
-    steps_.emplace_back(std::move(denoiser), backend.prepare(step.solver, *memory_));
+    steps_.emplace_back(std::move(denoiser), backend.prepare(step.sampler, *memory_));
   }
   decode_ = backend.prepare(plan_.decode, *memory_);
 }
@@ -63,16 +63,16 @@ Tensor PreparedRun::read(const Slot& slot) const {
 }
 
 Tensor PreparedRun::latents_after(std::size_t step) const {
-  for (const auto& [tensor, slot] : plan_.steps[step].solver.outputs) {
+  for (const auto& [tensor, slot] : plan_.steps[step].sampler.outputs) {
     if (tensor == "next_sample") return read(slot);
   }
-  throw std::logic_error("the solver has no next_sample");
+  throw std::logic_error("the sampler has no next_sample");
 }
 
 Tensor PreparedRun::images() const { return read({"images"}); }
 
 std::vector<std::string> PreparedRun::write_inputs(Tokenizers& tokenizers, const Part& part,
-                                                   const SolverSteps& solver) {
+                                                   const SamplerSteps& sampler) {
   std::vector<std::string> warnings;
   const Call& call = part.call;
   write_prompts(tokenizers, "", call.prompts, part.first, warnings);
@@ -85,8 +85,8 @@ std::vector<std::string> PreparedRun::write_inputs(Tokenizers& tokenizers, const
     }
   }
   write_conditions(call, part.first);
-  write_solver(solver);
-  write_sample(part, solver);
+  write_sampler(sampler);
+  write_sample(part, sampler);
   return warnings;
 }
 
@@ -189,20 +189,20 @@ void PreparedRun::write_conditions(const Call& call, int first) {
   }
 }
 
-void PreparedRun::write_solver(const SolverSteps& solver) {
+void PreparedRun::write_sampler(const SamplerSteps& sampler) {
   const auto batch = static_cast<std::size_t>(shape_.batch);
-  for (std::size_t step = 0; step < solver.timesteps.size(); ++step) {
+  for (std::size_t step = 0; step < sampler.timesteps.size(); ++step) {
     const int row = static_cast<int>(step);
-    write({"timestep", row}, std::vector<float>(batch, solver.timesteps[step]));
+    write({"timestep", row}, std::vector<float>(batch, sampler.timesteps[step]));
     std::vector<float> weights;
     for (std::size_t i = 0; i < batch; ++i) {
-      weights.insert(weights.end(), solver.weights[step].begin(), solver.weights[step].end());
+      weights.insert(weights.end(), sampler.weights[step].begin(), sampler.weights[step].end());
     }
     write({"weights", row}, weights);
   }
 }
 
-void PreparedRun::write_sample(const Part& part, const SolverSteps& solver) {
+void PreparedRun::write_sample(const Part& part, const SamplerSteps& sampler) {
   const Call& call = part.call;
   std::vector<float> sample;
   const std::size_t elements = plan_.buffers.at("sample.0").row_elements();
@@ -215,13 +215,13 @@ void PreparedRun::write_sample(const Part& part, const SolverSteps& solver) {
     sample = draw(call, part.first, 0);
   }
   if (shape_.draws_noise) {
-    for (std::size_t step = 0; step < solver.timesteps.size(); ++step) {
+    for (std::size_t step = 0; step < sampler.timesteps.size(); ++step) {
       write({"noise", static_cast<int>(step)}, draw(call, part.first, step + 1));
     }
   }
-  for (float& value : sample) value *= solver.sample_scale;
+  for (float& value : sample) value *= sampler.sample_scale;
   write({"sample.0"}, sample);
-  for (float& value : sample) value *= solver.input_scale;
+  for (float& value : sample) value *= sampler.input_scale;
   write({"denoiser_input"}, sample);
   write({"history.0"}, std::vector<float>(plan_.buffers.at("history.0").row_elements()));
 }

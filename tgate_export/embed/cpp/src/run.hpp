@@ -9,7 +9,7 @@
 #include "backends/backend.hpp"
 #include "binding_plan.hpp"
 #include "call.hpp"
-#include "solver_table.hpp"
+#include "sampler_table.hpp"
 #include "tokenizer.hpp"
 
 namespace tgate {
@@ -41,7 +41,7 @@ class PreparedRun {
 
   // Fills every buffer that the host makes; after this the loop only launches. Returns warnings.
   std::vector<std::string> write_inputs(Tokenizers& tokenizers, const Part& part,
-                                        const SolverSteps& solver);
+                                        const SamplerSteps& sampler);
   // Runs the text encoder on the prompts, and on the negative ones where there are some.
   void encode(const Part& part);
   void denoise(std::size_t step) const { steps_[step].first(); }
@@ -59,8 +59,8 @@ class PreparedRun {
   void write_embeds(const std::string& slot, const Tensor& value, int first);
   void write_conditions(const Call& call, int first);
   void replace_negatives(const Part& part);
-  void write_solver(const SolverSteps& solver);
-  void write_sample(const Part& part, const SolverSteps& solver);
+  void write_sampler(const SamplerSteps& sampler);
+  void write_sample(const Part& part, const SamplerSteps& sampler);
   std::vector<float> draw(const Call& call, int first, std::size_t number) const;
   template <class T>
   void write(const Slot& slot, const std::vector<T>& values);

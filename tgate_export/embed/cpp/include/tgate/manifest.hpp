@@ -90,7 +90,7 @@ struct Defaults {
   std::int64_t warm_up;
 };
 
-struct SolverSpec {
+struct SamplerSpec {
   std::string file;
   std::int64_t max_steps;
 };
@@ -129,7 +129,7 @@ struct Manifest {
   Named<std::string> conditioning;     // time_ids, resolution or aspect_ratio
   Named<Graph> graphs;
   std::vector<Cache> cache;
-  Named<SolverSpec> solvers;
+  Named<SamplerSpec> samplers;
   Named<FileRecord> files;
 
   // Throws Error when the bundle has no graph of that name.

@@ -87,7 +87,7 @@ struct Settings {
 struct StepTiming {
   std::string phase;
   double denoiser;
-  double solver;
+  double sampler;
 };
 
 // Seconds by stage and step.
@@ -97,7 +97,7 @@ struct Timings {
   double vae_decoder = 0;
   double total = 0;  // tokenizing to images on the host; without loading engines
 
-  // Seconds that neither the denoiser, the text encoder nor the VAE ran: solver included.
+  // Seconds that neither the denoiser, the text encoder nor the VAE ran: sampler included.
   double outside_engines() const;
 };
 

@@ -114,7 +114,7 @@ const PlanSet& choose_plans(const std::vector<PlanSet>& sets, const Machine& mac
   }
   if (chosen != nullptr) return *chosen;
   throw Error(ErrorKind::backend,
-              "no " + machine.flavour + " plans for " + machine.flavour + " " + machine.version +
+              "no " + machine.library + " plans for " + machine.library + " " + machine.version +
                   " on compute capability " + machine.compute_capability + " fit (" +
                   join(listed, "; ") + "): make some with `" + build +
                   "`, or use --backend onnxruntime");

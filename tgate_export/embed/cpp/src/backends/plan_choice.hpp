@@ -12,7 +12,7 @@ namespace tgate {
 
 // What a plan has to fit: the GPU, such as "8.9", and the library that is loaded.
 struct Machine {
-  std::string flavour;
+  std::string library;
   std::string version;
   std::string compute_capability;
 };

@@ -32,17 +32,17 @@ constexpr Make kOnnxRuntime = nullptr;
 #endif
 // A program has one of the two TensorRTs: their libraries export the same names.
 #ifdef TGATE_TENSORRT_RTX
-constexpr const char* kFlavour = "tensorrt-rtx";
-constexpr const char* kOtherFlavour = "tensorrt";
+constexpr const char* kLibrary = "tensorrt-rtx";
+constexpr const char* kOtherLibrary = "tensorrt";
 #else
-constexpr const char* kFlavour = "tensorrt";
-constexpr const char* kOtherFlavour = "tensorrt-rtx";
+constexpr const char* kLibrary = "tensorrt";
+constexpr const char* kOtherLibrary = "tensorrt-rtx";
 #endif
 
 // Fastest first.
 constexpr Candidate kCandidates[] = {
-    {kFlavour, kTensorRT, true},
-    {kOtherFlavour, nullptr, true},
+    {kLibrary, kTensorRT, true},
+    {kOtherLibrary, nullptr, true},
     {"openvino", kOpenVINO, false},
     {"onnxruntime", kOnnxRuntime, false},
 };
@@ -50,11 +50,11 @@ constexpr Candidate kCandidates[] = {
 Selected fastest(const Bundle& bundle, const Options& options) {
   std::vector<std::string> passed;
   std::string last;
-  std::vector<std::string> flavours;
-  for (const PlanSet& set : check_plan_sets(bundle, false)) flavours.push_back(set.key().flavour);
+  std::vector<std::string> libraries;
+  for (const PlanSet& set : check_plan_sets(bundle, false)) libraries.push_back(set.key().library);
   for (const Candidate& candidate : kCandidates) {
-    const bool built = std::find(flavours.begin(), flavours.end(), candidate.name) !=
-                       flavours.end();
+    const bool built = std::find(libraries.begin(), libraries.end(), candidate.name) !=
+                       libraries.end();
     if (candidate.make == nullptr || (candidate.plans && !built)) continue;
     try {
       Selected selected{candidate.make(bundle, options), "the fastest that works here"};

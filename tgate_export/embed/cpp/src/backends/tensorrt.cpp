@@ -19,9 +19,9 @@ namespace fs = std::filesystem;
 namespace trt = nvinfer1;
 
 #ifdef TGATE_TENSORRT_RTX
-constexpr const char* kFlavour = "tensorrt-rtx";
+constexpr const char* kLibrary = "tensorrt-rtx";
 #else
-constexpr const char* kFlavour = "tensorrt";
+constexpr const char* kLibrary = "tensorrt";
 #endif
 constexpr std::size_t kAlignment = 256;  // what TensorRT asks of an address
 
@@ -292,13 +292,13 @@ class DeviceMemory : public Memory {
 class TensorRT : public Backend {
  public:
   TensorRT(const Bundle& bundle, const Options& options, std::vector<PlanSet> sets)
-      : Backend(kFlavour),
+      : Backend(kLibrary),
         bundle_(bundle),
         sets_(std::move(sets)),
         cuda_graphs_(options.cuda_graphs),
-        machine_{kFlavour, library_version(), cuda_.compute_capability()},
+        machine_{kLibrary, library_version(), cuda_.compute_capability()},
         runtime_(trt::createInferRuntime(logger_)) {
-    if (!runtime_) throw logger_.failure(std::string(kFlavour) + " cannot be started", 0);
+    if (!runtime_) throw logger_.failure(std::string(kLibrary) + " cannot be started", 0);
     choose_plans(sets_, machine_, {}, build_command());
   }
 
@@ -350,8 +350,8 @@ class TensorRT : public Backend {
 
  private:
   std::string build_command() const {
-    BuildOptions changes{{"target", kFlavour}};
-    if (machine_.flavour == "tensorrt-rtx") changes.emplace_back("sm", machine_.compute_capability);
+    BuildOptions changes{{"target", kLibrary}};
+    if (machine_.library == "tensorrt-rtx") changes.emplace_back("sm", machine_.compute_capability);
     return rebuild_command(bundle_, changes);
   }
 
@@ -405,12 +405,12 @@ class TensorRT : public Backend {
 std::unique_ptr<Backend> make_tensorrt(const Bundle& bundle, const Options& options) {
   std::vector<PlanSet> sets = check_plan_sets(bundle, false);
   sets.erase(std::remove_if(sets.begin(), sets.end(),
-                            [](const PlanSet& set) { return set.key().flavour != kFlavour; }),
+                            [](const PlanSet& set) { return set.key().library != kLibrary; }),
              sets.end());
   if (sets.empty()) {
-    throw Error(ErrorKind::backend, bundle.path.string() + " has no " + kFlavour +
+    throw Error(ErrorKind::backend, bundle.path.string() + " has no " + kLibrary +
                                         " plans: make them with `" +
-                                        rebuild_command(bundle, {{"target", kFlavour}}) +
+                                        rebuild_command(bundle, {{"target", kLibrary}}) +
                                         "`, or use --backend onnxruntime");
   }
   return std::make_unique<TensorRT>(bundle, options, std::move(sets));

@@ -1,0 +1,123 @@
+"""The schedule against the official one, step by step and cache by cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tgate.tgate_utils import tgate_scheduler
+
+from tgate_export.steps.step_plan import Evaluation, tgate_plan
+
+POSITIVE = st.integers(min_value=1, max_value=60)
+INTERVAL = st.integers(min_value=1, max_value=8)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> dict[str, int]:
+    gate = draw(st.integers(min_value=1, max_value=30))
+    return {
+        "gate_step": gate,
+        "sp_interval": draw(INTERVAL),
+        "fi_interval": draw(INTERVAL),
+        "warm_up": draw(st.integers(min_value=0, max_value=gate)),
+    }
+
+
+def official(cur_step: int, **schedule: int) -> tuple[dict[str, bool], dict[str, bool], bool]:
+    """What the official loop tells attention; it does not ask before its first counted step."""
+    if cur_step < 0:
+        none = {"cache": False, "reuse": False}
+        return none, none, True
+    cross, own, keep_shape = tgate_scheduler(cur_step=cur_step, **schedule)
+    return cross, own, keep_shape
+
+
+@settings(max_examples=500)
+@given(steps=POSITIVE, extra=st.integers(min_value=0, max_value=1), schedule=schedules())
+@example(
+    steps=25, extra=0, schedule={"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
+)  # the official default
+def test_equals_the_official_scheduler(steps: int, extra: int, schedule: dict[str, int]) -> None:
+    """The graph says what is reused, and every cache that is read is from the same step."""
+    found = tgate_plan(steps, schedule["gate_step"], extra, **without_gate(schedule))
+    assert len(found.evaluations) == steps + extra
+    # Where each cache was written last: for theirs, and by name for ours.
+    cross_at: int | None = None
+    own_at: int | None = None
+    own_is_mean = False
+    written: dict[str, int] = {}
+    for index, evaluation in enumerate(found.evaluations):
+        cross, own, keep_shape = official(index - extra, **schedule)
+        graphs = {
+            (False, False): "full", (False, True): "full_reuse",
+            (True, False): "gated", (True, True): "gated_reuse",
+        }  # fmt: skip
+        assert evaluation.phase == graphs[cross["reuse"], own["reuse"]]
+        if cross["reuse"]:
+            assert written["cross_cache"] == cross_at
+        if own["reuse"]:
+            # From the gate on one pass is left, and so the cache has to be one.
+            kind = "self_cache" if cross["reuse"] else "self_passes"
+            assert own_is_mean == (kind == "self_cache")
+            assert written[kind] == own_at
+        if cross["cache"]:
+            assert not keep_shape
+            cross_at = index
+        if own["cache"]:
+            own_at, own_is_mean = index, cross["reuse"] or not keep_shape
+        written |= dict.fromkeys(evaluation.writes, index)
+
+
+def without_gate(schedule: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in schedule.items() if name != "gate_step"}
+
+
+@given(steps=POSITIVE, schedule=schedules())
+def test_what_is_read_was_written_and_what_is_written_is_read(
+    steps: int, schedule: dict[str, int]
+) -> None:
+    evaluations = tgate_plan(steps, **schedule).evaluations
+    unread: set[str] = set()
+    held: set[str] = set()
+    for evaluation in evaluations:
+        assert held.issuperset(evaluation.reads)
+        unread.difference_update(evaluation.reads)
+        assert unread.isdisjoint(evaluation.writes)
+        unread.update(evaluation.writes)
+        held.update(evaluation.writes)
+    assert not unread
+
+
+@given(steps=POSITIVE, gate=POSITIVE)
+def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
+    schedule = tgate_plan(steps, gate)
+    full = min(gate, steps)
+    assert schedule.phases == ("full",) * full + ("gated",) * (steps - full)
+    for index, evaluation in enumerate(schedule.evaluations):
+        writes = ("cross_cache",) if index + 1 == gate < steps else ()
+        reads = ("cross_cache",) if index >= gate else ()
+        assert evaluation == Evaluation(evaluation.phase, reads, writes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"num_inference_steps": -3}, "num_inference_steps must be at least 1, got -3"),
+        ({"gate_step": 0}, "gate_step must be at least 1, got 0"),
+        ({"sp_interval": 0}, "sp_interval must be at least 1, got 0: 1 computes self-attention"),
+        ({"fi_interval": -2}, "fi_interval must be at least 1, got -2: 1 computes self-attention"),
+        ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
+        (
+            {"warm_up": 6},
+            "gate_step 5 is before the end of warm_up 6: give a gate_step of at least 6, or a "
+            "warm_up of at most 5",
+        ),
+    ],
+)
+def test_refuses(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        tgate_plan(**({"num_inference_steps": 10, "gate_step": 5} | settings))

@@ -1,0 +1,21 @@
+"""`verify_bundle` runs what the runtime runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tgate_export.build.verify_bundle import verify_bundle
+from tgate_export.verify.differences import require
+
+
+def test_runs_without_guidance_are_compared_with_the_prompt_s_pass(tiny_bundle_copy: Path) -> None:
+    """As of an LCM without an embedded guidance scale, whose default is 1."""
+    file = tiny_bundle_copy / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["defaults"] |= {"guidance_scale": 0.5, "num_inference_steps": 3, "gate_step": 2}
+    manifest["samplers"] = {"ddim": manifest["samplers"]["ddim"]}
+    file.write_text(json.dumps(manifest))
+    verification = verify_bundle(tiny_bundle_copy)
+    assert len(verification.trajectories) == 3
+    require((*verification.graphs, *verification.trajectories))

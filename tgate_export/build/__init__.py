@@ -1,0 +1,1 @@
+"""From a diffusers pipeline to a verified bundle: load, export, compare, pack."""

@@ -1,0 +1,192 @@
+"""`build_bundle`: diffusers pipeline -> ONNX graphs -> verified bundle -> plans."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tgate_export.build.assemble import assemble
+from tgate_export.build.options import (
+    BuildOptions,
+    build_key,
+    check_options,
+    default_folder,
+)
+from tgate_export.bundle.integrity import (
+    Bundle,
+    check_files,
+    read_manifest,
+)
+from tgate_export.bundle.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Precision,
+    Range,
+)
+from tgate_export.bundle.plans import keep_plans
+from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
+from tgate_export.common.errors import BundleError, TGateError
+from tgate_export.common.progress import Progress
+from tgate_export.families.sampling import sampling_notes
+from tgate_export.families.source import Weights, resolve_source
+
+if TYPE_CHECKING:
+    from tgate_export.compile.compile import PlanResult, ReadyRequest
+    from tgate_export.compile.request import PlanRequest
+    from tgate_export.verify.differences import Difference
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What `build_bundle` did.
+
+    Attributes:
+        path: the bundle.
+        up_to_date: the bundle was there already, built from the same things.
+        differences: what verification measured; empty when nothing was built.
+        manifest: the bundle's manifest.
+        plans: a result for each plan request.
+    """
+
+    path: Path
+    up_to_date: bool
+    differences: tuple[Difference, ...]
+    manifest: Manifest
+    plans: tuple[PlanResult, ...] = ()
+
+
+def build_bundle(
+    model: str,
+    *,
+    weights: Weights = "pretrained",
+    precision: Precision = "fp32",
+    size: tuple[Range, Range] | None = None,
+    batch: Range | None = None,
+    gate_step: int | None = None,
+    sp_interval: int = 1,
+    fi_interval: int = 1,
+    warm_up: int = 0,
+    guidance: Literal["classifier-free", "none"] | None = None,
+    image_to_image: bool = False,
+    plans: Sequence[PlanRequest] = (),
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Compile a diffusers pipeline into a bundle, verify it, and put it in place atomically.
+
+    Args:
+        model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id, which may
+            end with `@` and a revision.
+        weights: "pretrained", or "random" for the exact architecture with weights from a seed.
+        precision: of the weights and the computation; inputs and outputs that matter stay f32.
+        size: width and height ranges in pixels; the model's own size when not given.
+        batch: images of one call, dynamic unless fixed; when not given 1 to 8, or one video.
+        gate_step: the bundle's default gate step; the model's own when not given.
+        sp_interval: the bundle's default; above 1, the bundle can reuse self-attention before the
+            gate, in any interval.
+        fi_interval: the same from the gate on.
+        warm_up: the bundle's default number of steps that never reuse self-attention.
+        guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
+            negative prompt, no guidance scale. The model's own when not given.
+        image_to_image: whether runs can begin with an image: adds the graph `vae_encoder`, and how
+            every sampler begins at later steps.
+        plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
+        out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
+            size that is not the model's own.
+        force: build even when the bundle is up to date, and replace foreign files in its folder.
+        progress: told of every stage.
+
+    Raises:
+        InvalidRequestError: an argument out of range.
+        ModelError: a model that cannot be loaded or has nothing to gate.
+        VerificationError: a graph that differs from PyTorch, a plan that is not what was asked for.
+        TGateError: TensorRT is missing or cannot compile a graph.
+        BundleError: `out` holds something else.
+    """
+    progress = progress or Progress()
+    with progress.stage("checking the source"):
+        source = resolve_source(model, weights).guided_by(guidance)
+        options = check_options(
+            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up,
+            image_to_image,
+        )  # fmt: skip
+        out = out or default_folder(source, options)
+        record = source.record()
+        key = build_key(record, options)
+        check_replaceable(out, force=force)
+        ready = _prepare_plans(plans, options)
+        steps = source.defaults.num_inference_steps
+        if options.gate_step >= steps:
+            progress.note(
+                f"gate step {options.gate_step} turns gating off in runs of {steps} steps, the "
+                f"default: the model's own gate step is {source.defaults.gate_step}"
+            )
+        existing = None if force else _up_to_date(out, key)
+    differences: tuple[Difference, ...] = ()
+    with _readable_disk_errors(out):
+        if existing is not None:
+            remove_leftovers(out)
+            manifest = existing
+        else:
+            for note in sampling_notes(source):
+                progress.note(note)
+            with replace_bundle(out, force=force) as staging:
+                manifest, differences = assemble(source, record, options, key, staging, progress)
+                if not force:
+                    keep_plans(out, staging, manifest)
+        results = _compile_plans(Bundle(out, manifest), ready, progress, force=force)
+    return BuildResult(out, existing is not None, differences, manifest, results)
+
+
+def _prepare_plans(plans: Sequence[PlanRequest], options: BuildOptions) -> list[ReadyRequest]:
+    """Check every request before anything is built."""
+    if not plans:
+        return []
+    from tgate_export.compile.compile import prepare
+
+    return [prepare(request, options.batch) for request in plans]
+
+
+def _compile_plans(
+    bundle: Bundle, ready: Iterable[ReadyRequest], progress: Progress, *, force: bool
+) -> tuple[PlanResult, ...]:
+    results = []
+    for request in ready:
+        from tgate_export.compile.compile import compile_plans
+
+        results.append(compile_plans(bundle, request, progress, force=force))
+    return tuple(results)
+
+
+@contextlib.contextmanager
+def _readable_disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TGateError(
+                f"the disk is full: {out.parent} cannot hold the bundle; free some space"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise TGateError(
+                f"cannot write {out}: {error.strerror}; choose another --out"
+            ) from error
+        raise
+
+
+def _up_to_date(out: Path, key: str) -> Manifest | None:
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(out)
+        if manifest.build_key != key:
+            return None
+        check_files(Bundle(out, manifest), check_hashes=True)
+    except BundleError:  # damaged: build it again
+        return None
+    return manifest

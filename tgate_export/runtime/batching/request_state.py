@@ -1,0 +1,223 @@
+"""What is submitted and what comes back."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tgate_export.common.errors import TGateError, ordinary
+from tgate_export.runtime.batching.image_state import ImageState, Stage
+from tgate_export.runtime.batching.stats import Outcome
+from tgate_export.runtime.pipeline import to_pil
+from tgate_export.runtime.request import Request
+from tgate_export.steps.step_plan import Phase
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class QueueFullError(TGateError):
+    """Too many images are waiting: try again later."""
+
+
+class DeadlineError(TGateError):
+    """A request could not be done by its deadline, and was dropped."""
+
+
+class ClosedError(TGateError):
+    """The batcher is closing and takes no more requests, or was closed before this one was done."""
+
+
+@dataclass(frozen=True)
+class BatchingOptions:
+    """How much is taken on at once.
+
+    Attributes:
+        max_batch: images in one engine call; the bundle's largest batch when None, and never more.
+        max_in_flight: images that have begun and hold memory for their latents, conditions and
+            caches; four batches when None. Of a request for more, some wait until others are done.
+        max_pending: images accepted and not yet done, begun or waiting; more are refused.
+        call_target: seconds that one engine call should not exceed. Batches are kept small enough
+            for it, so that progress and new requests are never further away than that.
+    """
+
+    max_batch: int | None = None
+    max_in_flight: int | None = None
+    max_pending: int = 128
+    call_target: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_in_flight", "max_pending"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.call_target is not None and not self.call_target > 0:
+            raise ValueError(f"call_target must be above 0 seconds, got {self.call_target}")
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """What a callback learns after one image's denoiser evaluation.
+
+    Attributes:
+        image: index of the image in its request.
+        step: index of the evaluation that has ended.
+        evaluations: how many there are.
+        phase: the graph that ran.
+        batch: images that shared the call.
+        latents: returns the image's current sample [C, h, w] f32.
+    """
+
+    image: int
+    step: int
+    evaluations: int
+    phase: Phase
+    batch: int
+    latents: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, member: ImageState, batch: int) -> StepProgress:
+        """Describe the step that an image has just taken."""
+        phases = member.run_plan.step_plan.phases
+        step, latents = member.step - 1, member.state["sample.0"]
+        return cls(member.index, step, len(phases), phases[step], batch, lambda: latents)
+
+
+StepCallback = Callable[[StepProgress], None]
+
+
+@dataclass
+class StageTime:
+    """A request's share of one stage: calls that its images were in.
+
+    Attributes:
+        calls: how many, counted once for each image.
+        seconds: that they took.
+        images: that were in them, summed over calls.
+    """
+
+    calls: int = 0
+    seconds: float = 0.0
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class BatchedOutput:
+    """Result of a request.
+
+    Attributes:
+        images: a list of PIL images ("pil"), images [B, H, W, 3] f32 in [0, 1] ("np"), or latents
+            [B, C, h, w] f32 ("latent").
+        request: the call with defaults filled in, the seed among them.
+        waited: seconds before the first engine call.
+        total: seconds from submission to result.
+        stages: time by stage; calls are shared with other requests.
+        warnings: what of the prompts was left out, because it did not fit the text encoder.
+    """
+
+    images: list[Image.Image] | np.ndarray
+    request: Request
+    waited: float
+    total: float
+    stages: dict[Stage, StageTime]
+    warnings: tuple[str, ...]
+
+    def timings(self) -> dict[str, Any]:
+        """Return the times in a form for JSON."""
+        return {
+            "waited_s": self.waited,
+            "total_s": self.total,
+            "stages": {
+                stage: {
+                    "calls": time.calls,
+                    "seconds": time.seconds,
+                    "mean_batch": time.images / time.calls,
+                }
+                for stage, time in self.stages.items()
+            },
+        }
+
+
+@dataclass(eq=False)
+class RequestState:
+    """A request in the batcher's hands.
+
+    Attributes:
+        arrived: when it was submitted, as the two below by `time.monotonic`.
+        deadline: when its result is of no more use.
+        began: when its first engine call began.
+        warnings: for its caller.
+        released: whether its images have stopped counting as pending.
+        waiting: its images that have not begun; the first begins next.
+    """
+
+    request: Request
+    future: Future[BatchedOutput]
+    images: list[ImageState]
+    arrived: float
+    deadline: float | None
+    on_step: StepCallback | None
+    warnings: tuple[str, ...]
+    began: float | None = None
+    stages: dict[Stage, StageTime] = field(default_factory=dict)
+    released: bool = False
+    waiting: deque[ImageState] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(self.images)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended; its future is done."""
+        if self.future.cancelled():
+            return "cancelled"
+        error = self.future.exception()
+        if error is None:
+            return "done"
+        return "late" if isinstance(error, DeadlineError) else "failed"
+
+    def settle(self, outcome: BatchedOutput | BaseException) -> None:
+        """Give the future its outcome, unless its caller has cancelled it."""
+        try:
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(ordinary(outcome))
+            else:
+                self.future.set_result(outcome)
+        except InvalidStateError:
+            pass
+        except BaseException:  # of a callback of the future, which is its caller's
+            logging.getLogger(__name__).exception("a callback of a request failed")
+
+    def late(self, now: float) -> DeadlineError | None:
+        """Return the error of a deadline that has passed."""
+        if self.deadline is None or now <= self.deadline:
+            return None
+        return DeadlineError(
+            f"the deadline of {self.deadline - self.arrived:g} s has passed: allow more time, or "
+            "ask for fewer steps"
+        )
+
+    def output(self, now: float) -> BatchedOutput:
+        """Return the result; every image is done."""
+        results = [image.result for image in self.images if image.result is not None]
+        stacked = np.stack(results)
+        images = to_pil(stacked) if self.request.output_type == "pil" else stacked
+        waited = (self.began or now) - self.arrived
+        return BatchedOutput(
+            images, self.request, waited, now - self.arrived, self.stages, self.warnings
+        )
+
+
+def partition(jobs: Iterable[RequestState]) -> tuple[list[RequestState], list[RequestState]]:
+    """Return the jobs whose futures are open, and those whose are done."""
+    left: list[RequestState] = []
+    done: list[RequestState] = []
+    for job in jobs:
+        (done if job.future.done() else left).append(job)
+    return left, done

@@ -1,0 +1,1 @@
+"""From diffusers schedulers to sampler tables."""

@@ -1,0 +1,230 @@
+"""Compile diffusers schedulers to sampler tables by running them on basis vectors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import diffusers
+import numpy as np
+
+from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps, SamplerTable, advance
+from tgate_export.common.errors import InvalidRequestError
+from tgate_export.samplers.fit import fit_recurrence, forms
+from tgate_export.samplers.probe import NotLinearError, Trace, probe_scheduler
+from tgate_export.samplers.starts import NoStartError, compile_starts
+
+MAX_STEPS = 100
+RESIDUAL_TOLERANCE = 1e-5  # some hundred steps of 32-bit rounding, each 6e-8
+
+
+class UnsupportedSchedulerError(InvalidRequestError):
+    """A scheduler that is no recurrence of a few weights; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler that users can name.
+
+    Attributes:
+        scheduler_class: the diffusers class.
+        overrides: what differs from the pipeline's own scheduler configuration.
+    """
+
+    scheduler_class: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
+SAMPLERS: dict[str, SamplerSpec] = {
+    "ddim": SamplerSpec("DDIMScheduler"),
+    "euler": SamplerSpec("EulerDiscreteScheduler"),
+    "euler-karras": SamplerSpec("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "dpm++2m": SamplerSpec("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2}),
+    "dpm++2m-karras": SamplerSpec(
+        "DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2, "use_karras_sigmas": True}
+    ),
+    "dpm++3m": SamplerSpec("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 3}),
+    "deis": SamplerSpec("DEISMultistepScheduler"),
+    "unipc": SamplerSpec("UniPCMultistepScheduler"),
+    "euler-a": SamplerSpec("EulerAncestralDiscreteScheduler"),
+    "lcm": SamplerSpec("LCMScheduler"),
+    "pndm": SamplerSpec("PNDMScheduler", {"skip_prk_steps": True}),
+}
+# For models that are preconditioned as arXiv 2206.00364 does it, and for no others.
+EDM_SAMPLERS: dict[str, SamplerSpec] = {
+    "edm-euler": SamplerSpec("EDMEulerScheduler"),
+    "edm-dpm++2m": SamplerSpec("EDMDPMSolverMultistepScheduler", {**_DPM, "solver_order": 2}),
+}
+
+
+def compile_sampler(
+    name: str,
+    scheduler_config: Mapping[str, Any],
+    max_steps: int = MAX_STEPS,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    starts: bool = False,
+) -> SamplerTable:
+    """Compile one of `SAMPLERS` for step counts 1..max_steps.
+
+    Args:
+        name: a key of `SAMPLERS`.
+        scheduler_config: the configuration of the pipeline's own scheduler, of any class.
+        max_steps: the largest step count.
+        progress: called with (step counts done, step counts in all).
+        starts: also compile runs that begin at a later step, with an image.
+
+    Raises:
+        InvalidRequestError: for an unknown name.
+        UnsupportedSchedulerError: when the configuration makes the scheduler clamp.
+    """
+    scheduler = make_scheduler(name, scheduler_config)
+    return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress, starts=starts)
+
+
+def sampler_spec(name: str) -> SamplerSpec:
+    """Return what a sampler's name stands for.
+
+    Raises:
+        InvalidRequestError: for an unknown name.
+    """
+    known = {**SAMPLERS, **EDM_SAMPLERS}
+    if name not in known:
+        raise InvalidRequestError(f"unknown scheduler {name!r}; choose from {', '.join(SAMPLERS)}")
+    return known[name]
+
+
+def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
+    """Make the diffusers scheduler that a name in `SAMPLERS` stands for.
+
+    Raises:
+        InvalidRequestError: for an unknown name.
+    """
+    spec = sampler_spec(name)
+    scheduler_class = getattr(diffusers, spec.scheduler_class)
+    return scheduler_class.from_config(dict(scheduler_config), **spec.overrides)
+
+
+def compile_scheduler(
+    name: str,
+    scheduler: Any,
+    step_counts: Collection[int] = range(1, MAX_STEPS + 1),
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    starts: bool = False,
+) -> SamplerTable:
+    """Compile any diffusers scheduler.
+
+    Args:
+        name: what the table is called.
+        scheduler: a diffusers scheduler that has not run yet; it is copied for every run.
+        step_counts: the values of `num_inference_steps` to compile; others are left out.
+        progress: called with (step counts done, step counts in all).
+        starts: also compile runs that begin at a later step, with an image.
+
+    Raises:
+        UnsupportedSchedulerError: when the scheduler clamps, needs more than HISTORY
+            past entries, or cannot run at all.
+    """
+    label = f"scheduler {name!r} ({type(scheduler).__name__})"
+    reason = _refusal(scheduler)
+    if reason:
+        raise UnsupportedSchedulerError(f"{label} is not supported: {reason}")
+    steps: dict[int, SamplerSteps] = {}
+    residual, failure = 0.0, "no step count was asked for"
+    form = forms()[0]
+    # The largest count decides on the form: it shows all that a scheduler does.
+    for done, count in enumerate(sorted(step_counts, reverse=True), start=1):
+        try:
+            trace = probe_scheduler(copy.deepcopy(scheduler), count)
+        except NotLinearError as error:
+            raise UnsupportedSchedulerError(f"{label} is not supported: {error}") from None
+        except Exception as error:  # diffusers' own errors for a count are of many classes
+            failure = f"{type(error).__name__}: {error}"
+        else:
+            form, steps[count] = _compile_steps(label, trace, count, form)
+            residual = max(residual, _residual(steps[count], trace))
+            if starts:
+                steps[count] = _with_starts(label, scheduler, steps[count], form)
+        if progress is not None:
+            progress(done, len(step_counts))
+    if not steps:
+        raise UnsupportedSchedulerError(f"{label} runs with no step count: {failure}")
+    if residual > RESIDUAL_TOLERANCE:
+        raise UnsupportedSchedulerError(
+            f"{label} is not supported: weights in 32 bits differ from it by {residual:.1e}, "
+            f"more than {RESIDUAL_TOLERANCE:.0e}"
+        )
+    return SamplerTable(
+        name=name,
+        scheduler_class=type(scheduler).__name__,
+        prediction_type=str(scheduler.config.get("prediction_type", "epsilon")),
+        history=form[0],
+        extra_evaluations=max(entry.extra_evaluations for entry in steps.values()),
+        steps=dict(sorted(steps.items())),
+        residual=residual,
+    )
+
+
+def _compile_steps(
+    label: str, trace: Trace, count: int, form: tuple[int, bool]
+) -> tuple[tuple[int, bool], SamplerSteps]:
+    """Fit one step count with `form`, or the next larger one that will do."""
+    larger = forms()[forms().index(form) :]
+    for slots, push_stored in larger:
+        weights = fit_recurrence(trace, slots, push_stored=push_stored)
+        if weights is not None:
+            return (slots, push_stored), SamplerSteps(
+                num_inference_steps=count,
+                timesteps=trace.timesteps,
+                sample_scale=trace.sample_scale,
+                input_scale=float(trace.input_scales[0]),
+                weights=weights.astype(np.float32),
+            )
+    raise UnsupportedSchedulerError(
+        f"{label} is not supported: with {count} steps, a step needs more than the sample, "
+        f"the model output and {HISTORY} past entries"
+    )
+
+
+def _with_starts(
+    label: str, scheduler: Any, steps: SamplerSteps, form: tuple[int, bool]
+) -> SamplerSteps:
+    try:
+        return replace(steps, starts=compile_starts(scheduler, steps, form))
+    except NoStartError as error:
+        raise UnsupportedSchedulerError(
+            f"{label} is not supported with image-to-image: {error}"
+        ) from None
+
+
+def _residual(steps: SamplerSteps, trace: Trace) -> float:
+    """Replay the table in 32-bit floats over the basis, and compare with diffusers' own run."""
+    n = len(steps.timesteps)
+    basis = np.eye(n + 1, dtype=np.float32)
+    samples = [basis[0]]
+    history = np.zeros((HISTORY, n + 1), dtype=np.float32)
+    none = np.zeros(n + 1, dtype=np.float32)
+    for row, noise_pred in zip(steps.weights, basis[1:], strict=True):
+        sample, _, history = advance(row, samples[-1], noise_pred, history, none)
+        samples.append(sample)
+    error = np.abs(np.stack(samples) - trace.trajectory).max(axis=1)
+    largest = np.abs(trace.trajectory).max(axis=1)
+    return float((error / np.where(largest > 0, largest, 1.0)).max())
+
+
+def _refusal(scheduler: Any) -> str | None:
+    """Return why a configuration is no linear recurrence, where it says so itself."""
+    options = inspect.signature(type(scheduler).__init__).parameters
+    config = {key: scheduler.config[key] for key in options if key in scheduler.config}
+    if config.get("thresholding"):
+        return "thresholding=True rescales by the image's own quantile, which is not linear"
+    if config.get("clip_sample"):
+        return "clip_sample=True clamps predicted images, which is not linear"
+    if str(config.get("algorithm_type")).startswith("sde-"):
+        return f"algorithm_type={config['algorithm_type']!r} draws noise at its steps"
+    return None

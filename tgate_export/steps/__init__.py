@@ -1,0 +1,1 @@
+"""Step plans: which phase each step runs, and which caches it reads and writes (no torch)."""

@@ -1,0 +1,1 @@
+"""Graphs and whole runs of a bundle against PyTorch."""

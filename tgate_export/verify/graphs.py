@@ -1,0 +1,162 @@
+"""Every graph of a bundle against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.common.memory import release_memory
+from tgate_export.common.progress import Progress
+from tgate_export.families.graphs import GraphInput, graph_exports
+from tgate_export.families.loading import Components, computing_in_fp32, convert
+from tgate_export.families.source import ModelSource
+from tgate_export.methods.cross_attention import CacheGroup
+from tgate_export.runtime.backends.base import Backend
+from tgate_export.runtime.backends.onnx_check import read_graph
+from tgate_export.runtime.conditioning import MicroConditioning, host_input
+from tgate_export.runtime.plan import NEGATIVE
+from tgate_export.verify.differences import Difference, compare, computed_in, graph_bound
+from tgate_export.verify.run_graph import Arrays, run_file, run_on
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A graph's inputs, and what PyTorch made of them in fp32."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+@torch.no_grad()
+def graph_references(
+    source: ModelSource,
+    parts: Components,
+    manifest: Manifest,
+    groups: tuple[CacheGroup, ...],
+    *,
+    batch: int,
+    only: str | None = None,
+) -> dict[str, Reference]:
+    """Run every graph's PyTorch module in fp32 on inputs like real ones.
+
+    Leaves `parts` without weights: each component is freed after its last graph. Weights are
+    converted to fp32 layer by layer. The gated phase gets the caches that the full phase wrote.
+
+    Args:
+        source: where the pipeline came from.
+        parts: the loaded pipeline.
+        manifest: the bundle's manifest: dtypes and sizes.
+        groups: how caches are stacked.
+        batch: samples in each input.
+        only: run this graph alone.
+    """
+    known = _random_inputs(source, manifest, batch)
+    references = {}
+    image_to_image = "vae_encoder" in manifest.graphs
+    graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
+    encoder = manifest.prompt_encoder
+    for index, graph in enumerate(graphs):
+        if only not in (None, graph.name):
+            continue
+        if graph.name in ("image_encoder", "vae_encoder", "vae_decoder"):
+            # They read the types of their own weights, see `computing_in_fp32`.
+            for name in graph.components:
+                convert(parts[name], torch.float32)
+        module = graph.module().eval()
+        # Round to the graph's own dtype first, so that only the computation differs.
+        stored = {tensor.name: tensor.dtype for tensor in manifest.graph(graph.name).inputs}
+        inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
+        with computing_in_fp32(module):
+            named = _call(module, inputs, graph.outputs)
+            if graph.name == encoder and manifest.takes_negative:
+                negative = {name: known[NEGATIVE + name] for name in inputs}
+                for name, value in _call(module, negative, graph.outputs).items():
+                    known[NEGATIVE + name] = value
+        known |= named
+        references[graph.name] = Reference(inputs, named)
+        later = {component for entry in graphs[index + 1 :] for component in entry.components}
+        for name in set(graph.components) - later:
+            parts[name].to("meta")
+        del module
+        release_memory()
+    return references
+
+
+def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Arrays:
+    """Return inputs of the graphs by name, all but those that another graph makes."""
+    random = np.random.default_rng(SEED)
+    space, frames = manifest.latents, manifest.latents.frames
+    height, width = manifest.size.height.opt, manifest.size.width.opt
+    sides = height // space.downscale, width // space.downscale
+    latents = (batch, space.channels, *sides)
+    known: Arrays = {
+        "sample": random.standard_normal(latents, dtype=np.float32),
+        "timestep": random.integers(1, 1000, batch).astype(np.float32),
+        "guidance_scale": random.uniform(1, 10, (batch, frames) if frames else batch).astype(
+            np.float32
+        ),
+        "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
+        "latents": random.standard_normal(latents, dtype=np.float32),
+        "images": random.random((batch, height, width, 3), dtype=np.float32),
+    }
+    if frames is not None:
+        known["image"] = known["noisy_image"] = known["images"]
+        image_latents = (batch, space.channels // frames, *sides)
+        known["image_latents"] = random.standard_normal(image_latents, dtype=np.float32)
+    for prefix in ("", NEGATIVE):
+        for spec in source.family.tokenizers(source):
+            length, vocabulary = spec.max_length, source.config(spec.encoder)["vocab_size"]
+            known[prefix + spec.input] = random.integers(0, vocabulary, (batch, length))
+            if spec.mask is not None:
+                filled = random.integers(1, length, (batch, 1))
+                known[prefix + spec.mask] = (np.arange(length) < filled).astype(np.int64)
+        known[prefix + "clip_skip"] = random.integers(0, manifest.clip_skips + 1, batch)
+    for name, kind in manifest.conditioning.items():
+        known[name] = host_input(kind, batch, MicroConditioning.of(height, width))
+    return known
+
+
+def _call(module: torch.nn.Module, inputs: Arrays, outputs: Iterable[GraphInput]) -> Arrays:
+    tensors = []
+    for array in inputs.values():
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensors.append(tensor.float() if tensor.is_floating_point() else tensor)
+    result = module(*tensors)
+    values = result if isinstance(result, tuple) else (result,)
+    return {entry.name: value.numpy() for entry, value in zip(outputs, values, strict=True)}
+
+
+def check_graphs(
+    bundle: Bundle,
+    references: Mapping[str, Reference],
+    progress: Progress,
+    backend: Backend | None = None,
+) -> tuple[Difference, ...]:
+    """Compare every graph with PyTorch: as it is written, on ONNX Runtime's CPU, or as it is run.
+
+    Args:
+        bundle: what is verified.
+        references: by graph.
+        progress: told of every stage.
+        backend: runs the graphs instead.
+    """
+    differences = []
+    for name, reference in references.items():
+        graph = bundle.manifest.graph(name)
+        with progress.stage(f"verifying {name}"):
+            if backend:
+                found = run_on(backend, bundle.manifest, name, reference.inputs)
+            else:
+                read_graph(bundle, name)  # ONNX Runtime opens the file and its weights by itself
+                found = run_file(bundle.file(graph.file), reference.inputs)
+        for tensor, expected in reference.outputs.items():
+            bound = graph_bound(tensor, computed_in(backend, graph.precision))
+            differences.append(compare(name, tensor, found[tensor], expected, bound))
+    return tuple(differences)
