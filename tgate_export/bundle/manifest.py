@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from tgate_export.bundle.fields import MAX_RANK, BundleModel, BundlePath, Count, Name, Positive
 from tgate_export.bundle.json_file import parse_json
 from tgate_export.bundle.manifest_checks import ReferenceFaultError, check_references
-from tgate_export.bundle.origins import FromCache, FromGraph, FromParameter, FromTokens, Origin
+from tgate_export.bundle.origins import FromCache, FromGraph, FromImage, FromTokens, Origin
 from tgate_export.common.errors import BundleError
 from tgate_export.parameters import Parameter
 from tgate_export.steps.rule import Guard
@@ -314,15 +314,15 @@ class Manifest(BundleModel):
         )
 
     @cached_property
-    def graph_parameters(self) -> tuple[str, ...]:
-        """The parameters that graphs take as they are."""
-        names = (
-            tensor.origin.parameter
-            for graph in self.graphs.values()
-            for tensor in graph.inputs
-            if isinstance(tensor.origin, FromParameter)
+    def pictures(self) -> frozenset[str]:
+        """The pictures that every run reads; image-to-image may do without its own."""
+        return frozenset(
+            tensor.origin.image
+            for name in (self.prompt_encoder, *self.phases)
+            if name in self.graphs
+            for tensor in self.graphs[name].inputs
+            if isinstance(tensor.origin, FromImage)
         )
-        return tuple(dict.fromkeys(names))
 
     def graph(self, name: str) -> Graph:
         """Return a graph by name.

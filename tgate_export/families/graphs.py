@@ -78,8 +78,7 @@ def denoiser_cache(
         denoiser,
         source.conditioning(),
         channels=space.channels,
-        latent_height=size.height.opt // space.downscale,
-        latent_width=size.width.opt // space.downscale,
+        sides=_Axes(size, (), space.downscale).sizes,
         kinds=kinds,
     )
 

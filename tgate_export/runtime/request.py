@@ -221,10 +221,10 @@ def _pictures(
     manifest: Manifest, parameters: Mapping[str, Any], prompts: int, sides: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """Return the call's pictures, one for each prompt, by parameter."""
+    known = {name for name, entry in manifest.parameters.items() if entry.type == "image"}
     # A bundle without image-to-image is refused with how to build one; see `rebuild`.
-    wanted = {name for name, entry in manifest.parameters.items() if entry.type == "image"}
-    given = [name for name in {"image", *wanted} if parameters.get(name) is not None]
-    if missing := sorted(wanted - {*given, "image"}):
+    given = [name for name in {"image", *known} if parameters.get(name) is not None]
+    if missing := sorted(manifest.pictures.difference(given)):
         raise InvalidRequestError(
             f"{missing[0]} is missing: this bundle reads a picture there", field=missing[0]
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.origins import FromFormula
+from tgate_export.bundle.origins import FromFormula, FromImage, FromParameter
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
@@ -109,6 +109,8 @@ def trajectories(
     if frames is not None:
         values["guidance_scale"] = torch.linspace(1.0, guidance_scale, frames)[None]
     values["guidance_rescale"] = torch.zeros(1)
+    own, pictures = _own_conditions(manifest, values.keys())
+    values, call = values | own, call | pictures
     graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
     shape = (
@@ -132,6 +134,32 @@ def trajectories(
 Conditions = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
+def _own_conditions(manifest: Manifest, known: Collection[str]) -> Conditions:
+    """Return the parameters and pictures that the denoiser takes besides what is known."""
+    values: dict[str, torch.Tensor] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for tensor in manifest.graph("full").inputs:
+        origin = tensor.origin
+        if tensor.name in known:
+            continue
+        if isinstance(origin, FromParameter):
+            values[tensor.name] = torch.tensor([manifest.parameters[origin.parameter].default])
+        elif isinstance(origin, FromImage):
+            image = _smooth_image(manifest)
+            low, high = origin.range
+            values[tensor.name] = torch.from_numpy(image * (high - low) + low)[None]
+            pictures[origin.image] = image
+    return values, {"parameters": pictures}
+
+
+def _smooth_image(manifest: Manifest) -> np.ndarray:
+    """Return an image [H, W, 3] f32; one of noise alone would not be told apart from another."""
+    rows = np.linspace(0, 1, manifest.size.height.opt)
+    columns = np.linspace(0, 1, manifest.size.width.opt)
+    planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
+    return np.stack(planes, axis=-1).astype(np.float32)
+
+
 def _host_conditions(manifest: Manifest) -> dict[str, torch.Tensor]:
     """Return what the host computes for the denoiser, with the parameters' defaults."""
     values = {name: entry.default for name, entry in manifest.parameters.items()} | NO_NOISE
@@ -149,14 +177,8 @@ def _host_conditions(manifest: Manifest) -> dict[str, torch.Tensor]:
 
 
 def _image_conditions(source: ModelSource, parts: Components, manifest: Manifest) -> Conditions:
-    """Return the conditions of a video.
-
-    Its image is smooth: one of noise alone would not be told apart from another.
-    """
-    height, width = manifest.size.height.opt, manifest.size.width.opt
-    rows, columns = np.linspace(0, 1, height), np.linspace(0, 1, width)
-    planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
-    image = np.stack(planes, axis=-1).astype(np.float32)
+    """Return the conditions of a video."""
+    image = _smooth_image(manifest)
     pixels = torch.from_numpy(image)[None]
     # They read the types of their own weights, see `computing_in_fp32`.
     for component in ("image_encoder", "vae"):

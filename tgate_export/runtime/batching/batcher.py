@@ -11,6 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
@@ -390,6 +392,11 @@ class Batcher:
         for name in self.manifest.samplers:
             self._run_plans.table(name)
         steps = min(2, self.manifest.samplers[self.manifest.defaults.scheduler].max_steps)
-        request = self.request("", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0)
+        size = self.manifest.size
+        black = np.zeros((size.height.opt, size.width.opt, 3), np.uint8)
+        request = self.request(
+            "", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0,
+            **dict.fromkeys(self.manifest.pictures, black),
+        )  # fmt: skip
         self.submit(request).result()
         self._recorder = Recorder()
