@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tgate_export
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
 from tgate_export.bundle.sampler_table import SamplerTable
+from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.user_cache import cache_folder, keep, kept
 from tgate_export.samplers.tables import compile_sampler, sampler_spec
 
@@ -47,10 +47,6 @@ def cached_sampler(
 
 def _key(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> str:
     """Hash everything that a table depends on."""
-    package = Path(tgate_export.__file__).parent
-    code = hashlib.sha256()
-    for path in sorted([*package.glob("samplers/*.py"), *package.glob("bundle/sampler_*.py")]):
-        code.update(path.name.encode() + b"\0" + path.read_bytes())
     spec = sampler_spec(name)
     content = {
         "name": name,
@@ -58,7 +54,7 @@ def _key(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> str:
         "overrides": dict(spec.overrides),
         "config": dict(scheduler_config),
         "starts": starts,
-        "code": code.hexdigest(),
+        "code": code_sha256("samplers.table_cache"),
         "versions": {package: metadata.version(package) for package in ("diffusers", "torch")},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
