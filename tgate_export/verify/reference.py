@@ -20,7 +20,7 @@ from tgate_export.methods.phases import FullPhase, GatedPhase, make_phase, phase
 from tgate_export.runtime.conditioning import MicroConditioning, Motion, host_input
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.samplers.tables import sampler_spec
+from tgate_export.samplers.specs import sampler_spec
 from tgate_export.steps.step_plan import Phase, tgate_plan
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
