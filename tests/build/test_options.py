@@ -9,6 +9,7 @@ import pytest
 from tgate_export.build import options as options_module
 from tgate_export.build.options import build_key, check_options, default_folder
 from tgate_export.bundle.manifest import Range
+from tgate_export.common import versions
 from tgate_export.families.source import resolve_source
 
 
@@ -44,9 +45,9 @@ def test_what_a_build_depends_on(
     if changed == "code":
         monkeypatch.setattr(options_module, "code_sha256", lambda module: f"other {module}")
     else:
-        version = options_module.metadata.version
+        version = versions.metadata.version
         monkeypatch.setattr(
-            options_module.metadata, "version",
+            versions.metadata, "version",
             lambda name: "0" if name == changed else version(name),
         )  # fmt: skip
     assert build_key(source.record(), options) != key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import tgate_export
@@ -21,6 +20,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource
@@ -171,10 +171,4 @@ def build_key(record: Source, options: BuildOptions) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of those that take part in a build."""
-    found = {"tgate-export": tgate_export.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"tgate-export": tgate_export.__version__} | versions_of(_PACKAGES)

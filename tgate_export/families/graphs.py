@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import nn
 from tgate_export.bundle.manifest import Size
 from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import latents, vae_downscale
-from tgate_export.families.loading import Components
+from tgate_export.families.loading import TORCH_DTYPES, Components, component_precision
 from tgate_export.families.modules import VaeDecoder, VaeEncoder, VideoVaeDecoder
 from tgate_export.families.source import ModelSource
+from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
 from tgate_export.methods.phases import cache_groups, groups_of, make_phase, phases
@@ -37,6 +37,7 @@ class GraphExport:
 
     Attributes:
         name: the graph's name in the bundle.
+        unit: the unit that it belongs to; see `families.units`.
         components: those of `Components` whose weights it uses.
         module: makes the module, in the components' dtype at that time.
         inputs: in the order of the module's arguments.
@@ -45,6 +46,7 @@ class GraphExport:
     """
 
     name: str
+    unit: str
     components: tuple[str, ...]
     module: Callable[[], nn.Module]
     inputs: tuple[GraphInput, ...]
@@ -79,8 +81,7 @@ def graph_exports(
     """Declare the graphs of a bundle in the order in which they are exported and verified."""
     family = source.family
     conditioning = source.conditioning()
-    denoiser: Any = parts[family.denoiser]
-    compute = next(denoiser.parameters()).dtype
+    compute = TORCH_DTYPES[component_precision(source, family.denoiser, parts.precision)]
     axes = _Axes(size, groups, vae_downscale(source))
     frames = conditioning.frames
     sample = GraphInput("sample", torch.float32, axes.latents(latents(source).channels))
@@ -100,13 +101,22 @@ def graph_exports(
     per_frame = () if frames is None else (frames,)
     known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch", *per_frame))
     known[GUIDANCE_RESCALE] = GraphInput(GUIDANCE_RESCALE, torch.float32, ("batch",))
-    declare = partial(GraphExport, sizes=axes.sizes)
+    components = {unit.name: unit.components for unit in units(source, image_to_image=True)}
+
+    def declare(
+        name: str,
+        unit: str,
+        module: Callable[[], nn.Module],
+        inputs: tuple[GraphInput, ...],
+        outputs: tuple[GraphInput, ...],
+    ) -> GraphExport:
+        return GraphExport(name, unit, components[unit], module, inputs, outputs, axes.sizes)
 
     image = [entry for entry in conditioning.conditions if entry.image]
     by_channel = family.latents_by_channel
     vae_encoder = declare(
         "vae_encoder",
-        ("vae",),
+        "vae_encoder",
         lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
         (GraphInput("noisy_image" if image else "images", torch.float32, axes.images()),),
         tuple(condition(entry, entry.name) for entry in image)
@@ -118,8 +128,8 @@ def graph_exports(
         names = conditioning.gated_inputs if gated else conditioning.full_inputs
         return declare(
             phase,
-            (family.denoiser,),
-            lambda: make_phase(denoiser, groups, conditioning, phase),
+            DENOISER,
+            lambda: make_phase(parts[family.denoiser], groups, conditioning, phase),
             (
                 sample,
                 timestep,
@@ -142,8 +152,8 @@ def graph_exports(
     picture = ("batch", size.height.opt, size.width.opt, 3)
     return (
         declare(
-            "text_encoder" if text else "image_encoder",
-            tuple(name for name in family.weights if name.startswith(("text_", "image_"))),
+            prompt_encoder(source),
+            prompt_encoder(source),
             lambda: family.prompt_encoder(source, parts, size),
             prompt_inputs if text else (GraphInput("image", torch.float32, picture),),
             tuple(condition(entry, entry.name) for entry in conditioning.prompt),
@@ -152,7 +162,7 @@ def graph_exports(
         *([vae_encoder] if image_to_image or image else []),
         declare(
             "vae_decoder",
-            ("vae",),
+            "vae_decoder",
             lambda: (
                 VideoVaeDecoder(parts["vae"], frames)
                 if frames

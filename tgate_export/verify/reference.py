@@ -121,7 +121,7 @@ def trajectories(
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
         with computing_in_fp32(*graphs.modules):
-            expected = _run(case, parts.scheduler_config, graphs, latents)
+            expected = _run(case, source.config("scheduler"), graphs, latents)
         if frames is not None:
             latents = latents.reshape(1, frames, -1, *latents.shape[2:])
             expected = expected.reshape(latents.shape)
