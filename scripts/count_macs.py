@@ -54,7 +54,7 @@ def exported_phases(model: str, batch: Range, folder: Path) -> Iterator[tuple[Gr
     source = resolve_source(model, "random")
     options = check_options(source, "fp16", None, batch, None)
     name = source.family.denoiser
-    parts = Components({name: load_component(source, name, "fp16")}, {}, {})
+    parts = Components({name: load_component(source, name, "fp16")}, {}, "fp16")
     groups = denoiser_cache(source, parts, options.size, options.caches)
     for graph in graph_exports(source, parts, options.size, groups):
         if graph.name not in PHASES:

@@ -4,7 +4,8 @@
 
 Builds once undisturbed, then starts and kills builds: every other time the whole process group,
 else the main process alone, whose helpers must then end by themselves; every other time with an
-older bundle in place. Prints a table; exits 1 when a rule was broken.
+older bundle in place. The cache of exported graphs is empty but every fourth time, and at the end
+has what killed builds kept. Prints a table; exits 1 when a rule was broken.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def main() -> None:
     broken = False
     with tempfile.TemporaryDirectory(prefix="kill-build-") as folder:
         good, out = Path(folder, "good", "bundle"), Path(folder, "killed", "bundle")
+        os.environ["TGATE_EXPORT_CACHE"] = cache = str(Path(folder, "cache"))
         duration = build(options.model, good)
         right = open_bundle(good).manifest
         print(f"an undisturbed build takes {duration:.1f} s", flush=True)
@@ -134,6 +136,8 @@ def main() -> None:
                 shutil.copytree(good, out)
             elif not index // 2 % 2 and out.exists():
                 shutil.rmtree(out)
+            if index % 4 != 3:  # else it finds what killed builds have kept
+                shutil.rmtree(cache, ignore_errors=True)
             moment = moments.uniform(0, duration)
             kill = kill_once(options.model, out, moment, right, whole_group=index % 2 == 0)
             broken |= bool(kill.problems)

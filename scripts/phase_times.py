@@ -70,7 +70,7 @@ def phases(model: str) -> dict[str, tuple[torch.nn.Module, GraphExport]]:
     options = check_options(source, "fp16", None, None, None)
     name = source.family.denoiser
     with torch.device(DEVICE):
-        parts = Components({name: load_component(source, name, "fp16")}, {}, {})
+        parts = Components({name: load_component(source, name, "fp16")}, {}, "fp16")
         groups = denoiser_cache(source, parts, options.size, options.caches)
     exports = {graph.name: graph for graph in graph_exports(source, parts, options.size, groups)}
     return {name: (exports[name].module().eval(), exports[name]) for name in ("full", "gated")}

@@ -43,7 +43,7 @@ from transformers import (
 
 from tgate_export.bundle.manifest import Range
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
-from tgate_export.samplers import tables
+from tgate_export.samplers import specs
 
 SEED = 20240414
 CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
@@ -248,8 +248,8 @@ SIZE = (Range(min=16, opt=16, max=16),) * 2
 @contextmanager
 def only_samplers(*names: str) -> Iterator[None]:
     """Let builds compile these alone: all of them take half a minute, and minutes with starts."""
-    chosen = {name: tables.SAMPLERS[name] for name in names}
-    with mock.patch.object(tables, "SAMPLERS", chosen):
+    chosen = {name: specs.SAMPLERS[name] for name in names}
+    with mock.patch.object(specs, "SAMPLERS", chosen):
         yield
 
 

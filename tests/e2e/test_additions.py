@@ -71,7 +71,8 @@ def made_up() -> Iterator[None]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.FAMILIES, "stable-diffusion", changed)
-        patch.setenv("TGATE_EXPORT_GRAPH_CACHE", "0")
+        # What is patched is in no key.
+        patch.setenv("TGATE_EXPORT_CACHE_SIZE", "0")
         yield
 
 

@@ -18,7 +18,8 @@ from tgate_export.families.loading import component_precision
 from tgate_export.families.registry import FAMILIES
 from tgate_export.families.repairs import CLASS_DEFAULTS, effective_config
 from tgate_export.families.source import resolve_source
-from tgate_export.samplers.tables import SAMPLERS, make_scheduler
+from tgate_export.samplers.specs import SAMPLERS
+from tgate_export.samplers.tables import make_scheduler
 
 PIPELINES = [name for family in FAMILIES.values() for name in family.pipelines]
 # What trainers wrote: nothing, what was right in 2022, what other tools write.

@@ -16,7 +16,8 @@ from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 from tgate_export.families.sampling import own_sampler, sampling_notes
 from tgate_export.families.source import ModelSource, resolve_source
-from tgate_export.samplers.tables import EDM_SAMPLERS, SAMPLERS, make_scheduler
+from tgate_export.samplers.specs import EDM_SAMPLERS, SAMPLERS
+from tgate_export.samplers.tables import make_scheduler
 
 # Of published pipelines and of what trainers save.
 OWN: list[tuple[str, dict[str, Any]]] = [

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from tgate_export.build.assemble import _save_tokenizer
 from tgate_export.bundle.integrity import read_manifest
+from tgate_export.bundle.manifest import Tokenizer
 from tgate_export.common.errors import BundleError, InvalidRequestError
+from tgate_export.export.tokenizer import export_tokenizer
 from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 from tgate_export.runtime.tokenizer import PromptTokenizer
@@ -27,6 +28,12 @@ from tgate_export.runtime.tokenizer import PromptTokenizer
 def ours(bundle: Path) -> PromptTokenizer:
     spec = read_manifest(bundle).tokenizers["input_ids"]
     return PromptTokenizer(bundle / spec.file, spec)
+
+
+def saved_in(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Tokenizer:
+    """Export a tokenizer to where a bundle has it."""
+    (staging / spec.component).mkdir()
+    return export_tokenizer(spec, tokenizer, staging / spec.component / "tokenizer.json")
 
 
 @settings(
@@ -72,7 +79,7 @@ SPEC = TokenizerSpec(
 def test_t5_equals_diffusers(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
     """Lowercased, stripped, padded and masked as PixArt's pipelines do."""
     theirs, folder = letter_tokenizer(), tmp_path_factory.mktemp("t5")
-    saved = _save_tokenizer(SPEC, theirs, folder)
+    saved = saved_in(SPEC, theirs, folder)
     prepared = PixArtAlphaPipeline._text_preprocessing(None, prompts, clean_caption=False)
     expected = theirs(
         prepared, padding="max_length", max_length=20, truncation=True, return_tensors="np"
@@ -91,7 +98,7 @@ def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
         model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
         minloglevel=2,
     )  # fmt: skip
-    saved = _save_tokenizer(SPEC, T5Tokenizer.from_pretrained(tmp_path), tmp_path)
+    saved = saved_in(SPEC, T5Tokenizer.from_pretrained(tmp_path), tmp_path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     ids, mask = PromptTokenizer(tmp_path / saved.file, saved)([" A blue  umbrella"])
     expected = [*theirs.encode("a blue umbrella"), saved.eos_token_id]
@@ -112,7 +119,7 @@ def with_inversions(tokenizer: Any) -> Any:
 def test_textual_inversions_of_several_vectors(tmp_path: Path) -> None:
     theirs = with_inversions(byte_tokenizer(514, 77))
     spec = replace(SPEC, max_length=77, mask=None, lowercase=False)
-    saved = _save_tokenizer(spec, theirs, tmp_path)
+    saved = saved_in(spec, theirs, tmp_path)
     found, _ = PromptTokenizer(tmp_path / saved.file, saved)(PROMPTS)
     converted = [
         TextualInversionLoaderMixin._maybe_convert_prompt(None, prompt, theirs)
@@ -128,7 +135,7 @@ def test_textual_inversions_of_several_vectors(tmp_path: Path) -> None:
 def test_t5_takes_every_token_for_itself(tmp_path: Path) -> None:
     """PixArt's pipelines know nothing of textual inversions."""
     theirs = with_inversions(letter_tokenizer())
-    saved = _save_tokenizer(SPEC, theirs, tmp_path)
+    saved = saved_in(SPEC, theirs, tmp_path)
     found, _ = PromptTokenizer(tmp_path / saved.file, saved)(PROMPTS[:2])
     expected = theirs(
         PROMPTS[:2], padding="max_length", max_length=20, truncation=True, return_tensors="np"

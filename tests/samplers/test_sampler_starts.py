@@ -22,8 +22,8 @@ from tests.samplers.test_sampler_tables import (
     run_table,
 )
 from tgate_export.bundle.sampler_table import SamplerTable, advance
+from tgate_export.samplers.specs import SAMPLERS
 from tgate_export.samplers.tables import (
-    SAMPLERS,
     UnsupportedSchedulerError,
     compile_scheduler,
     make_scheduler,

@@ -9,7 +9,7 @@ import pytest
 
 from tgate_export.bundle.sampler_file import read_sampler_table
 from tgate_export.common.user_cache import cache_folder
-from tgate_export.samplers import table_cache
+from tgate_export.samplers import tables
 from tgate_export.samplers.table_cache import cached_sampler
 from tgate_export.samplers.tables import compile_sampler
 
@@ -26,7 +26,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return compile_sampler(name, config, max_steps=3, starts=starts)
 
     monkeypatch.setenv("TGATE_EXPORT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(table_cache, "compile_sampler", compile_and_note)
+    monkeypatch.setattr(tables, "compile_sampler", compile_and_note)
     return names
 
 

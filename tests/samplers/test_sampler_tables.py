@@ -22,9 +22,8 @@ from tgate_export.bundle.sampler_table import (
 )
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.samplers.graph import build_sampler_graph
+from tgate_export.samplers.specs import EDM_SAMPLERS, SAMPLERS
 from tgate_export.samplers.tables import (
-    EDM_SAMPLERS,
-    SAMPLERS,
     UnsupportedSchedulerError,
     compile_sampler,
     compile_scheduler,

@@ -36,8 +36,9 @@ def test_helper_that_stays_is_seen() -> None:
 
 @pytest.mark.slow  # three interrupted builds and a whole one
 def test_kills_at_random_moments(
-    tiny_pipeline_dir: Path, tiny_bundle: Path, tmp_path: Path
+    tiny_pipeline_dir: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TGATE_EXPORT_CACHE", str(tmp_path / "cache"))
     right = open_bundle(tiny_bundle).manifest
     out = tmp_path / "out" / "bundle"
     moments = random.Random(1)

@@ -1,256 +1,277 @@
-"""Diffusers pipeline -> a folder of graphs, samplers and tokenizers, proven against PyTorch."""
+"""Diffusers pipeline -> a folder of graphs, samplers and tokenizers, proven against PyTorch.
+
+Take what is in the cache, load, declare and export the rest, compare, pack. Nothing heavy is
+imported where everything is in the cache.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tgate_export.build.options import BuildOptions, versions
+from tgate_export.build.assembly import Assembly
+from tgate_export.build.compare import differences_of, with_comparison
+from tgate_export.build.describe import describe
+from tgate_export.build.request import BuildRequest
+from tgate_export.build.tokenizers import write_tokenizers
+from tgate_export.build.units import keep_unit, label, take_unit
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
-from tgate_export.bundle.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_MINOR,
-    Graph,
-    Manifest,
-    Source,
-    Tokenizer,
-)
-from tgate_export.bundle.tokenizer_file import check_tokenizer
-from tgate_export.common.errors import ModelError, TGateError
+from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
+from tgate_export.common.errors import TGateError
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
-from tgate_export.families.source import ModelSource
-from tgate_export.steps.tgate import PHASES
+from tgate_export.export.content_cache import ContentCache
+from tgate_export.export.unit import GRAPHS_FOLDER, unit_key
+from tgate_export.families import geometry
+from tgate_export.families.units import DENOISER, Unit, units
+from tgate_export.samplers.compile_all import SamplerJobs, choose_default
+from tgate_export.verify.differences import Difference, require
 
 if TYPE_CHECKING:
-    from tgate_export.families.base import TokenizerSpec
-    from tgate_export.families.graphs import GraphExport
-    from tgate_export.families.loading import Components
-    from tgate_export.verify.differences import Difference
+    from tgate_export.methods.cross_attention import CacheGroup
 
 
 def assemble(
-    source: ModelSource,
-    record: Source,
-    options: BuildOptions,
-    key: str,
+    request: BuildRequest,
     staging: Path,
+    cache: ContentCache,
     progress: Progress,
+    *,
+    compare_afresh: bool = False,
 ) -> tuple[Manifest, tuple[Difference, ...]]:
     """Write a bundle into an empty folder, and prove it.
 
     Args:
-        source: the pipeline.
-        record: what the manifest says of it.
-        options: the build's settings.
-        key: hash of everything that the bundle depends on.
+        request: what is built.
         staging: the folder.
+        cache: where exported graphs are taken from and kept.
         progress: told of every stage.
+        compare_afresh: compare also what equalled PyTorch when it was exported.
 
     Raises:
         ModelError: a model that cannot be loaded or has nothing to gate.
         VerificationError: a graph that differs from PyTorch.
         TGateError: the disk has too little space.
     """
-    from tgate_export.build.describe import TGATE, caches, dimensions, parameter_table
-    from tgate_export.families import geometry
-    from tgate_export.families.graphs import denoiser_cache, graph_exports
-    from tgate_export.families.loading import load
-    from tgate_export.samplers.compile_all import SamplerJobs, choose_default, sampler_graph
-    from tgate_export.samplers.graph import save_sampler_graph
-    from tgate_export.verify.differences import require
-    from tgate_export.verify.graphs import check_graphs, graph_references
-
-    with progress.stage("loading the model"):
-        parts = load(source, options.precision)
-        _check_space(staging, parts)
-        groups = denoiser_cache(source, parts, options.size, options.caches)
-    starts = options.image_to_image
-    declared = graph_exports(source, parts, options.size, groups, image_to_image=starts)
+    source = request.source
+    work = Assembly(request, staging, cache, progress, _keys(request))
+    _take(work, compare_afresh=compare_afresh)
+    starts = request.options.image_to_image
     with SamplerJobs(
-        parts.scheduler_config, staging / "samplers", source.samplers, starts=starts
+        source.config("scheduler"), staging / "samplers", source.samplers, starts=starts
     ) as jobs:
-        graphs = _export_graphs(source, parts, declared, options, staging, progress)
-        save_sampler_graph(staging / "graphs" / "sampler.onnx")
-        graphs["sampler"] = sampler_graph()
+        _load(work)
+        _export(work)
+        tokenizers = write_tokenizers(request, cache, staging)
+        _write_sampler_graph(work)
         with progress.stage("compiling samplers"):
             samplers = jobs.results(progress)
-    sampler = choose_default(source.defaults.scheduler, samplers, progress)
-    tokenizers = {
-        spec.input: _save_tokenizer(spec, parts.tokenizers[spec.input], staging)
-        for spec in source.family.tokenizers(source)
-    }
-    with progress.stage("hashing"):
-        files = dict(hash_files(staging, sorted(bundle_files(staging))))
-    manifest = Manifest(
-        schema_version=2,
-        schema_minor=SCHEMA_MINOR,
-        name=source.name,
-        family=source.family.name,
-        source=record,
-        precision=options.precision,
-        build_key=key,
-        prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
-        batch=options.batch,
-        size=options.size,
-        latents=geometry.latents(source),
-        parameters=parameter_table(source, options, tuple(samplers), sampler),
-        tokenizers=tokenizers,
-        guidance=options.guidance,
-        absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
-        graphs=graphs,
-        methods={"tgate": TGATE},
-        caches=caches(groups, graphs),
-        dimensions=dimensions(groups, graphs),
+    manifest = describe(
+        request,
+        work.in_order(),
         samplers=samplers,
-        versions=versions(),
-        files=files,
+        default=choose_default(source.defaults.scheduler, samplers, progress),
+        tokenizers=tokenizers,
+        files=_hash(work),
     )
-    bundle = Bundle(staging, manifest)
-    small = geometry.check_size(source, options.size)
-    if small == options.size:
-        with progress.stage("running PyTorch for reference"):
-            references = graph_references(source, parts, manifest, groups, batch=options.batch.opt)
-        # Never hold the PyTorch model and an engine at once.
-        del parts, declared
-        release_memory()
-        differences = check_graphs(bundle, references, progress)
-        require(differences)
-    else:
-        # It scales the image by kernels that depend on the size, and is small enough.
-        encoder = manifest.prompt_encoder
-        with progress.stage("running PyTorch for reference"):
-            references = graph_references(
-                source, parts, manifest, groups, batch=options.batch.opt, only=encoder
-            )
-        del parts, declared
-        release_memory()
-        differences = check_graphs(bundle, references, progress)
-        require(differences)
-        with reduced_copy(source, bundle, options, staging, progress) as (_, others):
-            differences += tuple(other for other in others if other.graph != encoder)
+    _compare(work, Bundle(staging, manifest))
+    differences = differences_of(work.in_order())
+    require(differences)
     (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest, differences
 
 
+def _keys(request: BuildRequest) -> dict[Unit, str]:
+    options = request.options
+    return {
+        unit: unit_key(
+            request.source,
+            unit,
+            request.hashes,
+            precision=options.precision,
+            size=options.size,
+            batch=options.batch,
+            caches=options.caches,
+        )
+        for unit in units(request.source, image_to_image=options.image_to_image)
+    }
+
+
+def _take(work: Assembly, *, compare_afresh: bool) -> None:
+    """Copy from the cache what was exported before."""
+    work.graphs.mkdir()
+    for unit, key in work.keys.items():
+        taken = take_unit(work.cache, key, work.graphs)
+        if taken is not None:
+            found, hashes = taken
+            work.exported[unit.name] = (
+                found.model_copy(update={"compared": None}) if compare_afresh else found
+            )
+            work.hashes |= {f"{GRAPHS_FOLDER}/{name}": file for name, file in hashes.items()}
+    if work.exported:
+        names = ", ".join(work.exported)
+        left = {unit.name for unit in work.unproven} & work.exported.keys()
+        how = "" if left else ", compared with PyTorch when exported"
+        work.progress.note(f"from the cache{how}: {names}")
+
+
+def _load(work: Assembly) -> None:
+    """Load what of the model has to be exported, or run for comparison."""
+    needed = {name for unit in (*work.missing, *work.compared_here) for name in unit.components}
+    if not needed:
+        return
+    if any(unit.name == DENOISER for unit in work.compared_here):
+        # It is run on what the prompt encoder makes of a prompt.
+        needed.update(next(iter(work.keys)).components)
+    from tgate_export.families.loading import load
+
+    with work.progress.stage("loading the model"):
+        work.model = load(work.request.source, work.request.options.precision, needed)
+        _check_space(work)
+
+
+def _check_space(work: Assembly) -> None:
+    assert work.model is not None
+    names = {name for unit in work.missing for name in unit.components}
+    weights = [weight for name in names for weight in work.model[name].parameters()]
+    needed = sum(weight.numel() * weight.element_size() for weight in weights)
+    free = shutil.disk_usage(work.staging).free
+    if free < needed * 1.02:
+        raise TGateError(
+            f"the bundle needs {needed / 1e9:.1f} GB and {work.staging.parent} has "
+            f"{free / 1e9:.1f} GB free: free some space, or choose another --out"
+        )
+
+
+def _caches(work: Assembly) -> tuple[CacheGroup, ...]:
+    """Return how the denoiser's caches are stacked; nothing where it is not loaded."""
+    from tgate_export.families.graphs import denoiser_cache
+
+    source, options, model = work.request.source, work.request.options, work.model
+    if model is None or source.family.denoiser not in model.modules:
+        return ()
+    return denoiser_cache(source, model, options.size, options.caches)
+
+
+def _export(work: Assembly) -> None:
+    """Export the units that are missing."""
+    if not work.missing:
+        return
+    from tgate_export.export.export_unit import export_unit
+    from tgate_export.families.graphs import graph_exports
+
+    source, options, model = work.request.source, work.request.options, work.model
+    assert model is not None
+    groups = _caches(work)
+    declared = graph_exports(
+        source, model, options.size, groups, image_to_image=options.image_to_image
+    )
+    for unit in work.missing:
+        work.exported[unit.name] = export_unit(
+            source, unit, model, declared, groups, work.graphs, work.progress,
+            batch=options.batch, size=options.size,
+        )  # fmt: skip
+
+
+def _write_sampler_graph(work: Assembly) -> None:
+    from tgate_export.samplers.graph import save_sampler_graph
+
+    save_sampler_graph(work.graphs / "sampler.onnx")
+
+
+def _hash(work: Assembly) -> dict[str, File]:
+    """Return the hashes of all files; those of the cache were checked, and are known."""
+    with work.progress.stage("hashing"):
+        names = sorted(bundle_files(work.staging))
+        rest = hash_files(work.staging, [name for name in names if name not in work.hashes])
+        found = work.hashes | dict(rest)
+    return {name: found[name] for name in names}
+
+
+def _compare(work: Assembly, bundle: Bundle) -> None:
+    """Compare with PyTorch what never was, and keep it for the next build."""
+    unproven = work.unproven
+    if not unproven:
+        return
+    here = {name for unit in work.compared_here for name in work.exported[unit.name].graphs}
+    differences = _compare_here(work, bundle, here) if here else ()
+    work.model = None
+    if work.reduced:
+        with reduced_copy(work.request, bundle, work.staging, work.cache, work.progress) as (
+            _,
+            others,
+        ):
+            differences += tuple(other for other in others if other.graph not in here)
+    require(differences)
+    with work.progress.stage("keeping graphs in the cache"):
+        for unit in unproven:
+            found = with_comparison(work.exported[unit.name], differences)
+            work.exported[unit.name] = found
+            keep_unit(
+                work.cache, work.keys[unit], label(work.request, unit), found, bundle.manifest,
+                work.graphs,
+            )  # fmt: skip
+
+
+def _compare_here(work: Assembly, bundle: Bundle, graphs: set[str]) -> tuple[Difference, ...]:
+    """Compare graphs with PyTorch at the bundle's size; leaves no PyTorch model in memory."""
+    from tgate_export.verify.graphs import check_graphs, graph_references
+
+    assert work.model is not None
+    with work.progress.stage("running PyTorch for reference"):
+        references = graph_references(
+            work.request.source, work.model, bundle.manifest, _caches(work),
+            batch=work.request.options.batch.opt, only=graphs,
+        )  # fmt: skip
+    # Never hold the PyTorch model and an engine at once.
+    work.model = None
+    release_memory()
+    return check_graphs(bundle, references, work.progress)
+
+
 @contextmanager
 def reduced_copy(
-    source: ModelSource, bundle: Bundle, options: BuildOptions, folder: Path, progress: Progress
+    request: BuildRequest,
+    bundle: Bundle,
+    folder: Path,
+    cache: ContentCache,
+    progress: Progress,
+    *,
+    compare_afresh: bool = False,
 ) -> Iterator[tuple[Bundle, tuple[Difference, ...]]]:
     """Assemble a bundle's copy at a size that a CPU can run, and compare their graphs.
 
     Gives the copy, which is removed at the end, and how far it is from PyTorch.
 
     Args:
-        source: the pipeline.
+        request: what the bundle was built from.
         bundle: the bundle.
-        options: the bundle's settings.
         folder: where there is space for the copy.
+        cache: where exported graphs are taken from and kept.
         progress: told of every stage.
+        compare_afresh: see `assemble`.
 
     Raises:
         VerificationError: as `assemble`, or graphs that differ in more than sizes.
     """
-    from tgate_export.families import geometry
     from tgate_export.verify.structure import require_same_graphs
 
-    size = geometry.check_size(source, options.size)
+    options = request.options
+    size = geometry.check_size(request.source, options.size)
+    smaller = replace(request, options=replace(options, size=size))
     with tempfile.TemporaryDirectory(dir=folder, prefix="copy-") as copy_folder:
         progress.note(f"comparing with PyTorch at {size.width}x{size.height}, on a copy")
-        record, key = bundle.manifest.source, bundle.manifest.build_key
         path = Path(copy_folder)
         manifest, differences = assemble(
-            source, record, replace(options, size=size), key, path, progress
+            smaller, path, cache, progress, compare_afresh=compare_afresh
         )
         copy = Bundle(path, manifest)
         with progress.stage("comparing graphs with the copy's"):
             require_same_graphs(bundle, copy)
         yield copy, differences
-
-
-def _check_space(staging: Path, parts: Components) -> None:
-    weights = [weight for module in parts.modules.values() for weight in module.parameters()]
-    needed = sum(weight.numel() * weight.element_size() for weight in weights)
-    free = shutil.disk_usage(staging).free
-    if free < needed * 1.02:
-        raise TGateError(
-            f"the bundle needs {needed / 1e9:.1f} GB and {staging.parent} has {free / 1e9:.1f} GB "
-            "free: free some space, or choose another --out"
-        )
-
-
-def _export_graphs(
-    source: ModelSource,
-    parts: Components,
-    declared: Iterable[GraphExport],
-    options: BuildOptions,
-    staging: Path,
-    progress: Progress,
-) -> dict[str, Graph]:
-    import onnx_ir
-
-    from tgate_export.build.describe import inputs_of, outputs_of
-    from tgate_export.export.onnx_export import export_graph
-    from tgate_export.export.weights import WeightFiles, count_parameters
-    from tgate_export.families.geometry import vae_downscale
-    from tgate_export.families.loading import component_precision, float32_layers
-
-    (staging / "graphs").mkdir()
-    graphs: dict[str, Graph] = {}
-    downscale = vae_downscale(source)
-    float32_attention = source.family.conditioning(source).float32_attention
-    with WeightFiles(staging / "graphs") as files:
-        for graph in declared:
-            with progress.stage(f"exporting {graph.name}"):
-                precision = component_precision(source, graph.components[0], options.precision)
-                model = export_graph(graph, options.batch, options.size, downscale)
-                shared = "denoiser" if graph.name in PHASES else graph.name
-                files[shared].externalize(model)
-                onnx_ir.save(model, staging / "graphs" / f"{graph.name}.onnx")
-                graphs[graph.name] = Graph(
-                    file=f"graphs/{graph.name}.onnx",
-                    weights=f"graphs/{shared}.weights",
-                    precision=precision,
-                    float32_attention=graph.name in PHASES and float32_attention,
-                    float32_layers=0
-                    if precision == "fp32"
-                    else sum(float32_layers(parts[name]) for name in graph.components),
-                    parameters=count_parameters(model),
-                    inputs=inputs_of(graph),
-                    outputs=outputs_of(graph),
-                )
-                del model
-                release_memory()
-    return graphs
-
-
-def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.normalizers import Lowercase, Sequence, Strip
-
-    backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
-    if spec.lowercase:
-        rest = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = Sequence([Lowercase(), Strip(), *rest])
-    (staging / spec.component).mkdir()
-    # Its own save() hides a full disk behind a bare Exception.
-    text = backend.to_str(pretty=True)
-    try:
-        check_tokenizer(text)
-    except ValueError as error:
-        raise ModelError(
-            f"the tokenizer in {spec.component} is none that can be run: {error}"
-        ) from None
-    (staging / spec.component / "tokenizer.json").write_text(text, encoding="utf-8")
-    return Tokenizer(
-        file=f"{spec.component}/tokenizer.json",
-        max_length=spec.max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )

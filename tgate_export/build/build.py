@@ -16,6 +16,7 @@ from tgate_export.build.options import (
     check_options,
     default_folder,
 )
+from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.integrity import (
     Bundle,
     check_files,
@@ -31,6 +32,7 @@ from tgate_export.bundle.plans import keep_plans
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.common.errors import BundleError, TGateError
 from tgate_export.common.progress import Progress
+from tgate_export.export.content_cache import user_content_cache
 from tgate_export.families.sampling import sampling_notes
 from tgate_export.families.source import Weights, resolve_source
 
@@ -116,8 +118,11 @@ def build_bundle(
             image_to_image,
         )  # fmt: skip
         out = out or default_folder(source, options)
-        record = source.record()
+        hashes = source.hashes()
+        record = source.record(hashes)
         key = build_key(record, options)
+        request = BuildRequest(source, hashes, record, options, key)
+        cache = user_content_cache()
         check_replaceable(out, force=force)
         ready = _prepare_plans(plans, options)
         steps = source.defaults.num_inference_steps
@@ -136,7 +141,7 @@ def build_bundle(
             for note in sampling_notes(source):
                 progress.note(note)
             with replace_bundle(out, force=force) as staging:
-                manifest, differences = assemble(source, record, options, key, staging, progress)
+                manifest, differences = assemble(request, staging, cache, progress)
                 if not force:
                     keep_plans(out, staging, manifest)
         results = _compile_plans(Bundle(out, manifest), ready, progress, force=force)

@@ -1,23 +1,82 @@
-"""What a manifest says of a bundle's run: parameters, method, caches, origins of inputs."""
+"""The manifest of what was exported."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
-import torch
-
-from tgate_export.build.options import BuildOptions
-from tgate_export.bundle.manifest import Cache, Dimension, DType, Graph, Input, Method, Tensor
-from tgate_export.families.graphs import GraphExport, GraphInput
+from tgate_export.build.options import BuildOptions, versions
+from tgate_export.build.request import BuildRequest
+from tgate_export.bundle.manifest import (
+    SCHEMA_MINOR,
+    File,
+    Manifest,
+    Method,
+    Sampler,
+    Tokenizer,
+)
+from tgate_export.export.unit import ExportedUnit
+from tgate_export.families import geometry
 from tgate_export.families.source import ModelSource
-from tgate_export.methods.cross_attention import CacheGroup
 from tgate_export.parameters import Parameter, table_entry
+from tgate_export.samplers.compile_all import sampler_graph
 from tgate_export.steps import tgate
 
 TGATE = Method(parameters=tgate.PARAMETERS, at_least=dict(tgate.AT_LEAST), rule=tgate.RULE)
-_DTYPES: Mapping[torch.dtype, DType] = {
-    torch.float32: "float32", torch.float16: "float16", torch.int64: "int64",
-}  # fmt: skip
+
+
+def describe(
+    request: BuildRequest,
+    units: Mapping[str, ExportedUnit],
+    *,
+    samplers: dict[str, Sampler],
+    default: str,
+    tokenizers: dict[str, Tokenizer],
+    files: dict[str, File],
+) -> Manifest:
+    """Return a bundle's manifest.
+
+    Args:
+        request: what is built.
+        units: its graphs, in order.
+        samplers: by name.
+        default: the sampler that is used unless told otherwise.
+        tokenizers: by name.
+        files: the hashes of all files.
+    """
+    source, options = request.source, request.options
+    graphs = _merged(unit.graphs for unit in units.values())
+    return Manifest(
+        schema_version=2,
+        schema_minor=SCHEMA_MINOR,
+        name=source.name,
+        family=source.family.name,
+        source=request.record,
+        precision=options.precision,
+        build_key=request.key,
+        prediction_type=source.config("scheduler").get("prediction_type", "epsilon"),
+        batch=options.batch,
+        size=options.size,
+        latents=geometry.latents(source),
+        parameters=parameter_table(source, options, tuple(samplers), default),
+        tokenizers=tokenizers,
+        guidance=options.guidance,
+        absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
+        graphs={**graphs, "sampler": sampler_graph()},
+        methods={"tgate": TGATE},
+        caches=_merged(unit.caches for unit in units.values()),
+        dimensions=_merged(unit.dimensions for unit in units.values()),
+        samplers=samplers,
+        versions=versions(),
+        files=files,
+    )
+
+
+T = TypeVar("T")
+
+
+def _merged(parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def parameter_table(
@@ -51,51 +110,3 @@ def parameter_table(
     if options.image_to_image:
         table |= {name: table_entry(name) for name in ("image", "strength")}
     return table | dict(source.family.parameters(source))
-
-
-def inputs_of(graph: GraphExport) -> tuple[Input, ...]:
-    """Return a graph's inputs as a manifest has them."""
-    return tuple(
-        Input(**_tensor(entry).model_dump(), origin=entry.origin)
-        for entry in graph.inputs
-        if entry.origin is not None
-    )
-
-
-def outputs_of(graph: GraphExport) -> tuple[Tensor, ...]:
-    """Return a graph's outputs as a manifest has them."""
-    return tuple(_tensor(entry) for entry in graph.outputs)
-
-
-def _tensor(entry: GraphInput) -> Tensor:
-    return Tensor(name=entry.name, dtype=_DTYPES[entry.dtype], shape=entry.shape)
-
-
-def caches(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Cache]:
-    """Return the caches of a bundle, by name."""
-    written = {tensor.name: tensor for graph in graphs.values() for tensor in graph.outputs}
-    return {
-        group.name: Cache(
-            dtype=written[group.name].dtype,
-            shape=written[group.name].shape,
-            kind=group.kind,
-            layers=group.layers,
-        )
-        for group in groups
-    }
-
-
-def dimensions(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Dimension]:
-    """Return the named dimensions of caches; none where the size is fixed."""
-    named = {
-        dim
-        for graph in graphs.values()
-        for tensor in graph.outputs
-        for dim in tensor.shape
-        if isinstance(dim, str)
-    }
-    return {
-        f"tokens_{index}": Dimension(downsample=group.downsample, times=group.frames or 1)
-        for index, group in enumerate(groups)
-        if group.downsample is not None and f"tokens_{index}" in named
-    }

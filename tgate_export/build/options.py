@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import tgate_export
@@ -19,7 +18,9 @@ from tgate_export.bundle.manifest import (
     Size,
     Source,
 )
+from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource
@@ -27,10 +28,6 @@ from tgate_export.steps.tgate import CacheKind, check_settings
 
 _PACKAGES = (
     "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
-)  # fmt: skip
-# Source files and folders of this package that decide what a bundle contains.
-_BUILD_CODE = (
-    "build", "bundle", "common", "export", "families", "methods", "samplers", "steps", "verify",
 )  # fmt: skip
 
 
@@ -157,10 +154,6 @@ def default_folder(source: ModelSource, options: BuildOptions) -> Path:
 
 def build_key(record: Source, options: BuildOptions) -> str:
     """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
-    package = Path(tgate_export.__file__).parent
-    code = hashlib.sha256()
-    for path in build_sources(package):
-        code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     content = {
         "schema_version": SCHEMA_VERSION,
         "source": [record.kind, record.fingerprint],
@@ -170,26 +163,12 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "step_plan": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
-        "code": code.hexdigest(),
+        "code": code_sha256("build.assemble"),
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def build_sources(package: Path) -> list[Path]:
-    """Return the source files of the package that decide what a bundle contains, sorted."""
-    parts = [package / part for part in _BUILD_CODE]
-    return sorted(
-        path for part in parts for path in (part.rglob("*.py") if part.is_dir() else [part])
-    )
-
-
 def versions() -> dict[str, str]:
     """Return the versions of this package and of those that take part in a build."""
-    found = {"tgate-export": tgate_export.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"tgate-export": tgate_export.__version__} | versions_of(_PACKAGES)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgate_export.build.options import options_of
+from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
+from tgate_export.export.content_cache import user_content_cache
 from tgate_export.families.geometry import check_size
 from tgate_export.families.graphs import denoiser_cache
 from tgate_export.families.loading import load
@@ -74,10 +76,15 @@ def verify_bundle(
         return _verify(found, bundle, choice, progress, graphs=True)
     from tgate_export.build.assemble import reduced_copy
 
-    options = options_of(bundle.manifest)
+    manifest = bundle.manifest
+    request = BuildRequest(
+        found, found.hashes(), manifest.source, options_of(manifest), manifest.build_key
+    )
     with (
         tempfile.TemporaryDirectory(prefix="tgate-export-") as folder,
-        reduced_copy(found, bundle, options, Path(folder), progress) as (copy, differences),
+        reduced_copy(
+            request, bundle, Path(folder), user_content_cache(), progress, compare_afresh=True
+        ) as (copy, differences),
     ):
         # The copy's graphs were compared as they were assembled, on ONNX Runtime.
         verified = _verify(found, copy, choice, progress, graphs=choice is not None)

@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "Time bundles, gated and not.",
     "probe": "Find where cross-attention converges; suggest a gate step.",
     "embed": "Turn a bundle into a server or a program.",
+    "cache": "Look after what builds keep for one another.",
 }
 
 

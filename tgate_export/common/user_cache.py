@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
+from typing import BinaryIO
+
+# A hash, and what a killed process left of one.
+_KEPT = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{64}\.json\.[0-9a-f]{8}\.tmp")
 
 
 def cache_folder(name: str) -> Path:
@@ -33,20 +39,35 @@ def keep(file: Path, content: bytes) -> None:
         _replace(file, content, mode=0o600)
 
 
+def kept_files(name: str) -> list[Path]:
+    """Return the files that `keep` wrote to the folder of one kind of thing, by their names."""
+    with contextlib.suppress(OSError):
+        return [file for file in cache_folder(name).iterdir() if _KEPT.fullmatch(file.name)]
+    return []
+
+
 def kept(file: Path) -> bytes | None:
-    """Return what was kept in a file of such a folder, if it was this user who did.
+    """Return what was kept in a file of such a folder, if it was this user who did; see `mine`."""
+    with contextlib.suppress(OSError), mine(file) as stream:
+        return stream.read()
+    return None
+
+
+def mine(file: Path) -> BinaryIO:
+    """Open a file of such a folder that this user alone could have written.
 
     Where others can write to the folder, they can put a file there, but none of this user's: what
     somebody else owns or could have written vouches for nothing.
+
+    Raises:
+        OSError: there is no such file.
     """
-    with contextlib.suppress(OSError):
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as stream:
-            found = os.fstat(descriptor)
-            mine = found.st_uid == os.geteuid() and not found.st_mode & 0o022
-            if mine and stat.S_ISREG(found.st_mode):
-                return stream.read()
-    return None
+    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb")
+    found = os.fstat(stream.fileno())
+    if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and stat.S_ISREG(found.st_mode):
+        return stream
+    stream.close()
+    raise PermissionError(errno.EPERM, "not this user's alone", str(file))
 
 
 def write_whole(file: Path, content: bytes) -> None:

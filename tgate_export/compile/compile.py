@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from tgate_export.bundle.plans import (
     write_record,
 )
 from tgate_export.bundle.store import replace_folder
+from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.common.progress import Progress
 from tgate_export.compile.builder import compile_graph
@@ -142,18 +141,8 @@ def plan_key(bundle: Bundle, graph: str, ready: ReadyRequest) -> PlanKey:
         precision=entry.precision,
         shapes=graph_shapes(manifest, graph, request.batch),
         settings=request.settings,
-        code_sha256=_code_sha256(),
+        code_sha256=code_sha256("compile.builder"),
     )
-
-
-@functools.cache
-def _code_sha256() -> str:
-    """Hash what drives the compiler: other code may make another plan of the same graph."""
-    folder = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in ("builder.py", "compiler.py"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
 
 
 def _usable(out: Path, bundle: Bundle, keys: Mapping[str, PlanKey]) -> dict[str, Plan]:

@@ -64,26 +64,6 @@ class WeightFile:
         return self._known[digest]
 
 
-class WeightFiles:
-    """One `WeightFile` for each name, made when first asked for: `<folder>/<name>.weights`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, WeightFile] = {}
-
-    def __enter__(self) -> WeightFiles:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def __getitem__(self, name: str) -> WeightFile:
-        if name not in self._files:
-            self._files[name] = WeightFile(self._folder / f"{name}.weights")
-        return self._files[name]
-
-
 def count_parameters(model: onnx_ir.Model) -> int:
     """Count the elements of a graph's weights: floating-point initializers that are no scalars.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,9 +24,10 @@ from tgate_export.bundle.origins import (
 )
 from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import latents, vae_downscale
-from tgate_export.families.loading import Components
+from tgate_export.families.loading import TORCH_DTYPES, Components, component_precision
 from tgate_export.families.modules import VaeDecoder, VaeEncoder, VideoVaeDecoder
 from tgate_export.families.source import ModelSource
+from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
 from tgate_export.methods.phases import cache_groups, groups_of, make_phase, phases
@@ -53,6 +53,7 @@ class GraphExport:
 
     Attributes:
         name: the graph's name in the bundle.
+        unit: the unit that it belongs to; see `families.units`.
         components: those of `Components` whose weights it uses.
         module: makes the module, in the components' dtype at that time.
         inputs: in the order of the module's arguments.
@@ -61,6 +62,7 @@ class GraphExport:
     """
 
     name: str
+    unit: str
     components: tuple[str, ...]
     module: Callable[[], nn.Module]
     inputs: tuple[GraphInput, ...]
@@ -94,8 +96,7 @@ def graph_exports(
     """Declare the graphs of a bundle in the order in which they are exported and verified."""
     family = source.family
     conditioning = source.conditioning()
-    denoiser: Any = parts[family.denoiser]
-    compute = next(denoiser.parameters()).dtype
+    compute = TORCH_DTYPES[component_precision(source, family.denoiser, parts.precision)]
     axes = _Axes(size, groups, vae_downscale(source))
     frames = conditioning.frames
     float32 = torch.float32
@@ -106,7 +107,7 @@ def graph_exports(
     noise_pred = GraphInput("noise_pred", float32, sample.shape)
     caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
     text = frames is None
-    encoder = "text_encoder" if text else "image_encoder"
+    encoder = prompt_encoder(source)
 
     def condition(entry: Condition, name: str) -> GraphInput:
         origin: Origin | None = entry.origin
@@ -131,7 +132,16 @@ def graph_exports(
         )
     )
     known[GUIDANCE_RESCALE] = _parameter(GUIDANCE_RESCALE, float32)
-    declare = partial(GraphExport, sizes=axes.sizes)
+    components = {unit.name: unit.components for unit in units(source, image_to_image=True)}
+
+    def declare(
+        name: str,
+        unit: str,
+        module: Callable[[], nn.Module],
+        inputs: tuple[GraphInput, ...],
+        outputs: tuple[GraphInput, ...],
+    ) -> GraphExport:
+        return GraphExport(name, unit, components[unit], module, inputs, outputs, axes.sizes)
 
     image = [
         entry
@@ -145,7 +155,7 @@ def graph_exports(
     by_channel = family.latents_by_channel
     vae_encoder = declare(
         "vae_encoder",
-        ("vae",),
+        "vae_encoder",
         lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
         (GraphInput("noisy_image" if image else "images", float32, axes.images(), pixels),),
         tuple(condition(entry, entry.name) for entry in image)
@@ -157,8 +167,8 @@ def graph_exports(
         names = conditioning.gated_inputs if gated else conditioning.full_inputs
         return declare(
             phase,
-            (family.denoiser,),
-            lambda: make_phase(denoiser, groups, conditioning, phase),
+            DENOISER,
+            lambda: make_phase(parts[family.denoiser], groups, conditioning, phase),
             (
                 sample,
                 timestep,
@@ -189,7 +199,7 @@ def graph_exports(
     return (
         declare(
             encoder,
-            tuple(name for name in family.weights if name.startswith(("text_", "image_"))),
+            encoder,
             lambda: family.prompt_encoder(source, parts, size),
             tuple(prompt_inputs) if text else (picture,),
             tuple(condition(entry, entry.name) for entry in conditioning.prompt),
@@ -198,7 +208,7 @@ def graph_exports(
         *([vae_encoder] if image_to_image or image else []),
         declare(
             "vae_decoder",
-            ("vae",),
+            "vae_decoder",
             lambda: (
                 VideoVaeDecoder(parts["vae"], frames)
                 if frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from tgate_export.bundle.manifest import Precision
 from tgate_export.common.errors import ModelError, first_line
+from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
 from tgate_export.families.staging import plain_config, staged_tokenizer, staged_weights
@@ -28,14 +29,14 @@ class Components:
     """A loaded pipeline: the parts that end up in a bundle.
 
     Attributes:
-        modules: those with weights, by component.
+        modules: those with weights, by component; all of them, or those that are needed.
         tokenizers: by the graph input that takes their ids.
-        scheduler_config: the pipeline's own.
+        precision: of the weights.
     """
 
     modules: dict[str, nn.Module]
     tokenizers: dict[str, Any]
-    scheduler_config: dict[str, Any]
+    precision: Precision
 
     def __getitem__(self, component: str) -> nn.Module:
         return self.modules[component]
@@ -48,33 +49,46 @@ def component_precision(source: ModelSource, component: str, precision: Precisio
     return precision
 
 
-def load(source: ModelSource, precision: Precision) -> Components:
+def load(
+    source: ModelSource, precision: Precision, components: Collection[str] | None = None
+) -> Components:
     """Load a pipeline's parts, in evaluation mode, without gradients.
 
     Every weight is made or read in its final precision: there is never a second copy.
+
+    Args:
+        source: the pipeline.
+        precision: of the weights.
+        components: those to load; when not given all of them, and the tokenizers.
 
     Raises:
         ModelError: when a weight file cannot be read or does not fit its configuration.
     """
     _quiet_libraries()
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(RANDOM_SEED)
-    try:
-        modules = {
-            component: load_component(
-                source, component, component_precision(source, component, precision)
-            )
-            for component in source.family.weights
-        }
-    finally:
-        torch.set_rng_state(generator_state)
-    tokenizers = {
-        spec.input: random_tokenizer(spec, source)
-        if source.kind == "random"
-        else _tokenizer(source, spec.component, spec.class_name)
-        for spec in source.family.tokenizers(source)
+    modules = {
+        component: load_component(
+            source, component, component_precision(source, component, precision)
+        )
+        for component in source.family.weights
+        if components is None or component in components
     }
-    return Components(modules, tokenizers, source.config("scheduler"))
+    tokenizers = (
+        {spec.input: load_tokenizer(source, spec) for spec in source.family.tokenizers(source)}
+        if components is None
+        else {}
+    )
+    return Components(modules, tokenizers, precision)
+
+
+def load_tokenizer(source: ModelSource, spec: TokenizerSpec) -> Any:
+    """Load a tokenizer, as `load` does.
+
+    Raises:
+        ModelError: when its files cannot be read.
+    """
+    if source.kind == "random":
+        return random_tokenizer(spec, source)
+    return _tokenizer(source, spec.component, spec.class_name)
 
 
 def load_component(source: ModelSource, component: str, precision: Precision) -> nn.Module:
@@ -203,9 +217,13 @@ def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtyp
 
 
 def _random(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
-    """Build the exact architecture with random weights, made in `dtype`."""
+    """Build the exact architecture with random weights, made in `dtype`.
+
+    They depend on nothing but the component's own configuration.
+    """
     config = plain_config(cls, source.config(component))
-    with _default_dtype(dtype):
+    with _default_dtype(dtype), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
         if cls.__module__.startswith("diffusers"):
             return cls.from_config(config)
         return cls(cls.config_class(**config))

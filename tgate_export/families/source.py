@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tgate_export.bundle.hashing import hash_files
-from tgate_export.bundle.manifest import Defaults, Guidance, Source
+from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families import hub
 from tgate_export.families.base import Family
@@ -135,15 +135,19 @@ class ModelSource:
         paths = sorted(self.folder(component).glob("*"))
         return tuple(path for path in paths if path.suffix in _TEXTS)
 
+    def component_paths(self, component: str) -> tuple[Path, ...]:
+        """Return every file of a component that is read, sorted."""
+        files = list(self.text_files(component))
+        if component in self.family.weights and self.kind != "random":
+            folder = self.folder(component)
+            files += [folder / name for name in self.weight_files(component).files]
+        return tuple(sorted(files))
+
     def paths(self) -> tuple[Path, ...]:
         """Return every file that is read."""
         found = [self.directory / "model_index.json"]
         for component in self.family.components(self):
-            files = list(self.text_files(component))
-            if component in self.family.weights and self.kind != "random":
-                folder = self.folder(component)
-                files += [folder / name for name in self.weight_files(component).files]
-            found += sorted(files)
+            found += self.component_paths(component)
         return tuple(found)
 
     def files(self) -> tuple[str, ...]:
@@ -151,6 +155,11 @@ class ModelSource:
         return tuple(
             Path(os.path.relpath(path, self.directory)).as_posix() for path in self.paths()
         )
+
+    def hashes(self) -> dict[Path, File]:
+        """Hash every file that is read."""
+        hashed = hash_files(self.directory, self.files())
+        return dict(zip(self.paths(), (file for _, file in hashed), strict=True))
 
     def check_texts(self, components: Iterable[str]) -> None:
         """Check that configurations and vocabularies are files inside the model's folders.
@@ -173,11 +182,16 @@ class ModelSource:
                 check_file(self.root(component), self.folder(component) / name)
                 check_safetensors(self.folder(component) / name)
 
-    def record(self) -> Source:
-        """Return what the manifest says of the source; hashes every file."""
+    def record(self, hashes: Mapping[Path, File] | None = None) -> Source:
+        """Return what the manifest says of the source.
+
+        Args:
+            hashes: those of its files, where they are known; they are hashed otherwise.
+        """
+        hashes = self.hashes() if hashes is None else hashes
         digest = hashlib.sha256()
-        for name, file in hash_files(self.directory, self.files()):
-            digest.update(f"{name}\0{file.sha256}\n".encode())
+        for name, path in zip(self.files(), self.paths(), strict=True):
+            digest.update(f"{name}\0{hashes[path].sha256}\n".encode())
         return Source(
             kind=self.kind,
             model=self.model,

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tgate_export.bundle.manifest import Graph, Input, Sampler, Tensor
 from tgate_export.bundle.origins import FromLoop, Loop
-from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS
+from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS, SamplerTable
 from tgate_export.common.errors import ModelError, TGateError, first_line
 from tgate_export.common.progress import Progress
+from tgate_export.samplers import specs
+from tgate_export.samplers.table_cache import cached_sampler, known_sampler
 
 # What stands in for a default sampler that cannot be compiled, the best first.
 _STAND_INS = ("ddim", "euler", "dpm++2m", "unipc", "deis", "pndm")
@@ -43,7 +45,8 @@ def choose_default(wanted: str, compiled: Collection[str], progress: Progress) -
 class SamplerJobs:
     """Compiles the samplers that a scheduler configuration allows, in the background.
 
-    All of `SAMPLERS`, or those that are named.
+    All of `SAMPLERS`, or those that are named. Tables that were compiled before are written at
+    once; a process is started for the others alone, if there are any.
 
     Use as a context manager; leaving it stops what is not done. A process of its own, and not of
     `multiprocessing`, which would run the caller's script a second time.
@@ -57,11 +60,22 @@ class SamplerJobs:
         *,
         starts: bool = False,
     ) -> None:
-        from tgate_export.samplers.tables import SAMPLERS
-
         folder.mkdir()
-        names = list(SAMPLERS if names is None else names)
-        self._count = len(names)
+        self._names = list(specs.SAMPLERS if names is None else names)
+        self._known: dict[str, Sampler] = {}
+        for name in self._names:
+            file = folder / f"{name}.json"
+            if table := known_sampler(name, scheduler_config, file, starts=starts):
+                self._known[name] = _entry(name, table)
+            else:
+                file.unlink(missing_ok=True)
+        self._process: subprocess.Popen[str] | None = None
+        if left := [name for name in self._names if name not in self._known]:
+            self._start(
+                folder, {"scheduler": dict(scheduler_config), "names": left, "starts": starts}
+            )
+
+    def _start(self, folder: Path, job: Mapping[str, Any]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
             # Not "-m" alone: that looks for every module in the working directory first.
@@ -73,7 +87,6 @@ class SamplerJobs:
         )
         assert self._process.stdin is not None
         # Left open: its end tells the process that the build is gone.
-        job = {"scheduler": dict(scheduler_config), "names": names, "starts": starts}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
 
@@ -81,9 +94,10 @@ class SamplerJobs:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._errors.close()
 
     def results(self, progress: Progress) -> dict[str, Sampler]:
         """Wait for the tables, and return the samplers of the manifest by name.
@@ -94,20 +108,13 @@ class SamplerJobs:
             ModelError: when none can be compiled.
             TGateError: when the process failed.
         """
-        assert self._process.stdout is not None
-        samplers, refused = {}, []
-        for index, line in enumerate(self._process.stdout):
-            progress.advance(index + 1, self._count)
-            result = json.loads(line)
+        samplers, refused = dict(self._known), []
+        for result in self._compiled(progress):
             if "sampler" in result:
                 samplers[result["name"]] = Sampler.model_validate(result["sampler"])
             else:
                 refused.append(result["refused"])
                 progress.note(result["refused"])
-        if self._process.wait():
-            self._errors.seek(0)
-            reason = self._errors.read().strip().splitlines()
-            raise TGateError(f"compiling samplers failed: {reason[-1] if reason else 'killed'}")
         if not samplers:
             raise ModelError(
                 "no sampler can be compiled from the model's scheduler/scheduler_config.json, the "
@@ -115,7 +122,29 @@ class SamplerJobs:
                 if refused
                 else "no sampler was asked for"
             )
-        return samplers
+        return {name: samplers[name] for name in self._names if name in samplers}
+
+    def _compiled(self, progress: Progress) -> Iterator[dict[str, Any]]:
+        """Yield what the process says of each sampler, as it says so."""
+        if self._process is None:
+            return
+        assert self._process.stdout is not None
+        for index, line in enumerate(self._process.stdout, start=len(self._known) + 1):
+            progress.advance(index, len(self._names))
+            yield json.loads(line)
+        if self._process.wait():
+            self._errors.seek(0)
+            reason = self._errors.read().strip().splitlines()
+            raise TGateError(f"compiling samplers failed: {reason[-1] if reason else 'killed'}")
+
+
+def _entry(name: str, table: SamplerTable) -> Sampler:
+    return Sampler(
+        file=f"samplers/{name}.json",
+        scheduler_class=table.scheduler_class,
+        extra_evaluations=table.extra_evaluations,
+        max_steps=max(table.steps),
+    )
 
 
 def sampler_graph() -> Graph:
@@ -157,8 +186,7 @@ def _main(folder: Path) -> None:
 
     import torch
 
-    from tgate_export.samplers.table_cache import cached_sampler
-    from tgate_export.samplers.tables import UnsupportedSchedulerError, sampler_spec
+    from tgate_export.samplers.tables import UnsupportedSchedulerError
 
     torch.set_num_threads(1)
     for name in job["names"]:
@@ -172,18 +200,13 @@ def _main(folder: Path) -> None:
             why = (
                 str(error)
                 if isinstance(error, UnsupportedSchedulerError)
-                else f"scheduler {name!r} ({sampler_spec(name).scheduler_class}) is left out: "
-                f"{type(error).__name__}: {first_line(error)}"
+                else f"scheduler {name!r} ({specs.sampler_spec(name).scheduler_class}) is left "
+                f"out: {type(error).__name__}: {first_line(error)}"
             )
             print(json.dumps({"name": name, "refused": why}), flush=True)  # noqa: T201
             continue
-        sampler = Sampler(
-            file=f"samplers/{name}.json",
-            scheduler_class=table.scheduler_class,
-            extra_evaluations=table.extra_evaluations,
-            max_steps=max(table.steps),
-        )
-        print(json.dumps({"name": name, "sampler": sampler.model_dump()}), flush=True)  # noqa: T201
+        entry = _entry(name, table).model_dump()
+        print(json.dumps({"name": name, "sampler": entry}), flush=True)  # noqa: T201
 
 
 def _end_with_parent() -> None:

@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tgate_export
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
 from tgate_export.bundle.sampler_table import SamplerTable
+from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.user_cache import cache_folder, keep, kept
-from tgate_export.samplers.tables import compile_sampler, sampler_spec
+from tgate_export.samplers.specs import sampler_spec
 
 
 def cached_sampler(
@@ -34,23 +34,33 @@ def cached_sampler(
     Raises:
         UnsupportedSchedulerError: when the scheduler does not fit.
     """
-    known = cache_folder("samplers") / f"{_key(name, scheduler_config, starts)}.json"
-    if (content := kept(known)) is not None:
+    if (table := known_sampler(name, scheduler_config, file, starts=starts)) is not None:
+        return table
+    from tgate_export.samplers.tables import compile_sampler
+
+    table = compile_sampler(name, scheduler_config, starts=starts)
+    write_sampler_table(table, file)
+    keep(_kept_in(name, scheduler_config, starts), file.read_bytes())
+    return table
+
+
+def known_sampler(
+    name: str, scheduler_config: Mapping[str, Any], file: Path, *, starts: bool
+) -> SamplerTable | None:
+    """Write a sampler's table if it was compiled before; see `cached_sampler` (no torch)."""
+    if (content := kept(_kept_in(name, scheduler_config, starts))) is not None:
         file.write_bytes(content)
         with contextlib.suppress(ValueError):  # damaged
             return read_sampler_table(file)
-    table = compile_sampler(name, scheduler_config, starts=starts)
-    write_sampler_table(table, file)
-    keep(known, file.read_bytes())
-    return table
+    return None
+
+
+def _kept_in(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> Path:
+    return cache_folder("samplers") / f"{_key(name, scheduler_config, starts)}.json"
 
 
 def _key(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> str:
     """Hash everything that a table depends on."""
-    package = Path(tgate_export.__file__).parent
-    code = hashlib.sha256()
-    for path in sorted([*package.glob("samplers/*.py"), *package.glob("bundle/sampler_*.py")]):
-        code.update(path.name.encode() + b"\0" + path.read_bytes())
     spec = sampler_spec(name)
     content = {
         "name": name,
@@ -58,7 +68,7 @@ def _key(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> str:
         "overrides": dict(spec.overrides),
         "config": dict(scheduler_config),
         "starts": starts,
-        "code": code.hexdigest(),
+        "code": code_sha256("samplers.table_cache"),
         "versions": {package: metadata.version(package) for package in ("diffusers", "torch")},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -15,6 +15,7 @@ from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps, SamplerTabl
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.samplers.fit import fit_recurrence, forms
 from tgate_export.samplers.probe import NotLinearError, Trace, probe_scheduler
+from tgate_export.samplers.specs import sampler_spec
 from tgate_export.samplers.starts import NoStartError, compile_starts
 
 MAX_STEPS = 100
@@ -23,42 +24,6 @@ RESIDUAL_TOLERANCE = 1e-5  # some hundred steps of 32-bit rounding, each 6e-8
 
 class UnsupportedSchedulerError(InvalidRequestError):
     """A scheduler that is no recurrence of a few weights; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class SamplerSpec:
-    """A sampler that users can name.
-
-    Attributes:
-        scheduler_class: the diffusers class.
-        overrides: what differs from the pipeline's own scheduler configuration.
-    """
-
-    scheduler_class: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-_DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
-SAMPLERS: dict[str, SamplerSpec] = {
-    "ddim": SamplerSpec("DDIMScheduler"),
-    "euler": SamplerSpec("EulerDiscreteScheduler"),
-    "euler-karras": SamplerSpec("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-    "dpm++2m": SamplerSpec("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2}),
-    "dpm++2m-karras": SamplerSpec(
-        "DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2, "use_karras_sigmas": True}
-    ),
-    "dpm++3m": SamplerSpec("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 3}),
-    "deis": SamplerSpec("DEISMultistepScheduler"),
-    "unipc": SamplerSpec("UniPCMultistepScheduler"),
-    "euler-a": SamplerSpec("EulerAncestralDiscreteScheduler"),
-    "lcm": SamplerSpec("LCMScheduler"),
-    "pndm": SamplerSpec("PNDMScheduler", {"skip_prk_steps": True}),
-}
-# For models that are preconditioned as arXiv 2206.00364 does it, and for no others.
-EDM_SAMPLERS: dict[str, SamplerSpec] = {
-    "edm-euler": SamplerSpec("EDMEulerScheduler"),
-    "edm-dpm++2m": SamplerSpec("EDMDPMSolverMultistepScheduler", {**_DPM, "solver_order": 2}),
-}
 
 
 def compile_sampler(
@@ -84,18 +49,6 @@ def compile_sampler(
     """
     scheduler = make_scheduler(name, scheduler_config)
     return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress, starts=starts)
-
-
-def sampler_spec(name: str) -> SamplerSpec:
-    """Return what a sampler's name stands for.
-
-    Raises:
-        InvalidRequestError: for an unknown name.
-    """
-    known = {**SAMPLERS, **EDM_SAMPLERS}
-    if name not in known:
-        raise InvalidRequestError(f"unknown scheduler {name!r}; choose from {', '.join(SAMPLERS)}")
-    return known[name]
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:

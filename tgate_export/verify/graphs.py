@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ def graph_references(
     groups: tuple[CacheGroup, ...],
     *,
     batch: int,
-    only: str | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Reference]:
     """Run every graph's PyTorch module in fp32 on inputs like real ones.
 
@@ -62,20 +62,22 @@ def graph_references(
 
     Args:
         source: where the pipeline came from.
-        parts: the loaded pipeline.
+        parts: the loaded pipeline; with `only`, what those graphs need of it. That of a denoiser
+            is the prompt encoder, too.
         manifest: the bundle's manifest: dtypes and sizes.
         groups: how caches are stacked.
         batch: samples in each input.
-        only: run this graph alone.
+        only: give these graphs alone; of the denoiser all or none.
     """
     known = _random_inputs(source, manifest, batch)
     references = {}
     image_to_image = "vae_encoder" in manifest.graphs
-    graphs = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
+    declared = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
     encoder = manifest.prompt_encoder
+    # A denoiser is run on what the encoder makes of a prompt.
+    wanted = None if only is None else {*only, *([encoder] if "full" in only else [])}
+    graphs = [graph for graph in declared if wanted is None or graph.name in wanted]
     for index, graph in enumerate(graphs):
-        if only not in (None, graph.name):
-            continue
         if graph.name in ("image_encoder", "vae_encoder", "vae_decoder"):
             # They read the types of their own weights, see `computing_in_fp32`.
             for name in graph.components:
@@ -91,7 +93,8 @@ def graph_references(
                 for name, value in _call(module, negative, graph.outputs).items():
                     known[NEGATIVE + name] = value
         known |= named
-        references[graph.name] = Reference(inputs, named)
+        if only is None or graph.name in only:
+            references[graph.name] = Reference(inputs, named)
         later = {component for entry in graphs[index + 1 :] for component in entry.components}
         for name in set(graph.components) - later:
             parts[name].to("meta")

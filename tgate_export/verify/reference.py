@@ -21,7 +21,7 @@ from tgate_export.methods.phases import FullPhase, GatedPhase, make_phase, phase
 from tgate_export.runtime.formulas import formula_row
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.samplers.tables import sampler_spec
+from tgate_export.samplers.specs import sampler_spec
 from tgate_export.steps.tgate import tgate_plan
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
@@ -122,7 +122,7 @@ def trajectories(
     for index, case in enumerate(cases):
         latents = standard_normal(shape, seed=index)[None]
         with computing_in_fp32(*graphs.modules):
-            expected = _run(case, parts.scheduler_config, graphs, latents)
+            expected = _run(case, source.config("scheduler"), graphs, latents)
         if frames is not None:
             latents = latents.reshape(1, frames, -1, *latents.shape[2:])
             expected = expected.reshape(latents.shape)

@@ -1,0 +1,145 @@
+"""What a unit is exported for, and what leaves it as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tgate_export.bundle.manifest import Range, Size
+from tgate_export.common import versions
+from tgate_export.export import unit as unit_module
+from tgate_export.export.unit import EXPORTERS, tokenizer_key, unit_key
+from tgate_export.families.source import ModelSource, resolve_source
+from tgate_export.families.units import units
+
+ONE, TWO = Range(min=1, opt=1, max=1), Range(min=1, opt=2, max=2)
+SIZE = Size(height=Range(min=16, opt=16, max=16), width=Range(min=16, opt=16, max=16), multiple=2)
+ALL = {"text_encoder", "denoiser", "vae_encoder", "vae_decoder"}
+OPTIONS: dict[str, Any] = {
+    "precision": "fp32", "size": SIZE, "batch": ONE, "caches": ("cross_cache",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def pipeline(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "mine"))
+
+
+def keys(source: ModelSource, **changes: Any) -> dict[str, str]:
+    hashes = source.hashes()
+    found = {
+        unit.name: unit_key(source, unit, hashes, **(OPTIONS | changes))
+        for unit in units(source, image_to_image=True)
+    }
+    (spec,) = source.family.tokenizers(source)
+    return found | {"tokenizer": tokenizer_key(source, spec, hashes)}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def edit_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    def edit(pipeline: Path) -> None:
+        content = json.loads((pipeline / name).read_text())
+        (pipeline / name).write_text(json.dumps(content | changes))
+
+    return edit
+
+
+def edit_weights(name: str) -> Callable[[Path], None]:
+    def edit(pipeline: Path) -> None:
+        tensors = load_file(pipeline / name)
+        tensors[min(tensors)] += 1
+        save_file(tensors, pipeline / name, metadata={"format": "pt"})
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "units"),
+    [
+        (edit_weights("unet/diffusion_pytorch_model.safetensors"), {"denoiser"}),
+        (edit_weights("text_encoder/model.safetensors"), {"text_encoder"}),
+        (
+            edit_weights("vae/diffusion_pytorch_model.safetensors"),
+            {"vae_encoder", "vae_decoder"},
+        ),
+        # One component's shapes decide on another's.
+        (edit_json("unet/config.json", norm_eps=1e-6), ALL),
+        (edit_json("text_encoder/config.json", layer_norm_eps=1e-6), {*ALL, "tokenizer"}),
+        (edit_json("vae/config.json", scaling_factor=0.5), ALL),
+        (edit_json("tokenizer/tokenizer_config.json", model_max_length=7), {"tokenizer"}),
+        (edit_json("scheduler/scheduler_config.json", beta_end=0.02), set()),
+        (lambda pipeline: (pipeline / "README.md").write_text("nothing"), set()),
+    ],
+)
+def test_files(pipeline: Path, edit: Callable[[Path], None], units: set[str]) -> None:
+    before = keys(resolve_source(str(pipeline)))
+    edit(pipeline)
+    assert changed(before, keys(resolve_source(str(pipeline)))) == units
+
+
+@pytest.mark.parametrize(
+    ("changes", "units"),
+    [
+        ({"precision": "fp16"}, ALL),
+        ({"batch": TWO}, ALL),
+        ({"size": SIZE.model_copy(update={"width": TWO})}, ALL),
+        ({"size": SIZE.model_copy(update={"multiple": 4})}, ALL),
+        ({"caches": ("cross_cache", "self_cache")}, {"denoiser"}),
+    ],
+)
+def test_settings(tiny_pipeline_dir: Path, changes: dict[str, Any], units: set[str]) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    assert changed(keys(source), keys(source, **changes)) == units
+
+
+def test_guidance(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    assert changed(keys(source), keys(source.guided_by("none"))) == {"denoiser"}
+
+
+def test_the_same_files_elsewhere_are_the_same(tiny_pipeline_dir: Path, pipeline: Path) -> None:
+    one, other = resolve_source(str(tiny_pipeline_dir)), resolve_source(str(pipeline))
+    assert one.directory != other.directory
+    assert keys(one) == keys(other)
+
+
+def test_random_weights_are_not_those_of_a_file(tiny_pipeline_dir: Path, pipeline: Path) -> None:
+    random = resolve_source(str(tiny_pipeline_dir), "random")
+    assert changed(keys(resolve_source(str(tiny_pipeline_dir))), keys(random)) >= ALL
+    edit_weights("text_encoder/model.safetensors")(pipeline)
+    assert keys(resolve_source(str(pipeline), "random")) == keys(random)
+
+
+@pytest.mark.parametrize("library", EXPORTERS)
+def test_versions(tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    before, version = keys(source), metadata.version
+    monkeypatch.setattr(
+        versions.metadata, "version", lambda name: "0" if name == library else version(name)
+    )
+    assert changed(before, keys(source)) >= ALL
+
+
+def test_code(tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    before = keys(source)
+    monkeypatch.setattr(unit_module, "code_sha256", lambda *_modules: "other")
+    assert changed(before, keys(source)) == {*ALL, "tokenizer"}
+
+
+def test_another_pipeline_of_the_same_parts(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    assert changed(keys(source), keys(replace(source, pipeline="Another"))) == ALL
+    named = replace(source, name="another", model="another", revision="1")
+    assert keys(named) == keys(source)

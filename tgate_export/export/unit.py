@@ -1,0 +1,136 @@
+"""Exported units, and what each of them depends on (no torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tgate_export.bundle.fields import BundleModel, Name
+from tgate_export.bundle.manifest import Cache, Dimension, File, Graph, Precision, Range, Size
+from tgate_export.common.code_hash import code_sha256
+from tgate_export.common.versions import versions_of
+from tgate_export.families.base import TokenizerSpec
+from tgate_export.families.source import ModelSource
+from tgate_export.families.units import DENOISER, Unit
+from tgate_export.steps.tgate import CacheKind
+
+GRAPHS_FOLDER = "graphs"
+EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "numpy")
+_TOKENIZER_LIBRARIES = ("transformers", "tokenizers", "sentencepiece")
+
+
+class Measured(BundleModel):
+    """How far a graph's output was from PyTorch's; see `Difference`."""
+
+    graph: Name
+    tensor: Name
+    max_abs: float
+    relative: float
+
+
+class Comparison(BundleModel):
+    """What a comparison with PyTorch measured.
+
+    Attributes:
+        by: hash of all that it was done with.
+        measured: one for each output of the unit's graphs.
+    """
+
+    by: str
+    measured: tuple[Measured, ...]
+
+
+class ExportedUnit(BundleModel):
+    """One component's graphs, and what the manifest says of them.
+
+    Attributes:
+        graphs: in the order in which they were exported.
+        caches: of the denoiser.
+        dimensions: named ones of its caches.
+        compared: None before they were.
+    """
+
+    graphs: dict[Name, Graph]
+    caches: dict[Name, Cache] = Field(default_factory=dict)
+    dimensions: dict[Name, Dimension] = Field(default_factory=dict)
+    compared: Comparison | None = None
+
+    def files(self) -> set[str]:
+        """Return the names of its files in the bundle's folder of graphs."""
+        named = {path for graph in self.graphs.values() for path in (graph.file, graph.weights)}
+        return {path.removeprefix(f"{GRAPHS_FOLDER}/") for path in named if path is not None}
+
+
+def unit_key(
+    source: ModelSource,
+    unit: Unit,
+    hashes: Mapping[Path, File],
+    *,
+    precision: Precision,
+    size: Size,
+    batch: Range,
+    caches: Iterable[CacheKind],
+) -> str:
+    """Hash everything that a unit's files depend on.
+
+    Of other components it is their configuration: a denoiser's inputs have the text encoder's
+    width, and latents are as small as the VAE makes them.
+
+    Args:
+        source: the pipeline.
+        unit: which of its units.
+        hashes: of the pipeline's files.
+        precision: the bundle's.
+        size: the bundle's image size.
+        batch: the bundle's.
+        caches: what the denoiser's graphs keep between steps.
+    """
+    family = source.family
+    # Guidance and caches are the denoiser's alone.
+    denoising = {"guidance": source.guidance, "caches": sorted(caches)}
+    return _digest(
+        {
+            "unit": unit.name,
+            "family": family.name,
+            "pipeline": source.pipeline,
+            "weights": "random" if source.kind == "random" else "files",
+            "files": {name: _files(source, name, hashes) for name in unit.components},
+            "configurations": {
+                name: source.config(name) for name in (*family.weights, *family.extras)
+            },
+            "precision": precision,
+            "size": size.model_dump(),
+            "batch": batch.model_dump(),
+            "denoising": denoising if unit.name == DENOISER else None,
+            "code": code_sha256("export.export_unit"),
+            "versions": versions_of(EXPORTERS),
+        }
+    )
+
+
+def tokenizer_key(source: ModelSource, spec: TokenizerSpec, hashes: Mapping[Path, File]) -> str:
+    """Hash everything that a tokenizer's file depends on; see `unit_key`."""
+    return _digest(
+        {
+            "tokenizer": repr(spec),
+            "weights": "random" if source.kind == "random" else "files",
+            "files": _files(source, spec.component, hashes),
+            "encoder": source.config(spec.encoder),
+            "code": code_sha256("export.tokenizer"),
+            "versions": versions_of(_TOKENIZER_LIBRARIES),
+        }
+    )
+
+
+def _files(source: ModelSource, component: str, hashes: Mapping[Path, File]) -> dict[str, str]:
+    """Hashes by plain name: the same component of another pipeline is the same unit."""
+    return {path.name: hashes[path].sha256 for path in source.component_paths(component)}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
