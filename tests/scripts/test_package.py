@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,12 @@ def test_the_source_distribution_makes_the_same_wheel(
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert (unpacked / "CHANGELOG.md").is_file()
     assert members(built("wheel", unpacked, tmp_path / "again")) == members(wheel)
+
+
+def test_the_license_is_word_for_word() -> None:
+    # Of https://www.apache.org/licenses/LICENSE-2.0.txt: a replacement of words through all files
+    # once went through this one.
+    text = (ROOT / "LICENSE").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == (
+        "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )
