@@ -15,12 +15,10 @@ from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.manifest import (
     MANIFEST_NAME,
-    Cache,
+    SCHEMA_MINOR,
     Graph,
-    HostInput,
     Manifest,
     Source,
-    Tensor,
     Tokenizer,
 )
 from tgate_export.bundle.tokenizer_file import check_tokenizer
@@ -28,13 +26,12 @@ from tgate_export.common.errors import ModelError, TGateError
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.families.source import ModelSource
-from tgate_export.steps.step_plan import PHASES
+from tgate_export.steps.tgate import PHASES
 
 if TYPE_CHECKING:
     from tgate_export.families.base import TokenizerSpec
-    from tgate_export.families.graphs import GraphExport, GraphInput
+    from tgate_export.families.graphs import GraphExport
     from tgate_export.families.loading import Components
-    from tgate_export.methods.cross_attention import CacheGroup
     from tgate_export.verify.differences import Difference
 
 
@@ -61,6 +58,7 @@ def assemble(
         VerificationError: a graph that differs from PyTorch.
         TGateError: the disk has too little space.
     """
+    from tgate_export.build.describe import TGATE, caches, dimensions, parameter_table
     from tgate_export.families import geometry
     from tgate_export.families.graphs import denoiser_cache, graph_exports
     from tgate_export.families.loading import load
@@ -91,34 +89,25 @@ def assemble(
     with progress.stage("hashing"):
         files = dict(hash_files(staging, sorted(bundle_files(staging))))
     manifest = Manifest(
-        schema_version=1,
+        schema_version=2,
+        schema_minor=SCHEMA_MINOR,
         name=source.name,
         family=source.family.name,
         source=record,
         precision=options.precision,
         build_key=key,
         prediction_type=parts.scheduler_config.get("prediction_type", "epsilon"),
-        defaults=source.defaults.model_copy(
-            update={
-                "scheduler": sampler,
-                "gate_step": options.gate_step,
-                "sp_interval": options.sp_interval,
-                "fi_interval": options.fi_interval,
-                "warm_up": options.warm_up,
-                # The scale at which classifier-free guidance is the prompt's pass alone.
-                **({"guidance_scale": 1.0} if options.guidance == "none" else {}),
-            }
-        ),
         batch=options.batch,
         size=options.size,
         latents=geometry.latents(source),
+        parameters=parameter_table(source, options, tuple(samplers), sampler),
         tokenizers=tokenizers,
-        clip_skips=source.family.clip_skips(source),
         guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
-        conditioning=_host_inputs(source),
         graphs=graphs,
-        cache=_cache(groups),
+        methods={"tgate": TGATE},
+        caches=caches(groups, graphs),
+        dimensions=dimensions(groups, graphs),
         samplers=samplers,
         versions=versions(),
         files=files,
@@ -206,6 +195,7 @@ def _export_graphs(
 ) -> dict[str, Graph]:
     import onnx_ir
 
+    from tgate_export.build.describe import inputs_of, outputs_of
     from tgate_export.export.onnx_export import export_graph
     from tgate_export.export.weights import WeightFiles, count_parameters
     from tgate_export.families.geometry import vae_downscale
@@ -232,42 +222,12 @@ def _export_graphs(
                     if precision == "fp32"
                     else sum(float32_layers(parts[name]) for name in graph.components),
                     parameters=count_parameters(model),
-                    inputs=_tensors(graph.inputs),
-                    outputs=_tensors(graph.outputs),
+                    inputs=inputs_of(graph),
+                    outputs=outputs_of(graph),
                 )
                 del model
                 release_memory()
     return graphs
-
-
-def _tensors(entries: Iterable[GraphInput]) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(name=entry.name, dtype=str(entry.dtype).removeprefix("torch."), shape=entry.shape)  # type: ignore[arg-type]
-        for entry in entries
-    )
-
-
-def _cache(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
-    return tuple(
-        Cache(
-            tensor=g.name,
-            kind=g.kind,
-            passes=g.passes,
-            downsample=g.downsample,
-            width=g.width,
-            layers=g.layers,
-        )
-        for g in groups
-    )
-
-
-def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
-    return {
-        name: entry.host
-        for entry in source.conditioning().conditions
-        if entry.host
-        for name in entry.full_inputs
-    }
 
 
 def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Tokenizer:
@@ -293,5 +253,4 @@ def _save_tokenizer(spec: TokenizerSpec, tokenizer: Any, staging: Path) -> Token
         max_length=spec.max_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        mask=spec.mask,
     )

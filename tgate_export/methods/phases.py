@@ -21,7 +21,7 @@ from tgate_export.methods.cross_attention import (
     self_attention_layers,
     single_token_attention,
 )
-from tgate_export.steps.step_plan import READS, WRITES, CacheKind, Phase
+from tgate_export.steps.tgate import READS, WRITES, CacheKind, Phase
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -262,7 +262,7 @@ def cache_groups(
                     entry.name: torch.empty(
                         1,
                         *(dim if isinstance(dim, int) else sides[dim] for dim in entry.shape),
-                        dtype=None if entry.host or entry.image else dtype,
+                        dtype=dtype if entry.origin is None else None,
                     )
                     for entry in conditioning.conditions
                 },

@@ -34,7 +34,6 @@ from tgate_export.runtime.batching.stats import BatcherStats, Recorder
 from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.run_plan import RunPlans
-from tgate_export.steps.step_plan import Phase
 
 _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call stopped for it
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
@@ -181,7 +180,7 @@ class Batcher:
         warnings: dict[str, None] = {}  # each once
         for image in images:
             for prefix, text in image.texts.items():
-                prepared = self._texts.text(text, 0 if prefix else request.clip_skip)
+                prepared = self._texts.text(text, request, image.index, negative=bool(prefix))
                 warnings |= dict.fromkeys(prepared.warnings)
         limit = None if deadline is None else now + deadline
         moment = due(now, self._needed(images[0].left), limit)
@@ -382,7 +381,7 @@ class Batcher:
         """Return when an image has to go on, at the latest, to be done when it is due."""
         return image.due - self._needed(image.left)
 
-    def _needed(self, evaluations: Counter[Phase]) -> float:
+    def _needed(self, evaluations: Counter[str]) -> float:
         """Return the seconds that evaluations should take in the largest batches."""
         return sum(number * self._pace.get(phase, 0.0) for phase, number in evaluations.items())
 
