@@ -64,13 +64,13 @@ def test_defaults(name: str) -> None:
 
 def test_shared_configurations_count_for_the_fingerprint() -> None:
     files = resolve_source("pixart-sigma", "random").files()
-    assert "../sdxl/vae/config.json" in files
+    assert "../../../stable_diffusion_xl/configs/sdxl/vae/config.json" in files
     assert "../pixart-alpha/text_encoder/config.json" in files
 
 
 @pytest.fixture
 def sdxl(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(CONFIGS / "sdxl", tmp_path / "mine"))
+    return Path(shutil.copytree(CONFIGS["sdxl"], tmp_path / "mine"))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -106,8 +106,8 @@ def test_unet_of_another_pipeline(sdxl: Path) -> None:
 
 
 def test_transformer_of_another_width(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(CONFIGS / "pixart-alpha", tmp_path / "mine"))
-    shutil.copytree(CONFIGS / "sdxl" / "vae", folder / "vae")
+    folder = Path(shutil.copytree(CONFIGS["pixart-alpha"], tmp_path / "mine"))
+    shutil.copytree(CONFIGS["sdxl"] / "vae", folder / "vae")
     assert resolve_source(str(folder), "random").name == "mine"
     edit(folder / "transformer" / "config.json", caption_channels=2048)
     assert "captions of width 2048 and its text encoder writes 4096" in refused(folder)

@@ -17,7 +17,6 @@ from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families import hub
-from tgate_export.families.base import Family
 from tgate_export.families.components import check_components, inner_config, pipeline_class
 from tgate_export.families.model_files import (
     WeightFiles,
@@ -30,6 +29,7 @@ from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_m
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
+from tgate_export.families.spec import Family
 from tgate_export.families.tokenizer_files import check_tokenizer_files
 from tgate_export.methods.conditioning import Conditioning
 
