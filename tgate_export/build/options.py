@@ -72,11 +72,11 @@ def check_options(
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
     """
-    frames = source.conditioning().frames
-    batch = batch or (DEFAULT_BATCH if frames is None else Range(min=1, opt=1, max=1))
-    largest = MAX_BATCH // (frames or 1)
+    frames = geometry.latents(source).frames or 1
+    batch = batch or (DEFAULT_BATCH if frames == 1 else Range(min=1, opt=1, max=1))
+    largest = MAX_BATCH // frames
     if batch.max > largest:
-        of = "" if frames is None else f" for {frames} frames"
+        of = "" if frames == 1 else f" for {frames} frames"
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     gate = source.defaults.gate_step if gate_step is None else gate_step
     try:
@@ -134,7 +134,7 @@ def options_of(manifest: Manifest) -> BuildOptions:
         defaults.fi_interval,
         defaults.warm_up,
         manifest.guidance,
-        "vae_encoder" in manifest.graphs and manifest.latents.frames is None,
+        "vae_encoder" in manifest.graphs and manifest.takes_prompt,
     )
 
 

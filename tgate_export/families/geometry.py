@@ -39,7 +39,7 @@ def check_size(source: ModelSource, size: Size) -> Size:
 
     ONNX Runtime's CPU keeps whole attention matrices: 47 GB for 14 frames of 1024x576.
     """
-    if source.conditioning().frames is None:
+    if not latents(source).video:
         return size
     exact = size_multiple(source, dynamic=True)
 

@@ -106,7 +106,7 @@ def graph_exports(
     timestep = GraphInput("timestep", float32, ("batch",), FromLoop(loop="timestep"))
     noise_pred = GraphInput("noise_pred", float32, sample.shape)
     caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
-    text = frames is None
+    text = bool(family.tokenizers(source))
     encoder = prompt_encoder(source)
 
     def condition(entry: Condition, name: str) -> GraphInput:

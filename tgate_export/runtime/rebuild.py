@@ -62,7 +62,7 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
         "out": bundle.path,
         **({"guidance": "none"} if manifest.guidance == "none" else {}),
         "image_to_image": True
-        if "vae_encoder" in manifest.graphs and manifest.latents.frames is None
+        if "vae_encoder" in manifest.graphs and manifest.takes_prompt
         else None,
         **changes,
     }
