@@ -66,6 +66,7 @@ def test_build_again_by_force(
     assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]
 
 
+@pytest.mark.builds
 def test_build_that_differs_from_pytorch_leaves_nothing(
     capsys: Capture, tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import onnx_ir
@@ -48,9 +49,8 @@ def export_unit(
     """
     precision = component_precision(source, unit.components[0], parts.precision)
     denoising = unit.name == DENOISER
-    weights = WeightFile(folder / f"{unit.name}.weights")
     graphs = {}
-    try:
+    with closing(WeightFile(folder / f"{unit.name}.weights")) as weights:
         for graph in declared:
             if graph.unit != unit.name:
                 continue
@@ -70,8 +70,6 @@ def export_unit(
                 )
                 del model
                 release_memory()
-    finally:
-        weights.close()
     return ExportedUnit(graphs=graphs, caches=_caches(groups) if denoising else ())
 
 
