@@ -26,7 +26,7 @@ from tgate_export.bench.macs import Macs, graph_macs, run_macs
 from tgate_export.bench.prompts import default_prompts
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.steps.step_plan import tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 OPTIMUM_SETUP = (

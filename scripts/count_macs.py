@@ -27,7 +27,7 @@ from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
 from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source
-from tgate_export.steps.step_plan import PHASES
+from tgate_export.steps.tgate import PHASES
 
 STEPS = 25
 ONE = Range(min=1, opt=1, max=1)

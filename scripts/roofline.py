@@ -24,7 +24,7 @@ from count_macs import exported_phases, shapes
 from tgate_export.bench.macs import CountedNode, counted_nodes
 from tgate_export.bundle.manifest import Range
 from tgate_export.families.graphs import GraphExport
-from tgate_export.steps.step_plan import tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 
 STEPS, GATES, BATCHES = 25, (5, 10), (1, 4, 16)
 BYTES = 2  # of an fp16 value

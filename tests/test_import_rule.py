@@ -16,14 +16,15 @@ import tgate_export
 ROOT = Path(tgate_export.__file__).parent
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "polygraphy")
 # Room -> the rooms of ours that it may import, itself besides: one way, the lazy imports included.
-RUNTIME = ("common", "steps", "bundle", "runtime")
-MODELS = ("common", "steps", "bundle", "methods", "families")
+RUNTIME = ("common", "parameters", "steps", "bundle", "runtime")
+MODELS = ("common", "parameters", "steps", "bundle", "methods", "families")
 BUILD = (*MODELS, "runtime", "export", "samplers", "verify", "compile", "build")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "common": (),
     "data": ("common",),
-    "steps": ("common",),
-    "bundle": ("common",),
+    "parameters": (),
+    "steps": (),
+    "bundle": ("common", "parameters", "steps"),
     "runtime": RUNTIME,
     "methods": ("common", "steps", "bundle"),
     "families": MODELS,
@@ -38,7 +39,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "__init__": (),  # whatever it names is imported when it is first asked for
     "__main__": ("cli",),
 }
-WITHOUT_TORCH = ("common", "steps", "bundle", "data", "runtime", "__init__", "__main__")
+WITHOUT_TORCH = (
+    "common",
+    "parameters",
+    "steps",
+    "bundle",
+    "data",
+    "runtime",
+    "__init__",
+    "__main__",
+)
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 

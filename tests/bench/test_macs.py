@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tgate_export.bench.macs import evaluate_dim, graph_macs, run_macs, solve_dim
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.steps.step_plan import tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.steps.step_plan import tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 from tgate_export.verify.reference import trajectory_cases
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -20,7 +20,7 @@ from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.steps.step_plan import check_step_plan, tgate_plan
+from tgate_export.steps.tgate import check_settings, tgate_plan
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -275,7 +275,7 @@ def test_schedules(driver: Driver, values: tuple[int, ...]) -> None:
 
 def planned(steps: int, gate: int, extra: int, intervals: dict[str, int]) -> dict[str, Any]:
     try:
-        check_step_plan(gate, **intervals)
+        check_settings(gate, **intervals)
     except ValueError as error:
         return {"fault": str(error)}
     return {"phases": list(tgate_plan(steps, gate, extra, **intervals).phases)}  # type: ignore[arg-type]

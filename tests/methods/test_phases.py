@@ -56,7 +56,8 @@ def all_groups(unet: Any) -> Any:
 
 def groups_of_kinds(unet: Any, kinds: list[Any]) -> Any:
     return cache_groups(
-        unet, TEXT, channels=4, latent_height=8, latent_width=8, kinds=kinds,
+        unet, TEXT, channels=4, kinds=kinds,
+        sides={"latent_height": 8, "latent_width": 8, "height": 16, "width": 16},
     )  # fmt: skip
 
 

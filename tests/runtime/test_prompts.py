@@ -14,14 +14,27 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.prompts import count, negative, positive, repeat
 
-IDS = {"name": "input_ids", "dtype": "int64", "shape": ["batch", 77]}
 EMBEDS = {"name": "prompt_embeds", "dtype": "float16", "shape": ["batch", 77, 32]}
 POOLED = {"name": "text_embeds", "dtype": "float16", "shape": ["batch", 24]}
 
 
 def manifest(*outputs: dict[str, Any], **changes: Any) -> Manifest:
-    encoder = VALID["graphs"]["full"] | {"inputs": [IDS], "outputs": outputs or [EMBEDS]}
-    graphs = VALID["graphs"] | {"text_encoder": encoder}
+    made = outputs or (EMBEDS,)
+    encoder = VALID["graphs"]["text_encoder"] | {"outputs": made}
+    kinds = {"": "prompt", "negative_": "negative_prompt"}
+    if changes.get("guidance") == "none":
+        del kinds["negative_"]
+    read = [
+        entry
+        | {
+            "name": prefix + entry["name"],
+            "from": {"graph": "text_encoder", "output": entry["name"], "of": of},
+        }
+        for entry in made
+        for prefix, of in kinds.items()
+    ]
+    full = VALID["graphs"]["full"] | {"inputs": read}
+    graphs = {"text_encoder": encoder, "full": full}
     return Manifest.model_validate_json(json.dumps(VALID | {"graphs": graphs} | changes))
 
 

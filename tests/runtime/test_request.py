@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.conditioning import MicroConditioning
+from tgate_export.parameters import table_entry
+from tgate_export.runtime.inputs import host_inputs, host_row
 from tgate_export.runtime.request import Request, check_split, make_request
 
 OPTIONS: dict[str, Any] = {
     "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
     "num_inference_steps": None, "gate_step": None, "sp_interval": None,
     "fi_interval": None, "warm_up": None, "guidance_scale": None,
-    "guidance_rescale": 0.0, "clip_skip": 0, "scheduler": None, "seed": 0,
+    "guidance_rescale": None, "clip_skip": None, "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
     "crops_coords_top_left": None, "target_size": None, "image": None, "strength": None,
     "fps": None, "motion_bucket_id": None, "noise_aug_strength": None, "min_guidance_scale": None,
@@ -29,6 +31,26 @@ DYNAMIC = {"min": 16, "opt": 32, "max": 64}
 
 def manifest(**changes: Any) -> Manifest:
     return Manifest.model_validate_json(json.dumps(VALID | changes))
+
+
+def guided_by(guidance: str) -> Manifest:
+    """The manifest of a bundle without an unconditional pass, and maybe without a scale."""
+    gone = {"negative_prompt_embeds"} | ({"guidance_scale"} if guidance == "none" else set())
+    graphs, parameters = copy.deepcopy(VALID["graphs"]), dict(VALID["parameters"])
+    full = graphs["full"]
+    full["inputs"] = [entry for entry in full["inputs"] if entry["name"] not in gone]
+    for name in gone & parameters.keys():
+        del parameters[name]
+    return manifest(guidance=guidance, graphs=graphs, parameters=parameters)
+
+
+def with_input(name: str, shape: list[Any], origin: dict[str, Any], **parameters: Any) -> Manifest:
+    """The manifest of a bundle whose denoiser takes one more input."""
+    graphs = copy.deepcopy(VALID["graphs"])
+    entry = {"name": name, "dtype": "float32", "shape": shape, "from": origin}
+    graphs["full"]["inputs"].append(entry)
+    table = {key: json.loads(value.model_dump_json()) for key, value in parameters.items()}
+    return manifest(graphs=graphs, parameters=VALID["parameters"] | table)
 
 
 def request(prompt: Any = "x", *, of: Manifest | None = None, **options: Any) -> Request:
@@ -47,7 +69,10 @@ def test_default_gate_keeps_its_place(steps: int, gate_step: int) -> None:
     assert request(num_inference_steps=steps).gate_step == gate_step
 
 
-REUSING = VALID["defaults"] | {"sp_interval": 5, "fi_interval": 2, "warm_up": 4}
+REUSING = VALID["parameters"] | {
+    name: VALID["parameters"][name] | {"default": value}
+    for name, value in {"sp_interval": 5, "fi_interval": 2, "warm_up": 4}.items()
+}
 
 
 @pytest.mark.parametrize(
@@ -63,9 +88,9 @@ REUSING = VALID["defaults"] | {"sp_interval": 5, "fi_interval": 2, "warm_up": 4}
 def test_default_schedule_never_contradicts_itself(
     options: dict[str, int], gate_step: int, warm_up: int
 ) -> None:
-    made = request(of=manifest(defaults=REUSING), **options)
-    assert (made.sp_interval, made.fi_interval) == (5, 2)
-    assert (made.gate_step, made.warm_up) == (gate_step, warm_up)
+    made = request(of=manifest(parameters=REUSING), **options)
+    assert (made.value("sp_interval"), made.value("fi_interval")) == (5, 2)
+    assert (made.gate_step, made.value("warm_up")) == (gate_step, warm_up)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +107,17 @@ def test_guidance_that_is_not_there_is_refused(
     guidance: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        request(of=manifest(guidance=guidance), **options)
-    made = request(of=manifest(guidance=guidance), negative_prompt=None)
+        request(of=guided_by(guidance), **options)
+    made = request(of=guided_by(guidance), negative_prompt=None)
     assert made.negative_prompts is None
 
 
 @pytest.mark.parametrize("scale", [1, 0.5, 0, -1.0, [0.0]])
 def test_guidance_of_1_or_less_is_none(scale: Any) -> None:
-    assert request(of=manifest(guidance="none"), guidance_scale=scale).negative_prompts is None
+    assert request(of=guided_by("none"), guidance_scale=scale).negative_prompts is None
     made = request(negative_prompt="y", guidance_scale=scale)
     assert made.negative_prompts is None  # ignored, as in diffusers
-    embedded = request(of=manifest(guidance="embedded"), guidance_scale=scale)
+    embedded = request(of=guided_by("embedded"), guidance_scale=scale)
     assert embedded.guidance_scales == made.guidance_scales
 
 
@@ -116,15 +141,23 @@ def test_a_guidance_scale_is_for_all_prompts_or_each_has_its_own() -> None:
 
 
 def test_told_sizes_are_for_models_that_are_told() -> None:
-    with pytest.raises(InvalidRequestError, match=r"original_size is for SDXL.*stable-diffusion"):
+    with pytest.raises(
+        InvalidRequestError, match=r"original_size .* has no effect: it is for SDXL"
+    ):
         request(original_size=(16, 16))
-    time_ids = {"name": "time_ids", "dtype": "float32", "shape": ["batch", 6]}
-    full = VALID["graphs"]["full"]
-    full = full | {"inputs": [*full["inputs"], time_ids]}
-    told = manifest(conditioning={"time_ids": "time_ids"}, graphs=VALID["graphs"] | {"full": full})
-    assert request(of=told).micro_conditioning == MicroConditioning.of(16, 16)
+    names = ("original_size", "crops_coords_top_left", "target_size")
+    told = with_input(
+        "time_ids", ["batch", 6], {"formula": "time_ids"},
+        **{name: table_entry(name) for name in names},
+    )  # fmt: skip
+    ((buffer, tensor),) = (
+        (name, entry) for name, entry in host_inputs(told, ["full"]).items() if "time" in name
+    )
+    assert buffer == "formula/time_ids"
+    sizes = host_row(told, request(of=told), 0, tensor)
+    assert sizes.tolist() == [16, 16, 0, 0, 16, 16]
     made = request(of=told, original_size=(32, 64), crops_coords_top_left=(1, 2))
-    assert made.micro_conditioning == MicroConditioning((16, 16), (32, 64), (1, 2), (16, 16))
+    assert host_row(told, made, 0, tensor).tolist() == [32, 64, 1, 2, 16, 16]
     for wrong in [(1,), (1, -2), (1, 2, 3), (1.5, 2)]:
         with pytest.raises(InvalidRequestError, match="target_size must be two whole numbers"):
             request(of=told, target_size=wrong)
@@ -152,7 +185,7 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"negative_prompt": "\udcff"}, "negative_prompt must be text"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"num_images_per_prompt": 0}, "at least 1, got 0"),
-        ({"num_inference_steps": 0}, "1 to 100, got 0"),
+        ({"num_inference_steps": 0}, "steps must be at least 1, got 0"),
         ({"num_inference_steps": 101}, "1 to 100, got 101"),
         ({"gate_step": 2, "warm_up": 3}, "gate_step of at least 3, or a warm_up of at most 2"),
         ({"sp_interval": 0}, "sp_interval must be at least 1, got 0"),
@@ -163,7 +196,7 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"guidance_scale": float("inf")}, "finite"),
         ({"guidance_rescale": float("nan")}, "guidance_rescale must be 0 to 1, got nan"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be 0 to 1, got 1.5"),
-        ({"clip_skip": -1}, "clip_skip must be 0 to"),
+        ({"clip_skip": -1}, "clip_skip must be at least 0, got -1"),
         ({"guidance_scale": [7.5, 7.5]}, "2 guidance scales for 1 prompts: give one, or one each"),
         ({"scheduler": "heun"}, "unknown scheduler 'heun': this bundle has ddim"),
         ({"seed": -1}, "seed must be"),

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11", "3.12", "3.13")
 LOCKS: dict[str, tuple[str, ...]] = {
     "demo": ("export", "cpu"),
+    "docs": ("docs",),
     "gpu": ("export", "bench", "test"),
     "test": ("export", "cpu", "openvino", "tensorrt-rtx", "bench", "test"),
 }
@@ -105,7 +106,7 @@ def test_a_lock_has_the_versions_that_were_chosen(name: str, python: str) -> Non
     assert {key: entry.version for key, entry in locked.items() if key in chosen} == {
         key: version for key, version in chosen.items() if key in locked
     }
-    assert len(chosen.keys() & locked.keys()) > 20
+    assert len(chosen.keys() & locked.keys()) > 10
 
 
 @pytest.mark.parametrize("name", LOCKS)

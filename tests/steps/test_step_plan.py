@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tgate.tgate_utils import tgate_scheduler
 
-from tgate_export.steps.step_plan import Evaluation, tgate_plan
+from tgate_export.steps.step_plan import Evaluation
+from tgate_export.steps.tgate import tgate_plan
 
 POSITIVE = st.integers(min_value=1, max_value=60)
 INTERVAL = st.integers(min_value=1, max_value=8)
@@ -113,7 +114,7 @@ def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
         ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
         (
             {"warm_up": 6},
-            "gate_step 5 is before the end of warm_up 6: give a gate_step of at least 6, or a "
+            "gate_step 5 is below warm_up 6: give a gate_step of at least 6, or a "
             "warm_up of at most 5",
         ),
     ],

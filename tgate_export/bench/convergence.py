@@ -6,7 +6,7 @@ graph. The cache is the mean of both guidance halves, so that is what is compare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,15 +15,15 @@ from tgate_export.bundle.manifest import Cache
 from tgate_export.runtime.run import StepInfo
 
 
-def cross_caches(caches: Sequence[Cache]) -> list[Cache]:
+def cross_caches(caches: Mapping[str, Cache]) -> dict[str, Cache]:
     """Return the caches of cross-attention; bundles may hold others, too."""
-    return [cache for cache in caches if cache.tensor.startswith("cross_cache")]
+    return {name: cache for name, cache in caches.items() if cache.kind == "cross_cache"}
 
 
 class ConvergenceRecorder:
     """Collects changes from ungated runs: pass `record` as the callback of each."""
 
-    def __init__(self, caches: Sequence[Cache]) -> None:
+    def __init__(self, caches: Mapping[str, Cache]) -> None:
         self._caches = cross_caches(caches)
         self._last: dict[str, np.ndarray] = {}
         self._runs: list[list[np.ndarray]] = []  # [run][step] -> [layers, batch]
@@ -34,11 +34,11 @@ class ConvergenceRecorder:
             self._last.clear()
             self._runs.append([])
         changes = []
-        for cache in self._caches:
-            current = info.tensor(cache.tensor)
+        for name in self._caches:
+            current = info.tensor(name)
             if info.step:
-                changes.append(relative_change(self._last[cache.tensor], current))
-            self._last[cache.tensor] = current
+                changes.append(relative_change(self._last[name], current))
+            self._last[name] = current
         if info.step:
             self._runs[-1].append(np.concatenate(changes))
 
@@ -49,7 +49,7 @@ class ConvergenceRecorder:
         if not complete:
             return []
         means = np.concatenate(complete, axis=2).mean(axis=2)  # [steps, layers]
-        layers = [layer for cache in self._caches for layer in cache.layers]
+        layers = [layer for cache in self._caches.values() for layer in cache.layers]
         return [
             Curve(layer=layer, change=[float(value) for value in column])
             for layer, column in zip(layers, means.T, strict=True)

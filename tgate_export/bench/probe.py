@@ -15,7 +15,7 @@ from tgate_export.bench.result import Adherence, Bound, GateQuality, ProbeResult
 from tgate_export.bench.similarity import as_bytes, similarity
 from tgate_export.data.shapes_world import all_captions
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
-from tgate_export.steps.step_plan import VERSION_1
+from tgate_export.steps.tgate import VERSION_1
 
 MAX_LOST = 0.03
 """Share of pictures whose adherence a gate may cost, `shapes` only."""
@@ -57,7 +57,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         self.bound = choose_bound(self.prompts, self.min_ssim)
-        self._recorder = ConvergenceRecorder(self.pipeline.manifest.cache)
+        self._recorder = ConvergenceRecorder(self.pipeline.manifest.caches)
         self._gates: dict[int, GateQuality] = {}
         self._done = 0
 

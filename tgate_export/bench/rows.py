@@ -13,7 +13,7 @@ from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
 from tgate_export.runtime.timings import Timings
-from tgate_export.steps.step_plan import VERSION_1, Intervals, tgate_plan
+from tgate_export.steps.tgate import VERSION_1, Intervals, tgate_plan
 
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)

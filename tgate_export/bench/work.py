@@ -90,5 +90,5 @@ def weights_bytes(bundle: Bundle) -> int:
 
 def cache_bytes(bundle: Bundle, plan: BindingPlan) -> int:
     """Return the bytes of the cache tensors of a run."""
-    specs = [plan.buffers[cache.tensor] for cache in bundle.manifest.cache]
+    specs = [plan.buffers[name] for name in bundle.manifest.caches]
     return sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape) for spec in specs)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
-from tgate_export.build.options import versions
+from tgate_export.build.options import BuildOptions, versions
 from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.manifest import (
+    SCHEMA_MINOR,
     File,
-    Graph,
-    HostInput,
     Manifest,
+    Method,
     Sampler,
     Tokenizer,
 )
 from tgate_export.export.unit import ExportedUnit
 from tgate_export.families import geometry
 from tgate_export.families.source import ModelSource
+from tgate_export.parameters import Parameter, table_entry
 from tgate_export.samplers.compile_all import sampler_graph
+from tgate_export.steps import tgate
+
+TGATE = Method(parameters=tgate.PARAMETERS, at_least=dict(tgate.AT_LEAST), rule=tgate.RULE)
 
 
 def describe(
@@ -36,52 +41,72 @@ def describe(
         units: its graphs, in order.
         samplers: by name.
         default: the sampler that is used unless told otherwise.
-        tokenizers: by the input that takes the ids.
+        tokenizers: by name.
         files: the hashes of all files.
     """
     source, options = request.source, request.options
-    graphs: dict[str, Graph] = {}
-    for unit in units.values():
-        graphs |= unit.graphs
+    graphs = _merged(unit.graphs for unit in units.values())
     return Manifest(
-        schema_version=1,
+        schema_version=2,
+        schema_minor=SCHEMA_MINOR,
         name=source.name,
         family=source.family.name,
         source=request.record,
         precision=options.precision,
         build_key=request.key,
         prediction_type=source.config("scheduler").get("prediction_type", "epsilon"),
-        defaults=source.defaults.model_copy(
-            update={
-                "scheduler": default,
-                "gate_step": options.gate_step,
-                "sp_interval": options.sp_interval,
-                "fi_interval": options.fi_interval,
-                "warm_up": options.warm_up,
-                # The scale at which classifier-free guidance is the prompt's pass alone.
-                **({"guidance_scale": 1.0} if options.guidance == "none" else {}),
-            }
-        ),
         batch=options.batch,
         size=options.size,
         latents=geometry.latents(source),
+        parameters=parameter_table(source, options, tuple(samplers), default),
         tokenizers=tokenizers,
-        clip_skips=source.family.clip_skips(source),
         guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
-        conditioning=_host_inputs(source),
         graphs={**graphs, "sampler": sampler_graph()},
-        cache=tuple(cache for unit in units.values() for cache in unit.caches),
+        methods={"tgate": TGATE},
+        caches=_merged(unit.caches for unit in units.values()),
+        dimensions=_merged(unit.dimensions for unit in units.values()),
         samplers=samplers,
         versions=versions(),
         files=files,
     )
 
 
-def _host_inputs(source: ModelSource) -> dict[str, HostInput]:
-    return {
-        name: entry.host
-        for entry in source.conditioning().conditions
-        if entry.host
-        for name in entry.full_inputs
+T = TypeVar("T")
+
+
+def _merged(parts: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def parameter_table(
+    source: ModelSource, options: BuildOptions, samplers: tuple[str, ...], scheduler: str
+) -> dict[str, Parameter]:
+    """Return what a caller may set for a run of a bundle, with the bundle's defaults.
+
+    Args:
+        source: the pipeline.
+        options: the build's settings.
+        samplers: names of the bundle's.
+        scheduler: the default one.
+    """
+    conditioning, defaults = source.conditioning(), source.defaults
+    table = {
+        "num_inference_steps": table_entry(
+            "num_inference_steps", default=defaults.num_inference_steps
+        ),
+        "gate_step": table_entry("gate_step", default=options.gate_step),
+        "sp_interval": table_entry("sp_interval", default=options.sp_interval),
+        "fi_interval": table_entry("fi_interval", default=options.fi_interval),
+        "warm_up": table_entry("warm_up", default=options.warm_up),
+        "scheduler": table_entry("scheduler", default=scheduler, choices=samplers),
     }
+    if options.guidance != "none":
+        table["guidance_scale"] = table_entry("guidance_scale", default=defaults.guidance_scale)
+    if conditioning.rescale:
+        table["guidance_rescale"] = table_entry("guidance_rescale")
+    if skips := source.family.clip_skips(source):
+        table["clip_skip"] = table_entry("clip_skip", max=skips)
+    if options.image_to_image:
+        table |= {name: table_entry(name) for name in ("image", "strength")}
+    return table | dict(source.family.parameters(source))

@@ -24,7 +24,7 @@ from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.source import ModelSource
-from tgate_export.steps.step_plan import CacheKind, check_step_plan
+from tgate_export.steps.tgate import CacheKind, check_settings
 
 _PACKAGES = (
     "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -80,7 +80,7 @@ def check_options(
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     gate = source.defaults.gate_step if gate_step is None else gate_step
     try:
-        check_step_plan(gate, sp_interval, fi_interval, warm_up)
+        check_settings(gate, sp_interval, fi_interval, warm_up)
     except ValueError as error:
         raise InvalidRequestError(str(error)) from None
     if image_to_image and not source.family.image_to_image:

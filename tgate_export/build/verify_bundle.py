@@ -106,9 +106,7 @@ def _verify(
         chosen = select(name or "auto", bundle, BackendOptions(precision=precision))
     with progress.stage("loading the source"):
         parts = load(source, manifest.precision)
-        groups = denoiser_cache(
-            source, parts, manifest.size, {cache.kind for cache in manifest.cache}
-        )
+        groups = denoiser_cache(source, parts, manifest.size, options_of(manifest).caches)
     with progress.stage("running trajectories in PyTorch"):
         cases = trajectory_cases(manifest)
         runs = trajectories(source, parts, groups, manifest, cases)

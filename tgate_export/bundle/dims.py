@@ -18,7 +18,13 @@ def named_dims(manifest: Manifest, *, batch: int, height: int, width: int) -> di
         width: of the image, in pixels.
     """
     h, w = height // manifest.latents.downscale, width // manifest.latents.downscale
-    dims = {
+    return {
+        **{
+            name: dimension.times
+            * math.ceil(h / dimension.downsample)
+            * math.ceil(w / dimension.downsample)
+            for name, dimension in manifest.dimensions.items()
+        },
         "batch": batch,
         "channels": manifest.latents.channels,
         "height": height,
@@ -26,15 +32,6 @@ def named_dims(manifest: Manifest, *, batch: int, height: int, width: int) -> di
         "latent_height": h,
         "latent_width": w,
     }
-    for index, cache in enumerate(manifest.cache):
-        dims[f"tokens_{index}"] = (
-            1
-            if cache.downsample is None
-            else math.ceil(h / cache.downsample)
-            * math.ceil(w / cache.downsample)
-            * (manifest.latents.frames or 1)
-        )
-    return dims
 
 
 def concrete_shape(graph: str, tensor: Tensor, dims: dict[str, int]) -> tuple[int, ...]:
@@ -43,7 +40,16 @@ def concrete_shape(graph: str, tensor: Tensor, dims: dict[str, int]) -> tuple[in
     Raises:
         BundleError: a dimension of unknown meaning.
     """
-    unknown = [dim for dim in tensor.shape if isinstance(dim, str) and dim not in dims]
+    return concrete(f"graph {graph!r}: {tensor.name}", tensor.shape, dims)
+
+
+def concrete(where: str, shape: tuple[int | str, ...], dims: dict[str, int]) -> tuple[int, ...]:
+    """Return a shape in numbers; `where` is what an error says that it is of.
+
+    Raises:
+        BundleError: a dimension of unknown meaning.
+    """
+    unknown = [dim for dim in shape if isinstance(dim, str) and dim not in dims]
     if unknown:
-        raise BundleError(f"graph {graph!r}: {tensor.name} has a dimension {unknown[0]!r}")
-    return tuple(dims[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+        raise BundleError(f"{where} has a dimension {unknown[0]!r}")
+    return tuple(dims[dim] if isinstance(dim, str) else dim for dim in shape)

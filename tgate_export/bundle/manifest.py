@@ -6,71 +6,48 @@ people who embed one, `bundle/manifest.schema.json` is its JSON schema.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from tgate_export.bundle.fields import MAX_RANK, BundleModel, BundlePath, Count, Name, Positive
 from tgate_export.bundle.json_file import parse_json
-from tgate_export.bundle.manifest_checks import check_references
+from tgate_export.bundle.manifest_checks import ReferenceFaultError, check_references
+from tgate_export.bundle.origins import FromCache, FromGraph, FromImage, FromTokens, Origin
 from tgate_export.common.errors import BundleError
+from tgate_export.parameters import Parameter
+from tgate_export.steps.rule import Guard
+from tgate_export.steps.step_plan import PhaseCaches
 
-SCHEMA_VERSION = 1
+# A newer minor version adds fields, which older readers ignore; what a reader cannot ignore is in
+# `requires` as well.
+SCHEMA_VERSION, SCHEMA_MINOR = 2, 0
+# Abilities beyond those of 2.0 that this reader has.
+ABILITIES: frozenset[str] = frozenset()
 MANIFEST_NAME = "manifest.json"
 
 DType = Literal["float32", "float16", "int64"]
 Precision = Literal["fp32", "fp16"]
-
-# What the host computes for a denoiser, f32, from sizes in pixels and the call of a video:
-# time_ids      [B,6]  original height and width, crop top and left, target height and width
-# resolution    [B,2]  height and width
-# aspect_ratio  [B,1]  height / width
-# video_ids     [B,3]  frames a second - 1, motion bucket, deviation of the noise on the image
 # How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
 # scale, or not at all.
 Guidance = Literal["classifier-free", "embedded", "none"]
-HostInput = Literal["time_ids", "resolution", "aspect_ratio", "video_ids"]
-
-
-def _inside_bundle(path: str) -> str:
-    pure = PurePosixPath(path)
-    if not path or "\\" in path or "\0" in path or pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"path {path!r} leaves the bundle")
-    if str(pure) != path or not pure.parts:
-        raise ValueError(f"path {path!r} is not in its plain form {str(pure)!r}")
-    if not path.isprintable():
-        raise ValueError(f"path {path!r} has characters that cannot be printed")
-    return path
-
-
-def _plain_name(name: str) -> str:
-    # They become names of files, and of what a server or another language calls things.
-    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.+-]{1,64}", name):
-        raise ValueError(f"name {name!r} is not a plain name")
-    return name
-
-
-BundlePath = Annotated[str, AfterValidator(_inside_bundle)]
-Name = Annotated[str, AfterValidator(_plain_name)]
-_LARGEST = 2**31 - 1  # what any language that embeds a bundle counts with
-Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-MAX_RANK = 8
-
-
-class BundleModel(BaseModel):
-    """What every part of a bundle's records is: frozen, typed strictly, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Tensor(BundleModel):
-    """A graph's input or output; a dimension is a number or the name of a free one."""
+    """A graph's output; a dimension is a number or the name of a free one."""
 
     name: Name
     dtype: DType
     shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
+
+
+class Input(Tensor):
+    """A graph's input, and where it comes from."""
+
+    origin: Origin = Field(validation_alias="from", serialization_alias="from")
 
 
 class Graph(BundleModel):
@@ -86,27 +63,57 @@ class Graph(BundleModel):
         default=0, description="linear layers that are fp32 whatever the precision"
     )
     parameters: int = Field(description="number of weights this graph uses")
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Input, ...]
     outputs: tuple[Tensor, ...]
 
 
 class Cache(BundleModel):
-    """One stacked cache tensor of attention outputs [batch, layers, tokens, width].
+    """A tensor that one step writes and a later step reads; a graph's output of the same name.
 
-    tokens = ceil(latent_height / downsample) * ceil(latent_width / downsample), times the frames of
-    a video. A cache of every guidance pass is [batch, passes, layers, tokens, width].
+    Of attention it is [batch, layers, tokens, width]; one of every guidance pass, unconditional,
+    then conditional, is [batch, passes, layers, tokens, width].
     """
 
-    tensor: Name
-    kind: Literal["cross_cache", "self_passes", "self_cache"]
-    passes: Positive | None = Field(
-        description="unconditional, then conditional; null: one for all"
+    dtype: DType
+    shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
+    kind: Name = Field(description="such as cross_cache, self_passes or self_cache")
+    layers: tuple[str, ...] = Field(
+        default=(), description="module path of each index on the layers axis"
     )
-    downsample: Positive | None = Field(
-        description="null: one token, which stands for all, whatever the size"
+
+
+class Dimension(BundleModel):
+    """A named dimension: times * ceil(latent_height / downsample) * ceil(latent_width / ...)."""
+
+    downsample: Positive
+    times: Positive = 1
+
+
+class Method(BundleModel):
+    """A way to reuse computation over the steps of a run."""
+
+    parameters: tuple[Name, ...] = Field(description="those that its rule reads")
+    at_least: dict[Name, Name] = Field(
+        default={}, description="parameters that are at least as large as another one"
     )
-    width: Positive
-    layers: tuple[str, ...] = Field(description="module path of each index on the layers axis")
+    rule: Annotated[tuple[Guard, ...], Field(min_length=1)] = Field(
+        description="the phase of a step: the first guard whose comparisons all hold"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Method:
+        if self.rule[-1].all:
+            raise ValueError("the rule's last guard has comparisons, so that a step may have none")
+        read = {
+            name
+            for guard in self.rule
+            for comparison in guard.all
+            for name in comparison.parameters
+        }
+        if unknown := sorted((read | {*self.at_least, *self.at_least.values()})
+                             - set(self.parameters)):  # fmt: skip
+            raise ValueError(f"{unknown[0]!r} is not one of its parameters")
+        return self
 
 
 class Range(BundleModel):
@@ -158,7 +165,7 @@ class Latents(BundleModel):
 
 
 class Defaults(BundleModel):
-    """What `generate` uses when it is not told otherwise."""
+    """What a run uses when it is not told otherwise."""
 
     num_inference_steps: Positive
     gate_step: Positive
@@ -194,9 +201,6 @@ class Tokenizer(BundleModel):
     max_length: Annotated[int, Field(gt=0, le=2**16)]
     pad_token_id: Count
     eos_token_id: Count
-    mask: Name | None = Field(
-        description="graph input that takes 1 for a token and 0 for padding [B,T], if there is one"
-    )
 
 
 class File(BundleModel):
@@ -209,35 +213,33 @@ class File(BundleModel):
 class Manifest(BundleModel):
     """The whole of `manifest.json`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
+    schema_minor: Count = 0
+    requires: tuple[Name, ...] = Field(
+        default=(), description="abilities that a reader needs beyond those of 2.0"
+    )
     name: str
     family: str
     source: Source
     precision: Precision
     build_key: str = Field(description="hash of everything the build depended on")
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
-    defaults: Defaults
     batch: Range
     size: Size
     latents: Latents
-    tokenizers: dict[Name, Tokenizer] = Field(
-        description="by the input of `text_encoder` that takes the ids"
+    parameters: dict[Name, Parameter] = Field(
+        description="what a caller may set for a run, besides its size, seed and number of images"
     )
-    clip_skips: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0,
-        description="how many of the text encoder's last layers a prompt can skip; above 0, "
-        "`text_encoder` takes `clip_skip` [B]",
-    )
+    tokenizers: dict[Name, Tokenizer]
     guidance: Guidance
     absent_negative_prompt: Literal["empty", "zeros"] = Field(
         description="what stands for a missing negative prompt: an empty text, or zeros in place "
         "of the text encoder's outputs"
     )
-    conditioning: dict[Name, HostInput] = Field(
-        description="denoiser inputs that the host computes, and what they are"
-    )
     graphs: dict[Name, Graph]
-    cache: tuple[Cache, ...]
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    caches: dict[Name, Cache]
+    dimensions: dict[Name, Dimension] = Field(default_factory=dict)
     samplers: dict[Name, Sampler]
     versions: dict[str, str]
     files: dict[BundlePath, File]
@@ -248,14 +250,79 @@ class Manifest(BundleModel):
         return self
 
     @property
-    def prompt_encoder(self) -> str:
-        """The graph that reads what is to be drawn: a text, or for a video its image."""
-        return "image_encoder" if "image_encoder" in self.graphs else "text_encoder"
+    def method(self) -> Method:
+        """The method that runs use: the first."""
+        return next(iter(self.methods.values()))
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The denoiser graphs that the bundle has, in the order of its graphs."""
+        named = {guard.phase for method in self.methods.values() for guard in method.rule}
+        return tuple(name for name in self.graphs if name in named)
+
+    @cached_property
+    def phase_caches(self) -> Mapping[str, PhaseCaches]:
+        """What each denoiser graph reads and writes."""
+        return {
+            name: PhaseCaches(
+                tuple(
+                    tensor.origin.cache
+                    for tensor in self.graphs[name].inputs
+                    if isinstance(tensor.origin, FromCache)
+                ),
+                tuple(
+                    tensor.name
+                    for tensor in self.graphs[name].outputs
+                    if tensor.name in self.caches
+                ),
+            )
+            for name in self.phases
+        }
+
+    @property
+    def defaults(self) -> Defaults:
+        """The defaults of the parameters that most bundles have."""
+        fields = {
+            name: self.parameters[name].default
+            for name in Defaults.model_fields
+            if name in self.parameters
+        }
+        # The scale at which classifier-free guidance is the prompt's pass alone.
+        return Defaults.model_validate({"guidance_scale": 1.0} | fields)
+
+    @property
+    def prompt_encoder(self) -> str:
+        """The graph that reads what is to be generated: a text, or for a video its image."""
+        return "image_encoder" if "image_encoder" in self.graphs else "text_encoder"
+
+    @cached_property
     def takes_negative(self) -> bool:
         """Whether there are negative prompts: an unconditional pass with embeddings of its own."""
-        return self.guidance == "classifier-free" and self.latents.frames is None
+        return any(
+            isinstance(tensor.origin, FromGraph) and tensor.origin.of == "negative_prompt"
+            for graph in self.graphs.values()
+            for tensor in graph.inputs
+        )
+
+    @cached_property
+    def takes_prompt(self) -> bool:
+        """Whether a run has a prompt; a video is made from its image."""
+        return any(
+            isinstance(tensor.origin, FromTokens)
+            for graph in self.graphs.values()
+            for tensor in graph.inputs
+        )
+
+    @cached_property
+    def pictures(self) -> frozenset[str]:
+        """The pictures that every run reads; image-to-image may do without its own."""
+        return frozenset(
+            tensor.origin.image
+            for name in (self.prompt_encoder, *self.phases)
+            if name in self.graphs
+            for tensor in self.graphs[name].inputs
+            if isinstance(tensor.origin, FromImage)
+        )
 
     def graph(self, name: str) -> Graph:
         """Return a graph by name.
@@ -279,7 +346,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
     """Read a manifest's text.
 
     Raises:
-        BundleError: when it is no manifest, or one of a newer schema version.
+        BundleError: when it is no manifest, or one that this reader is too old or too new for.
     """
     try:
         raw = parse_json(text)
@@ -287,17 +354,55 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         raise BundleError(f"{where} is not valid JSON ({error}): build the bundle again") from None
     if not isinstance(raw, dict) or "schema_version" not in raw:
         raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")
-    version = raw["schema_version"]
-    if type(version) is not int:  # `true` would pass for 1
+    version, minor = raw["schema_version"], raw.get("schema_minor", 0)
+    if type(version) is not int or type(minor) is not int:  # `true` would pass for 1
         raise BundleError(f"{where} is not a bundle manifest: schema_version is {version!r}")
     if version > SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema version {version}, this tgate-export reads up to "
-            f"{SCHEMA_VERSION}: update tgate-export, or build the bundle again"
+            f"{where} has schema version {version}, this tgate-export reads {SCHEMA_VERSION}: "
+            "update tgate-export, or build the bundle again"
+        )
+    if 0 < version < SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version}, this tgate-export reads {SCHEMA_VERSION}: "
+            "build the bundle again"
+        )
+    requires = raw.get("requires", [])
+    lacking = [name for name in requires if name not in ABILITIES] if _are_texts(requires) else []
+    if lacking:
+        raise BundleError(
+            f"{where} needs {lacking[0]!r}, which this tgate-export cannot do: update tgate-export"
         )
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(
+            text, extra="ignore" if minor > SCHEMA_MINOR else "forbid"
+        )
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{where}: {field}: {first['msg']}: build the bundle again") from None
+        field, fault = first_fault(error, raw)
+        raise BundleError(
+            f"{where}: {field or 'manifest'}: {fault}: build the bundle again", field=field
+        ) from None
+
+
+def first_fault(error: ValidationError, raw: Any) -> tuple[str, str]:
+    """Return the path of the first field that is wrong, as in the record, and what is wrong."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ReferenceFaultError):
+        return cause.field, str(cause)
+    path: list[str] = []
+    inner: Any = raw
+    for part in first["loc"]:
+        in_list = isinstance(inner, list) and isinstance(part, int) and part < len(inner)
+        if in_list or (isinstance(inner, dict) and part in inner):
+            inner = inner[part]
+        elif part == "[key]" or (first["type"] == "missing" and part == first["loc"][-1]):
+            inner = None
+        else:  # of the alternatives that a field has
+            continue
+        path.append(str(part))
+    return ".".join(path), first["msg"]
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

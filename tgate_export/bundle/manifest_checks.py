@@ -5,31 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tgate_export.bundle.manifest import Manifest, Tensor
+from tgate_export.bundle.origins import (
+    FromCache,
+    FromFormula,
+    FromGraph,
+    FromImage,
+    FromMask,
+    FromParameter,
+    FromTokens,
+)
 
-# What the host computes -> how many numbers of each sample.
-HOST_WIDTHS = {"time_ids": 6, "resolution": 2, "aspect_ratio": 1, "video_ids": 3}
+if TYPE_CHECKING:
+    from tgate_export.bundle.manifest import Input, Manifest, Tensor
+
+Shape = tuple[int | str, ...]
+# What the host computes -> how many numbers of each sample, and the parameters that it reads.
+FORMULAS: dict[str, tuple[int | None, tuple[str, ...]]] = {
+    "time_ids": (6, ("original_size", "crops_coords_top_left", "target_size")),
+    "resolution": (2, ()),
+    "aspect_ratio": (1, ()),
+    "video_ids": (3, ("fps", "motion_bucket_id", "noise_aug_strength")),
+    "frame_guidance_scale": (None, ("guidance_scale", "min_guidance_scale")),
+}
+
+
+class ReferenceFaultError(ValueError):
+    """A field that does not fit the others."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def check_references(manifest: Manifest) -> None:
     """Check that what a manifest names is there, and of the shape that a runtime will write.
 
     Raises:
-        ValueError: says what is not.
+        ReferenceFaultError: says what is not.
     """
     _check_files(manifest)
-    _check_prompts(manifest)
-    full = manifest.graphs.get("full")
-    if full is None:
-        return  # refused when it is needed, by name
-    inputs, outputs = _shapes(full.inputs), _shapes(full.outputs)
-    for name, host in manifest.conditioning.items():
-        if inputs.get(name, ())[1:] != (HOST_WIDTHS[host],):
-            raise ValueError(f"conditioning: graph 'full' has no input {name!r} for {host}")
-    for cache in manifest.cache:
-        if cache.tensor not in outputs:
-            raise ValueError(f"cache: graph 'full' has no output {cache.tensor!r}")
+    for name, graph in manifest.graphs.items():
+        for index, tensor in enumerate(graph.inputs):
+            if fault := _fault(manifest, tensor):
+                raise ReferenceFaultError(
+                    f"graphs.{name}.inputs.{index}.from",
+                    f"input {tensor.name!r} of graph {name!r} {fault}",
+                )
+    _check_methods(manifest)
+    _check_parameters(manifest)
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -38,32 +61,118 @@ def _check_files(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         used |= {graph.file} | ({graph.weights} if graph.weights else set())
         if graph.weights is not None and _folder(graph.weights) != _folder(graph.file):
-            raise ValueError(f"graphs: the weights of {name!r} do not lie beside it")
+            raise ReferenceFaultError(
+                f"graphs.{name}.weights", f"the weights of graph {name!r} do not lie beside it"
+            )
     unlisted = sorted(used - manifest.files.keys())
     if unlisted:
-        raise ValueError(f"file {unlisted[0]!r} is used but not listed under files")
-
-
-def _check_prompts(manifest: Manifest) -> None:
-    """Check that every input of the text encoder is one that prompts are written to."""
-    encoder = manifest.graphs.get("text_encoder")
-    inputs = {} if encoder is None else _shapes(encoder.inputs)
-    written = {"clip_skip"} if manifest.clip_skips else set()
-    for name, tokenizer in manifest.tokenizers.items():
-        for tensor in (name, tokenizer.mask or name):
-            written.add(tensor)
-            if inputs.get(tensor, ())[1:] != (tokenizer.max_length,):
-                raise ValueError(
-                    f"tokenizers: graph 'text_encoder' has no input {tensor!r} of "
-                    f"{tokenizer.max_length} tokens"
-                )
-    if missing := sorted(inputs.keys() - written):
-        raise ValueError(
-            f"tokenizers: nothing says what the text encoder's input {missing[0]!r} is"
+        raise ReferenceFaultError(
+            "files", f"file {unlisted[0]!r} is used but not listed under files"
         )
 
 
-def _shapes(tensors: Iterable[Tensor]) -> dict[str, tuple[int | str, ...]]:
+def _fault(manifest: Manifest, tensor: Input) -> str:
+    """Return what is wrong with where an input comes from, or ""."""
+    origin, row = tensor.origin, tensor.shape[1:]
+    if isinstance(origin, FromTokens | FromMask):
+        name = origin.tokens if isinstance(origin, FromTokens) else origin.mask
+        if name not in manifest.tokenizers:
+            return f"is of tokenizer {name!r}, which is not listed"
+        length = manifest.tokenizers[name].max_length
+        return "" if row == (length,) else f"is not of {length} tokens"
+    if isinstance(origin, FromParameter):
+        return _parameter_fault(manifest, origin.parameter, row)
+    if isinstance(origin, FromFormula):
+        return _formula_fault(manifest, origin, row)
+    if isinstance(origin, FromImage):
+        if fault := _parameter_fault(manifest, origin.image, None, ("image",)):
+            return fault
+        if origin.noise is not None and origin.noise not in manifest.parameters:
+            return f"is of parameter {origin.noise!r}, which is not listed"
+        return "" if len(row) == 3 and row[2] == 3 else "is no picture"
+    if isinstance(origin, FromGraph):
+        made = manifest.graphs.get(origin.graph)
+        shapes = {} if made is None else _shapes(made.outputs)
+        if origin.output not in shapes:
+            return f"is output {origin.output!r} of graph {origin.graph!r}, which is not there"
+        return (
+            "" if shapes[origin.output] == tensor.shape else f"is not of {origin.output!r}'s shape"
+        )
+    if isinstance(origin, FromCache):
+        cache = manifest.caches.get(origin.cache)
+        if cache is None:
+            return f"is cache {origin.cache!r}, which is not listed"
+        same = (cache.dtype, cache.shape) == (tensor.dtype, tensor.shape)
+        return "" if same else f"is not of cache {origin.cache!r}'s type and shape"
+    return ""
+
+
+def _parameter_fault(
+    manifest: Manifest,
+    name: str,
+    row: Shape | None,
+    types: tuple[str, ...] = ("integer", "number", "pair"),
+) -> str:
+    parameter = manifest.parameters.get(name)
+    if parameter is None:
+        return f"is parameter {name!r}, which is not listed"
+    if parameter.type not in types:
+        return f"cannot be parameter {name!r}, which is of type {parameter.type}"
+    wanted = (2,) if parameter.type == "pair" else ()
+    if row is not None and row != wanted:
+        return f"is not of parameter {name!r}'s shape"
+    return ""
+
+
+def _formula_fault(manifest: Manifest, origin: FromFormula, row: Shape) -> str:
+    width, parameters = FORMULAS[origin.formula]
+    if origin.formula == "frame_guidance_scale":
+        width = manifest.latents.frames
+    if row != (width,):
+        return f"is not of the shape of {origin.formula}"
+    missing = [name for name in parameters if name not in manifest.parameters]
+    return f"is of parameter {missing[0]!r}, which is not listed" if missing else ""
+
+
+def _check_methods(manifest: Manifest) -> None:
+    for name, method in manifest.methods.items():
+        for parameter in method.parameters:
+            found = manifest.parameters.get(parameter)
+            if found is None or found.type != "integer" or not isinstance(found.default, int):
+                raise ReferenceFaultError(
+                    f"methods.{name}.parameters",
+                    f"it reads {parameter!r}, which is no whole number with a default",
+                )
+        for comparison in (entry for guard in method.rule for entry in guard.all):
+            least = None
+            if comparison.modulo is not None:
+                least = manifest.parameters[comparison.modulo].min
+            if comparison.modulo is not None and (least is None or least < 1):
+                raise ReferenceFaultError(
+                    f"methods.{name}.rule", f"it divides by {comparison.modulo!r}, which may be 0"
+                )
+    for name, cache in manifest.caches.items():
+        if not any(
+            (tensor.dtype, tensor.shape) == (cache.dtype, cache.shape)
+            for phase in manifest.phases
+            for tensor in manifest.graphs[phase].outputs
+            if tensor.name == name
+        ):
+            raise ReferenceFaultError(f"caches.{name}", "no graph writes it as it is listed")
+
+
+def _check_parameters(manifest: Manifest) -> None:
+    for name in ("num_inference_steps", "scheduler"):
+        if name not in manifest.parameters or manifest.parameters[name].default is None:
+            raise ReferenceFaultError(f"parameters.{name}", "it has no default")
+    for name, parameter in manifest.parameters.items():
+        if parameter.default is not None and (fault := parameter.fault(parameter.default)):
+            raise ReferenceFaultError(f"parameters.{name}.default", f"it {fault}")
+    if set(manifest.parameters["scheduler"].choices) != set(manifest.samplers):
+        raise ReferenceFaultError("parameters.scheduler.choices", "they are not the samplers")
+
+
+def _shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:
     return {tensor.name: tensor.shape for tensor in tensors}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,13 @@ from tgate_export.cli._console import (
     spinner,
     stderr,
 )
-from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
+from tgate_export.cli._parameters import further_parameters, parameter_options, reported
+from tgate_export.cli._types import BackendName, BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.user_cache import write_whole
 
 if TYPE_CHECKING:
+    from tgate_export.bundle.manifest import Manifest
     from tgate_export.runtime.backends.base import Backend, RunPrecision
     from tgate_export.runtime.pipeline import PipelineOutput
 
@@ -30,76 +31,10 @@ _VIDEOS = (".gif", ".webp", ".png")
 
 @click.command(name="generate")
 @click.argument("bundle", type=BundlePath())
-@click.option("--prompt", help="What to draw; a video is drawn from --image alone.")
+@click.option("--prompt", help="What to show; a video is made from --image alone.")
 @click.option("--negative-prompt", help="What to avoid.")
-@click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
-@click.option(
-    "--gate-step",
-    type=int,
-    help="First step that reuses cross-attention and drops "
-    "guidance; at --steps or more there is none. PNDM evaluates once more before step 0. "
-    "Default: the bundle's, scaled to --steps.",
-)
-@click.option(
-    "--sp-interval",
-    type=int,
-    help="Before the gate step, compute self-attention in steps that are multiples of N and "
-    "reuse it in between; 1: compute it in every step. Default: the bundle's, as for the next two.",
-)
-@click.option("--fi-interval", type=int, help="The same from the gate step on.")
-@click.option(
-    "--warm-up", type=int, help="Compute self-attention in steps 0..N, whatever --sp-interval."
-)
-@click.option("--guidance-scale", type=float, help="1 or less: no guidance. Default: the bundle's.")
-@click.option(
-    "--guidance-rescale",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="0 to 1: rescale guidance towards the deviation that it would have without, against "
-    "overexposure.",
-)
-@click.option(
-    "--clip-skip",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Skip this many of the CLIP text encoder's last layers.",
-)
-@click.option(
-    "--scheduler",
-    type=SchedulerName(),
-    help="Sampler; `inspect` lists the bundle's. Default: the bundle's.",
-)
+@parameter_options
 @click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
-@click.option(
-    "--image",
-    type=click.Path(path_type=Path),
-    help="What a video is drawn from. Or begin with this picture instead of noise; for a bundle "
-    "built with --image-to-image.",
-)
-@click.option(
-    "--strength",
-    type=float,
-    help="How much of --image is drawn anew: this part of --steps runs, and --gate-step counts "
-    "those. Default: 0.8.",
-)
-@click.option("--fps", type=int, help="Of a video: frames a second. Default: 7.")
-@click.option(
-    "--motion-bucket-id",
-    type=int,
-    help="Of a video: how much is to move, about 0 to 255. Default: 127.",
-)
-@click.option(
-    "--noise-aug-strength",
-    type=float,
-    help="Of a video: noise on --image; more gives more motion and less likeness. Default: 0.02.",
-)
-@click.option(
-    "--min-guidance-scale",
-    type=float,
-    help="Of a video: the first frame's, which rises to --guidance-scale at the last. Default: 1.",
-)
 @click.option("--num-images", type=int, default=1, show_default=True)
 @click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN.")
 @click.option(
@@ -143,22 +78,7 @@ def command(
     bundle: Path,
     prompt: str | None,
     negative_prompt: str | None,
-    steps: int | None,
-    gate_step: int | None,
-    sp_interval: int | None,
-    fi_interval: int | None,
-    warm_up: int | None,
-    guidance_scale: float | None,
-    guidance_rescale: float,
-    clip_skip: int,
-    scheduler: str | None,
     seed: int | None,
-    image: Path | None,
-    strength: float | None,
-    fps: int | None,
-    motion_bucket_id: int | None,
-    noise_aug_strength: float | None,
-    min_guidance_scale: float | None,
     num_images: int,
     size: str | None,
     backend: str,
@@ -168,10 +88,13 @@ def command(
     weight_streaming_budget: float | None,
     out: Path,
     as_json: bool,
+    further: tuple[str, ...],
+    **parameters: Any,
 ) -> None:
-    """Draw with a bundle: full graph before the gate step, gated graph from it on.
+    """Generate images with a bundle: full graph before the gate step, gated graph from it on.
 
-    --sp-interval, --fi-interval and --warm-up are those of the T-GATE package; see build --help.
+    What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
+    of the T-GATE package; see build --help.
     """
     _check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
@@ -179,12 +102,13 @@ def command(
     from tgate_export.runtime.backends.base import BackendOptions
     from tgate_export.runtime.pipeline import TGatePipeline
 
-    video = read_manifest(bundle).latents.frames is not None
+    manifest = read_manifest(bundle)
+    video = manifest.latents.frames is not None
     _check_suffix(out, video=video)
-    if video and image is None:
-        raise click.UsageError("--image is missing: the file that the video is drawn from")
-    if not video and prompt is None:
-        raise click.UsageError('--prompt is missing: what to draw, such as --prompt "a red circle"')
+    if not manifest.takes_prompt and parameters["image"] is None:
+        raise click.UsageError("--image is missing: the file that the video is made from")
+    if manifest.takes_prompt and prompt is None:
+        raise click.UsageError('--prompt is missing: what to show, such as --prompt "a red circle"')
     budget = weight_streaming_budget
     options = BackendOptions(
         cuda_graphs=not no_cuda_graphs,
@@ -199,25 +123,12 @@ def command(
             output = pipeline(
                 prompt,
                 negative_prompt=negative_prompt,
-                num_inference_steps=steps,
-                gate_step=gate_step,
-                sp_interval=sp_interval,
-                fi_interval=fi_interval,
-                warm_up=warm_up,
-                guidance_scale=guidance_scale,
-                guidance_rescale=guidance_rescale,
-                clip_skip=clip_skip,
-                scheduler=scheduler,
                 seed=seed,
                 num_images_per_prompt=num_images,
                 width=width,
                 height=height,
-                image=image,
-                strength=strength,
-                fps=fps,
-                motion_bucket_id=motion_bucket_id,
-                noise_aug_strength=noise_aug_strength,
-                min_guidance_scale=min_guidance_scale,
+                **{name: value for name, value in parameters.items() if value is not None},
+                parameters=further_parameters(manifest, further),
                 callback_on_step_end=bar.update,
             )
     files = _save(output, out)
@@ -225,7 +136,7 @@ def command(
         stderr().print(
             f"Backend {pipeline.backend.name}: {pipeline.backend.reason}", soft_wrap=True
         )
-    _report(output, files, pipeline.backend, as_json)
+    _report(manifest, output, files, pipeline.backend, as_json)
 
 
 class _StepBar:
@@ -283,16 +194,16 @@ def _save(output: PipelineOutput, out: Path) -> list[Path]:
         out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
         for index in range(len(output.images))
     ]
-    motion = output.request.motion
+    fps = output.request.value("fps")
     kind = Image.registered_extensions()[out.suffix.lower()]
     for image, file in zip(output.images, files, strict=True):
         try:
             content = io.BytesIO()
-            if motion is None:
+            if fps is None:
                 image.save(content, kind)
             else:
                 first, *rest = image
-                milliseconds = round(1000 / motion.fps)
+                milliseconds = round(1000 / fps)
                 first.save(
                     content, kind, save_all=True, append_images=rest, duration=milliseconds, loop=0
                 )
@@ -302,7 +213,9 @@ def _save(output: PipelineOutput, out: Path) -> list[Path]:
     return files
 
 
-def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json: bool) -> None:
+def _report(
+    manifest: Manifest, output: PipelineOutput, files: list[Path], backend: Backend, as_json: bool
+) -> None:
     request, timings = output.request, output.timings
     if as_json:
         memory = backend.memory_report()
@@ -313,17 +226,7 @@ def _report(output: PipelineOutput, files: list[Path], backend: Backend, as_json
                 "backend_reason": backend.reason,
                 "device_memory": memory.as_dict() if memory else None,
                 "seed": request.seed,
-                "steps": request.num_inference_steps,
-                "gate_step": request.gate_step,
-                "sp_interval": request.sp_interval,
-                "fi_interval": request.fi_interval,
-                "warm_up": request.warm_up,
-                "guidance_scale": request.guidance_scales[0],
-                "guidance_rescale": request.guidance_rescale,
-                "clip_skip": request.clip_skip,
-                "strength": request.strength,
-                **({} if request.motion is None else {"motion": asdict(request.motion)}),
-                "scheduler": request.scheduler,
+                **reported(manifest, request),
                 "width": request.width,
                 "height": request.height,
                 "timings": timings.as_dict(),

@@ -62,12 +62,12 @@ def command(bundle: Path, as_json: bool) -> None:
     console.print(graphs)
     module_column = Column("module", overflow="fold")
     caches = Table("tensor", "layer", module_column, title="Attention caches", title_justify="left")
-    for cache in manifest.cache:
+    for name, cache in manifest.caches.items():
         for index, module in enumerate(cache.layers):
-            caches.add_row(cache.tensor if index == 0 else "", str(index), module)
+            caches.add_row(name if index == 0 else "", str(index), module)
     console.print(caches)
-    modules = {layer for cache in manifest.cache for layer in cache.layers}
-    console.print(f"{len(manifest.cache)} cache tensors for {len(modules)} attention modules")
+    modules = {layer for cache in manifest.caches.values() for layer in cache.layers}
+    console.print(f"{len(manifest.caches)} cache tensors for {len(modules)} attention modules")
     weights = sorted({graph.weights for graph in manifest.graphs.values() if graph.weights})
     for file in weights:
         users = [name for name, graph in manifest.graphs.items() if graph.weights == file]

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 
 class TGateError(Exception):
-    """The job failed or a check did not hold; the message says what to do."""
+    """The job failed or a check did not hold; the message says what to do.
+
+    Attributes:
+        field: the argument, or the path of the field of a record, that is wrong; "" where none is.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
     def __str__(self) -> str:
         # Names of a foreign bundle's files are part of messages, which end in terminals and logs.

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import onnx_ir
+import torch
 
-from tgate_export.bundle.manifest import Cache, Graph, Precision, Range, Size, Tensor
+from tgate_export.bundle.manifest import (
+    Cache,
+    Dimension,
+    DType,
+    Graph,
+    Input,
+    Precision,
+    Range,
+    Size,
+    Tensor,
+)
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.export.onnx_export import export_graph
@@ -21,13 +32,17 @@ from tgate_export.families.source import ModelSource
 from tgate_export.families.units import DENOISER, Unit
 from tgate_export.methods.cross_attention import CacheGroup
 
+_DTYPES: Mapping[torch.dtype, DType] = {
+    torch.float32: "float32", torch.float16: "float16", torch.int64: "int64",
+}  # fmt: skip
+
 
 def export_unit(
     source: ModelSource,
     unit: Unit,
     parts: Components,
     declared: Sequence[GraphExport],
-    groups: Iterable[CacheGroup],
+    groups: Sequence[CacheGroup],
     folder: Path,
     progress: Progress,
     *,
@@ -65,12 +80,16 @@ def export_unit(
                     float32_attention=denoising and source.conditioning().float32_attention,
                     float32_layers=_float32_layers(unit, parts, precision),
                     parameters=count_parameters(model),
-                    inputs=_tensors(graph.inputs),
-                    outputs=_tensors(graph.outputs),
+                    inputs=_inputs(graph),
+                    outputs=_outputs(graph),
                 )
                 del model
                 release_memory()
-    return ExportedUnit(graphs=graphs, caches=_caches(groups) if denoising else ())
+    if not denoising:
+        return ExportedUnit(graphs=graphs)
+    return ExportedUnit(
+        graphs=graphs, caches=_caches(groups, graphs), dimensions=_dimensions(groups, graphs)
+    )
 
 
 def _float32_layers(unit: Unit, parts: Components, precision: Precision) -> int:
@@ -79,22 +98,49 @@ def _float32_layers(unit: Unit, parts: Components, precision: Precision) -> int:
     )
 
 
-def _tensors(entries: Iterable[GraphInput]) -> tuple[Tensor, ...]:
+def _inputs(graph: GraphExport) -> tuple[Input, ...]:
+    """Return a graph's inputs as a manifest has them."""
     return tuple(
-        Tensor(name=entry.name, dtype=str(entry.dtype).removeprefix("torch."), shape=entry.shape)  # type: ignore[arg-type]
-        for entry in entries
+        Input(**_tensor(entry).model_dump(), origin=entry.origin)
+        for entry in graph.inputs
+        if entry.origin is not None
     )
 
 
-def _caches(groups: Iterable[CacheGroup]) -> tuple[Cache, ...]:
-    return tuple(
-        Cache(
-            tensor=group.name,
+def _outputs(graph: GraphExport) -> tuple[Tensor, ...]:
+    """Return a graph's outputs as a manifest has them."""
+    return tuple(_tensor(entry) for entry in graph.outputs)
+
+
+def _tensor(entry: GraphInput) -> Tensor:
+    return Tensor(name=entry.name, dtype=_DTYPES[entry.dtype], shape=entry.shape)
+
+
+def _caches(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Cache]:
+    """Return the caches of a bundle, by name."""
+    written = {tensor.name: tensor for graph in graphs.values() for tensor in graph.outputs}
+    return {
+        group.name: Cache(
+            dtype=written[group.name].dtype,
+            shape=written[group.name].shape,
             kind=group.kind,
-            passes=group.passes,
-            downsample=group.downsample,
-            width=group.width,
             layers=group.layers,
         )
         for group in groups
-    )
+    }
+
+
+def _dimensions(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Dimension]:
+    """Return the named dimensions of caches; none where the size is fixed."""
+    named = {
+        dim
+        for graph in graphs.values()
+        for tensor in graph.outputs
+        for dim in tensor.shape
+        if isinstance(dim, str)
+    }
+    return {
+        f"tokens_{index}": Dimension(downsample=group.downsample, times=group.frames or 1)
+        for index, group in enumerate(groups)
+        if group.downsample is not None and f"tokens_{index}" in named
+    }

@@ -8,22 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.manifest import (
-    BundleModel,
-    Cache,
-    File,
-    Graph,
-    Name,
-    Precision,
-    Range,
-    Size,
-)
+from pydantic import Field
+
+from tgate_export.bundle.fields import BundleModel, Name
+from tgate_export.bundle.manifest import Cache, Dimension, File, Graph, Precision, Range, Size
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
 from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.source import ModelSource
 from tgate_export.families.units import DENOISER, Unit
-from tgate_export.steps.step_plan import CacheKind
+from tgate_export.steps.tgate import CacheKind
 
 GRAPHS_FOLDER = "graphs"
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "numpy")
@@ -57,11 +51,13 @@ class ExportedUnit(BundleModel):
     Attributes:
         graphs: in the order in which they were exported.
         caches: of the denoiser.
+        dimensions: named ones of its caches.
         compared: None before they were.
     """
 
     graphs: dict[Name, Graph]
-    caches: tuple[Cache, ...] = ()
+    caches: dict[Name, Cache] = Field(default_factory=dict)
+    dimensions: dict[Name, Dimension] = Field(default_factory=dict)
     compared: Comparison | None = None
 
     def files(self) -> set[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.methods.conditioning import Conditioning
+from tgate_export.parameters import Parameter, table_entry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from tgate_export.families.source import ModelSource
 
 CLIP_SKIP = "clip_skip"
+
+
+def declared(*names: str) -> dict[str, Parameter]:
+    """Return parameters as they are declared for all bundles."""
+    return {name: table_entry(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Family:
         prompt_encoder: makes the module that reads what is to be drawn -> the conditions of
             `Conditioning.prompt`. Of a text: token ids (and masks) in the order of `tokenizers`; of
             a video: its image, for the bundle's size.
+        parameters: what a caller may set besides the parameters of every run.
         extras: further components whose configuration counts.
         size: width and height in pixels, where the configuration of the denoiser does not say.
         dynamic_size: whether one graph can serve several image sizes.
@@ -82,6 +89,7 @@ class Family:
     check: Callable[[ModelSource], None]
     conditioning: Callable[[ModelSource], Conditioning]
     prompt_encoder: Callable[[ModelSource, Components, Size], nn.Module]
+    parameters: Callable[[ModelSource], Mapping[str, Parameter]] = lambda _source: {}
     extras: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     dynamic_size: bool = True

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from tgate_export.bundle.manifest import Size
+from tgate_export.bundle.origins import (
+    FromCache,
+    FromFormula,
+    FromGraph,
+    FromImage,
+    FromLoop,
+    FromMask,
+    FromParameter,
+    FromTokens,
+    Of,
+    Origin,
+)
 from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import latents, vae_downscale
 from tgate_export.families.loading import TORCH_DTYPES, Components, component_precision
@@ -19,16 +31,20 @@ from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
 from tgate_export.methods.phases import cache_groups, groups_of, make_phase, phases
-from tgate_export.steps.step_plan import READS, WRITES, CacheKind, Phase
+from tgate_export.steps.tgate import READS, WRITES, CacheKind, Phase
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """A graph's input or output: name, dtype, and a number or a name for each dimension."""
+    """A graph's input or output: name, dtype, and a number or a name for each dimension.
+
+    An input has an origin.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +80,7 @@ def denoiser_cache(
         denoiser,
         source.conditioning(),
         channels=space.channels,
-        latent_height=size.height.opt // space.downscale,
-        latent_width=size.width.opt // space.downscale,
+        sides=_Axes(size, (), space.downscale).sizes,
         kinds=kinds,
     )
 
@@ -84,23 +99,39 @@ def graph_exports(
     compute = TORCH_DTYPES[component_precision(source, family.denoiser, parts.precision)]
     axes = _Axes(size, groups, vae_downscale(source))
     frames = conditioning.frames
-    sample = GraphInput("sample", torch.float32, axes.latents(latents(source).channels))
-    timestep = GraphInput("timestep", torch.float32, ("batch",))
-    noise_pred = GraphInput("noise_pred", torch.float32, sample.shape)
+    float32 = torch.float32
+    sample = GraphInput(
+        "sample", float32, axes.latents(latents(source).channels), FromLoop(loop="sample")
+    )
+    timestep = GraphInput("timestep", float32, ("batch",), FromLoop(loop="timestep"))
+    noise_pred = GraphInput("noise_pred", float32, sample.shape)
     caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
+    text = frames is None
+    encoder = prompt_encoder(source)
 
     def condition(entry: Condition, name: str) -> GraphInput:
-        dtype = torch.float32 if entry.host or entry.image else compute
-        return GraphInput(name, dtype, ("batch", *axes.sides(entry.shape)))
+        origin: Origin | None = entry.origin
+        dtype = compute if origin is None else float32
+        if origin is None and text:
+            of: Of = "prompt" if name == entry.name else "negative_prompt"
+            origin = FromGraph(graph=encoder, output=entry.name, of=of)
+        elif origin is None:
+            origin = FromGraph(graph=encoder, output=entry.name)
+        return GraphInput(name, dtype, ("batch", *axes.sides(entry.shape)), origin)
 
     known = {
         name: condition(entry, name)
         for entry in conditioning.conditions
         for name in entry.full_inputs
     }
-    per_frame = () if frames is None else (frames,)
-    known[GUIDANCE_SCALE] = GraphInput(GUIDANCE_SCALE, torch.float32, ("batch", *per_frame))
-    known[GUIDANCE_RESCALE] = GraphInput(GUIDANCE_RESCALE, torch.float32, ("batch",))
+    known[GUIDANCE_SCALE] = (
+        _parameter(GUIDANCE_SCALE, float32)
+        if frames is None
+        else GraphInput(
+            GUIDANCE_SCALE, float32, ("batch", frames), FromFormula(formula="frame_guidance_scale")
+        )
+    )
+    known[GUIDANCE_RESCALE] = _parameter(GUIDANCE_RESCALE, float32)
     components = {unit.name: unit.components for unit in units(source, image_to_image=True)}
 
     def declare(
@@ -112,15 +143,23 @@ def graph_exports(
     ) -> GraphExport:
         return GraphExport(name, unit, components[unit], module, inputs, outputs, axes.sizes)
 
-    image = [entry for entry in conditioning.conditions if entry.image]
+    image = [
+        entry
+        for entry in conditioning.conditions
+        if isinstance(entry.origin, FromGraph) and entry.origin.graph == "vae_encoder"
+    ]
+    pixels = FromImage(
+        image="image", range=(0.0, 1.0), layout="BHWC",
+        noise="noise_aug_strength" if image else None,
+    )  # fmt: skip
     by_channel = family.latents_by_channel
     vae_encoder = declare(
         "vae_encoder",
         "vae_encoder",
         lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
-        (GraphInput("noisy_image" if image else "images", torch.float32, axes.images()),),
+        (GraphInput("noisy_image" if image else "images", float32, axes.images(), pixels),),
         tuple(condition(entry, entry.name) for entry in image)
-        or (GraphInput("image_latents", torch.float32, sample.shape),),
+        or (GraphInput("image_latents", float32, sample.shape),),
     )
 
     def denoising(phase: Phase) -> GraphExport:
@@ -134,28 +173,35 @@ def graph_exports(
                 sample,
                 timestep,
                 *(known[name] for name in names),
-                *(caches[g.name] for g in groups_of(groups, READS[phase])),
+                *(
+                    replace(caches[g.name], origin=FromCache(cache=g.name))
+                    for g in groups_of(groups, READS[phase])
+                ),
             ),
             (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
         )
 
-    text = frames is None
-    prompt_inputs = (
-        *(
-            GraphInput(name, torch.int64, ("batch", spec.max_length))
-            for spec in family.tokenizers(source)
-            for name in (spec.input, spec.mask)
-            if name
-        ),
-        *([GraphInput(CLIP_SKIP, torch.int64, ("batch",))] if family.clip_skips(source) else []),
-    )
-    picture = ("batch", size.height.opt, size.width.opt, 3)
+    prompt_inputs = [
+        GraphInput(name, torch.int64, ("batch", spec.max_length), origin)
+        for spec in family.tokenizers(source)
+        for name, origin in (
+            (spec.input, FromTokens(tokens=spec.input)),
+            (spec.mask, FromMask(mask=spec.input)),
+        )
+        if name
+    ]
+    if family.clip_skips(source):
+        prompt_inputs.append(_parameter(CLIP_SKIP, torch.int64, of="prompt"))
+    picture = GraphInput(
+        "image", float32, ("batch", size.height.opt, size.width.opt, 3),
+        FromImage(image="image", range=(0.0, 1.0), layout="BHWC"),
+    )  # fmt: skip
     return (
         declare(
-            prompt_encoder(source),
-            prompt_encoder(source),
+            encoder,
+            encoder,
             lambda: family.prompt_encoder(source, parts, size),
-            prompt_inputs if text else (GraphInput("image", torch.float32, picture),),
+            tuple(prompt_inputs) if text else (picture,),
             tuple(condition(entry, entry.name) for entry in conditioning.prompt),
         ),
         *(denoising(phase) for phase in phases(groups)),
@@ -168,10 +214,15 @@ def graph_exports(
                 if frames
                 else VaeDecoder(parts["vae"], by_channel=by_channel)
             ),
-            (GraphInput("latents", torch.float32, sample.shape),),
-            (GraphInput("images", torch.float32, axes.images(frames)),),
+            (GraphInput("latents", float32, sample.shape, FromLoop(loop="latents")),),
+            (GraphInput("images", float32, axes.images(frames)),),
         ),
     )
+
+
+def _parameter(name: str, dtype: torch.dtype, of: Of | None = None) -> GraphInput:
+    """Return an input [B] that is a parameter of the same name."""
+    return GraphInput(name, dtype, ("batch",), FromParameter(parameter=name, of=of))
 
 
 class _Axes:

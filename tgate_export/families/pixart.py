@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
+from tgate_export.bundle.origins import FromFormula
 from tgate_export.common.errors import ModelError
 from tgate_export.families.base import Family, TokenizerSpec
 from tgate_export.methods.conditioning import Condition, Conditioning
@@ -45,8 +46,8 @@ def _conditioning(source: ModelSource) -> Conditioning:
     ]
     if _takes_sizes(source):
         conditions += [
-            Condition("resolution", (2,), gated=True, host="resolution"),
-            Condition("aspect_ratio", (1,), gated=True, host="aspect_ratio"),
+            Condition("resolution", (2,), gated=True, origin=FromFormula(formula="resolution")),
+            Condition("aspect_ratio", (1,), gated=True, origin=FromFormula(formula="aspect_ratio")),
         ]
     return Conditioning(tuple(conditions), _predict)
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
+from tgate_export.bundle.origins import FromFormula
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family, TokenizerSpec
+from tgate_export.families.base import Family, TokenizerSpec, declared
 from tgate_export.families.stable_diffusion import (
     CLIP_TOKENIZER,
     check_unet,
@@ -54,7 +55,11 @@ def _conditioning(source: ModelSource) -> Conditioning:
                 "text_embeds", (_pooled_width(source),), unconditional="negative", gated=True
             ),
             Condition(
-                "time_ids", (TIME_IDS,), unconditional="negative", gated=True, host="time_ids"
+                "time_ids",
+                (TIME_IDS,),
+                unconditional="negative",
+                gated=True,
+                origin=FromFormula(formula="time_ids"),
             ),
         ),
         _predict,
@@ -137,6 +142,7 @@ STABLE_DIFFUSION_XL = Family(
     check=_check,
     conditioning=_conditioning,
     prompt_encoder=_prompt_encoder,
+    parameters=lambda _source: declared("original_size", "crops_coords_top_left", "target_size"),
     image_to_image=True,
     clip_skips=_clip_skips,
     vae_upcast=True,

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
+from tgate_export.bundle.origins import FromFormula, FromGraph
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family
+from tgate_export.families.base import Family, declared
 from tgate_export.families.stable_diffusion import context_width
 from tgate_export.methods.conditioning import Condition, Conditioning
 
@@ -27,8 +28,14 @@ def _conditioning(source: ModelSource) -> Conditioning:
     image = (vae["latent_channels"], "latent_height", "latent_width")
     conditions = (
         Condition(_EMBEDS, (1, context_width(unet)), unconditional="zeros"),
-        Condition("image_latents", image, unconditional="zeros", gated=True, image=True),
-        Condition("added_time_ids", (3,), gated=True, host="video_ids"),
+        Condition(
+            "image_latents",
+            image,
+            unconditional="zeros",
+            gated=True,
+            origin=FromGraph(graph="vae_encoder", output="image_latents"),
+        ),
+        Condition("added_time_ids", (3,), gated=True, origin=FromFormula(formula="video_ids")),
     )
     return Conditioning(conditions, _predict, frames=unet["num_frames"], single_token=_EMBEDS)
 
@@ -94,6 +101,9 @@ STABLE_VIDEO_DIFFUSION = Family(
     check=_check,
     conditioning=_conditioning,
     prompt_encoder=_prompt_encoder,
+    parameters=lambda _source: declared(
+        "image", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale"
+    ),
     size=(1024, 576),
     dynamic_size=False,
     vae_upcast=True,

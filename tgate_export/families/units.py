@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tgate_export.bundle.origins import FromGraph
 from tgate_export.families.source import ModelSource
 
 DENOISER = "denoiser"
@@ -23,7 +24,7 @@ class Unit:
 
 
 def prompt_encoder(source: ModelSource) -> str:
-    """Return the graph that reads what is to be drawn: a text, or for a video its image."""
+    """Return the graph that reads what is to be generated: a text, or for a video its image."""
     return "text_encoder" if source.conditioning().frames is None else "image_encoder"
 
 
@@ -31,7 +32,10 @@ def units(source: ModelSource, *, image_to_image: bool) -> tuple[Unit, ...]:
     """Return what a bundle's graphs are exported in, in this order."""
     family = source.family
     encoders = tuple(name for name in family.weights if name.startswith(("text_", "image_")))
-    image = any(entry.image for entry in source.conditioning().conditions)
+    image = any(
+        isinstance(entry.origin, FromGraph) and entry.origin.graph == "vae_encoder"
+        for entry in source.conditioning().conditions
+    )
     return (
         Unit(prompt_encoder(source), encoders),
         Unit(DENOISER, (family.denoiser,)),

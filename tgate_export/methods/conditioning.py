@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tgate_export.bundle.manifest import Guidance, HostInput
+from tgate_export.bundle.manifest import Guidance
+from tgate_export.bundle.origins import FromFormula, FromGraph, FromImage, FromParameter
 
 if TYPE_CHECKING:
     import torch
@@ -28,22 +29,19 @@ class Condition:
     """One tensor that a denoiser takes besides the sample and the time.
 
     Attributes:
-        name: graph input; also the encoder's output, unless the host computes it.
+        name: graph input; also the encoder's output, where it is one.
         shape: without the batch; a name stands for a side of the latents.
         unconditional: what the unconditional half gets.
         gated: the gated phase needs it, too: as the official code, its negative value if it has
             one.
-        host: how the host computes it (f32).
-        image: the VAE encoder makes it (f32). With neither this nor `host` it is an output of the
-            prompt encoder, in the bundle's precision.
+        origin: where it comes from, f32; None: from the prompt encoder, in the bundle's precision.
     """
 
     name: str
     shape: tuple[int | str, ...]
     unconditional: Unconditional = "same"
     gated: bool = False
-    host: HostInput | None = None
-    image: bool = False
+    origin: FromFormula | FromParameter | FromImage | FromGraph | None = None
 
     @property
     def full_inputs(self) -> tuple[str, ...]:
@@ -113,7 +111,7 @@ class Conditioning:
     @property
     def prompt(self) -> tuple[Condition, ...]:
         """Those that the prompt encoder makes, in the order of its outputs."""
-        return tuple(entry for entry in self.conditions if entry.host is None and not entry.image)
+        return tuple(entry for entry in self.conditions if entry.origin is None)
 
     @property
     def gated(self) -> tuple[Condition, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tgate_export.common.errors import ModelError
-from tgate_export.steps.step_plan import CacheKind
+from tgate_export.steps.tgate import CacheKind
 
 
 class CachedOutputs:
@@ -145,7 +145,7 @@ class CacheGroup:
     It is [B, L, S, C], or [B, P, L, S, C] when it keeps every guidance pass of a step.
 
     Attributes:
-        kind: what is cached; `tgate_export.steps.step_plan` says which graphs read and write it.
+        kind: what is cached; `tgate_export.steps.tgate` says which graphs read and write it.
         name: the tensor's name in the graphs, `<kind>_<k>`.
         passes: P, or None.
         tokens: S at the size it was measured at.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from tgate_export.methods.cross_attention import (
     self_attention_layers,
     single_token_attention,
 )
-from tgate_export.steps.step_plan import READS, WRITES, CacheKind, Phase
+from tgate_export.steps.tgate import READS, WRITES, CacheKind, Phase
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -226,8 +226,7 @@ def cache_groups(
     conditioning: Conditioning,
     *,
     channels: int,
-    latent_height: int,
-    latent_width: int,
+    sides: Mapping[str, int],
     kinds: Collection[CacheKind],
 ) -> tuple[CacheGroup, ...]:
     """Find how attention outputs group into cache tensors, without computing anything.
@@ -239,8 +238,7 @@ def cache_groups(
         denoiser: a diffusers UNet or transformer.
         conditioning: what it takes besides the sample and the time.
         channels: of the latents, of all frames of a video.
-        latent_height: h.
-        latent_width: w.
+        sides: `latent_height` and `latent_width`, and those of images, `height` and `width`.
         kinds: which caches a bundle holds.
     """
     cross = cross_attention_layers(denoiser)
@@ -249,7 +247,7 @@ def cache_groups(
         wanted |= self_attention_layers(denoiser).keys()
     box = CachedOutputs()
     recorder = recording_copy(denoiser, box, wanted)
-    sides = {"latent_height": latent_height, "latent_width": latent_width}
+    latent_height, latent_width = sides["latent_height"], sides["latent_width"]
     dtype = next(denoiser.parameters()).dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
         conditioning.predict(
@@ -262,7 +260,7 @@ def cache_groups(
                     entry.name: torch.empty(
                         1,
                         *(dim if isinstance(dim, int) else sides[dim] for dim in entry.shape),
-                        dtype=None if entry.host or entry.image else dtype,
+                        dtype=dtype if entry.origin is None else None,
                     )
                     for entry in conditioning.conditions
                 },

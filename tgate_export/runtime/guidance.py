@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.runtime.conditioning import Motion
 
 
 def by_prompt_alone(manifest: Manifest, scale: float) -> bool:
@@ -26,12 +25,10 @@ def effective_scale(manifest: Manifest, scale: float) -> float:
     return 1.0 if by_prompt_alone(manifest, scale) else scale
 
 
-def frame_scales(last: np.ndarray, motion: Motion, frames: int) -> np.ndarray:
-    """Return the scales of a video's frames [B, F] f32, rising from the first to the last [B] f32.
+def frame_scales(first: float, last: float, frames: int) -> np.ndarray:
+    """Return the scales of a video's frames [F] f32, rising from the first to the last.
 
     As in diffusers, a video is not guided where none of them is above 1.
     """
-    first = np.full_like(last, np.float32(motion.min_guidance_scale))
-    scales = np.linspace(first, last, frames, axis=1, dtype=np.float32)
-    scales[scales.max(axis=1) <= 1] = 1
-    return scales
+    scales = np.linspace(np.float32(first), np.float32(last), frames, dtype=np.float32)
+    return np.ones_like(scales) if scales.max() <= 1 else scales

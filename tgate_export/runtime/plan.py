@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tgate_export.bundle.dims import concrete_shape, named_dims
-from tgate_export.bundle.manifest import DType, Graph, Manifest, Tensor
+from tgate_export.bundle.manifest import DType, Input, Manifest, Tensor
+from tgate_export.bundle.origins import FromLoop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS
 from tgate_export.common.errors import BundleError
+from tgate_export.runtime.buffers import NEGATIVE, buffer_of
 from tgate_export.steps.step_plan import StepPlan
-
-# The text encoder's tensors of the negative prompt have the names of the prompt's after this.
-NEGATIVE = "negative_"
 
 
 @dataclass(frozen=True)
@@ -111,53 +111,50 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
         BundleError: when a graph has a tensor that no buffer fits.
     """
     evaluations = len(shape.step_plan.phases)
-    buffers = run_buffers(manifest, shape, evaluations)
+    phases = tuple(dict.fromkeys(shape.step_plan.phases))
+    buffers = run_buffers(manifest, shape, phases, evaluations)
+    bind = partial(bind_launch, manifest, buffers)
     steps = tuple(
         (
-            bind_launch(manifest, buffers, phase, {"sample": Slot("denoiser_input"),
-                                               "timestep": Slot("timestep", step)}),
-            bind_launch(
-                manifest,
-                buffers,
+            bind(phase, {"sample": Slot("denoiser_input"), "timestep": Slot("timestep", step)}),
+            bind(
                 "sampler",
                 {
                     "sample": Slot(f"sample.{step % 2}"),
                     "history": Slot(f"history.{step % 2}"),
                     "weights": Slot("weights", step),
                     "noise": Slot("noise", step if shape.noise else None),
+                },
+                {
                     "next_sample": Slot(f"sample.{(step + 1) % 2}"),
                     "next_history": Slot(f"history.{(step + 1) % 2}"),
                 },
             ),
         )
         for step, phase in enumerate(shape.step_plan.phases)
-    )  # fmt: skip
+    )
     latents = Slot(f"sample.{evaluations % 2}")
-    encoder = manifest.prompt_encoder
-    negative = {name: Slot(NEGATIVE + name) for name in _tensors(manifest, encoder)}
     return BindingPlan(
         buffers=buffers,
         encode=tuple(
-            bind_launch(manifest, buffers, encoder, slots)
-            for slots in ([{}, negative] if manifest.takes_negative else [{}])
+            bind(manifest.prompt_encoder, negative=negative)
+            for negative in ((False, True) if manifest.takes_negative else (False,))
         ),
-        encode_image=bind_launch(manifest, buffers, "vae_encoder", {}) if shape.image else None,
+        encode_image=bind("vae_encoder") if shape.image else None,
         steps=steps,
-        decode=bind_launch(manifest, buffers, "vae_decoder", {"latents": latents}),
+        decode=bind("vae_decoder", {"latents": latents}),
         latents=latents,
     )
 
 
 def run_buffers(
-    manifest: Manifest, shape: RunShape, evaluations: int | None
+    manifest: Manifest, shape: RunShape, phases: Iterable[str], evaluations: int | None
 ) -> dict[str, BufferSpec]:
     """Return the memory of a run, with a row for every evaluation, or a single one for None."""
     dims = named_dims(manifest, batch=shape.batch, height=shape.height, width=shape.width)
     latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
-        "guidance_scale": BufferSpec("float32", (shape.batch, *_per_frame(manifest))),
-        "guidance_rescale": BufferSpec("float32", (shape.batch,)),
         "timestep": BufferSpec("float32", (shape.batch,), evaluations),
         "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
         # Zeros that every step shares, unless the sampler draws some.
@@ -165,66 +162,74 @@ def run_buffers(
         "denoiser_input": BufferSpec("float32", latents),
         "noise_pred": BufferSpec("float32", latents),
     }
-    vae = [*manifest.graph("vae_decoder").outputs]
-    if shape.image:
-        vae += _tensors(manifest, "vae_encoder").values()
-    for tensor in vae:
-        buffers[tensor.name] = BufferSpec(tensor.dtype, concrete_shape("vae", tensor, dims))
-    for tensor in _tensors(manifest, manifest.prompt_encoder).values():
-        spec = BufferSpec(tensor.dtype, (shape.batch, *_fixed(tensor.shape[1:])))
-        buffers[tensor.name] = spec
-        if manifest.takes_negative:
-            buffers[NEGATIVE + tensor.name] = spec
-    for tensor in manifest.graph("full").inputs:
-        if tensor.name in manifest.conditioning:
-            buffers[tensor.name] = BufferSpec("float32", (shape.batch, *_fixed(tensor.shape[1:])))
     for parity in (0, 1):
         buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
         buffers[f"history.{parity}"] = BufferSpec("float32", history)
-    cache_dtypes = {tensor.name: tensor.dtype for tensor in manifest.graph("full").outputs}
-    for index, cache in enumerate(manifest.cache):
-        stacked: tuple[int, ...] = (len(cache.layers), dims[f"tokens_{index}"], cache.width)
-        if cache.passes is not None:
-            stacked = (cache.passes, *stacked)
-        buffers[cache.tensor] = BufferSpec(cache_dtypes[cache.tensor], (shape.batch, *stacked))
+    encoder = manifest.prompt_encoder
+    others = ["vae_decoder", *(["vae_encoder"] if shape.image else [])]
+
+    def add(buffer: str, graph: str, tensor: Tensor) -> None:
+        buffers.setdefault(buffer, BufferSpec(tensor.dtype, concrete_shape(graph, tensor, dims)))
+
+    for name in (encoder, *others, *phases):
+        graph = manifest.graph(name)
+        for tensor in graph.inputs:
+            if not isinstance(tensor.origin, FromLoop):
+                add(buffer_of(tensor), name, tensor)
+        for output in graph.outputs:
+            add(output.name, name, output)
+    if manifest.takes_negative:
+        for tensor in manifest.graph(encoder).inputs:
+            add(buffer_of(tensor, negative=True), encoder, tensor)
+        for output in manifest.graph(encoder).outputs:
+            add(NEGATIVE + output.name, encoder, output)
     return buffers
 
 
-def _tensors(manifest: Manifest, graph: str) -> dict[str, Tensor]:
-    """Return a graph's inputs and outputs by name."""
-    entry = manifest.graph(graph)
-    return {tensor.name: tensor for tensor in (*entry.inputs, *entry.outputs)}
-
-
-def _per_frame(manifest: Manifest) -> tuple[int, ...]:
-    return () if manifest.latents.frames is None else (manifest.latents.frames,)
-
-
-def _fixed(dims: tuple[int | str, ...]) -> tuple[int, ...]:
-    if not all(isinstance(dim, int) for dim in dims):
-        raise BundleError(f"dimensions {dims} should be fixed in the manifest")
-    return tuple(int(dim) for dim in dims)
-
-
 def bind_launch(
-    manifest: Manifest, buffers: Mapping[str, BufferSpec], name: str, slots: Mapping[str, Slot]
+    manifest: Manifest,
+    buffers: Mapping[str, BufferSpec],
+    name: str,
+    loop: Mapping[str, Slot] | None = None,
+    outputs: Mapping[str, Slot] | None = None,
+    *,
+    negative: bool = False,
 ) -> Launch:
-    """Bind a graph's tensors to `slots`, and the others to the buffers of their own names."""
+    """Bind a graph's tensors to buffers.
+
+    Args:
+        manifest: the bundle's.
+        buffers: of the run.
+        name: the graph's.
+        loop: slots of what the step loop gives it, by what it is.
+        outputs: slots of outputs that are not in the buffers of their own names.
+        negative: the graph encodes the negative prompt.
+    """
     graph = manifest.graph(name)
+    loop, outputs, prefix = loop or {}, outputs or {}, NEGATIVE if negative else ""
 
-    def bind(direction: str) -> dict[str, Slot]:
-        bound = {}
-        for tensor in getattr(graph, direction):
-            slot = slots.get(tensor.name, Slot(tensor.name))
-            _check_fit(name, graph, tensor.name, buffers.get(slot.buffer), slot)
-            bound[tensor.name] = slot
-        return bound
+    def source(tensor: Input) -> Slot:
+        if isinstance(tensor.origin, FromLoop):
+            return loop.get(tensor.origin.loop, Slot(tensor.origin.loop))
+        return Slot(buffer_of(tensor, negative=negative))
 
-    return Launch(name, bind("inputs"), bind("outputs"))
+    launch = Launch(
+        name,
+        {tensor.name: source(tensor) for tensor in graph.inputs},
+        {
+            tensor.name: outputs.get(tensor.name, Slot(prefix + tensor.name))
+            for tensor in graph.outputs
+        },
+    )
+    for tensor in graph.inputs:
+        _check_fit(name, tensor, buffers, launch.inputs[tensor.name])
+    for output in graph.outputs:
+        _check_fit(name, output, buffers, launch.outputs[output.name])
+    return launch
 
 
-def _check_fit(name: str, graph: Graph, tensor: str, spec: BufferSpec | None, slot: Slot) -> None:
-    expected = next(entry for entry in (*graph.inputs, *graph.outputs) if entry.name == tensor)
+def _check_fit(graph: str, expected: Tensor, buffers: Mapping[str, BufferSpec], slot: Slot) -> None:
+    spec = buffers.get(slot.buffer)
     fits = (
         spec is not None
         and spec.dtype == expected.dtype
@@ -237,6 +242,6 @@ def _check_fit(name: str, graph: Graph, tensor: str, spec: BufferSpec | None, sl
     if not fits:
         found = "nothing" if spec is None else f"{spec.dtype} {list(spec.shape)}"
         raise BundleError(
-            f"graph {name!r}: tensor {tensor!r} is {expected.dtype} {list(expected.shape)}, "
-            f"but buffer {slot.buffer!r} is {found}"
+            f"graph {graph!r}: tensor {expected.name!r} is {expected.dtype} "
+            f"{list(expected.shape)}, but buffer {slot.buffer!r} is {found}"
         )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Tensor
+from tgate_export.bundle.origins import FromMask, FromParameter, FromTokens
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.runtime.buffers import NEGATIVE, buffer_of
 from tgate_export.runtime.host_arrays import host_array
+
+if TYPE_CHECKING:
+    from tgate_export.runtime.tokenizer import PromptTokenizer
 
 # A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].
 Prompts = tuple[str, ...] | dict[str, np.ndarray]
@@ -38,6 +44,63 @@ def needs_encoding(manifest: Manifest, prompts: Prompts) -> bool:
     }
 
 
+def encoder_rows(
+    manifest: Manifest,
+    tokenizers: Mapping[str, PromptTokenizer],
+    texts: Sequence[str],
+    values: Mapping[str, Sequence[Any]],
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return what the text encoder reads for texts, by its inputs' names [texts, ...].
+
+    Args:
+        manifest: the bundle's.
+        tokenizers: the bundle's, by name.
+        texts: to encode.
+        values: of the parameters that it takes, one for each text; see `encoder_values`.
+        warn: told of what is left out of a text; by default a warning of Python's is.
+    """
+    arguments = () if warn is None else (warn,)
+    found = {name: tokenizer(texts, *arguments) for name, tokenizer in tokenizers.items()}
+    rows = {}
+    for tensor in manifest.graph(manifest.prompt_encoder).inputs:
+        origin = tensor.origin
+        if isinstance(origin, FromTokens):
+            rows[tensor.name] = found[origin.tokens][0]
+        elif isinstance(origin, FromMask):
+            rows[tensor.name] = found[origin.mask][1]
+        elif isinstance(origin, FromParameter):
+            rows[tensor.name] = np.array(values[origin.parameter], tensor.dtype)
+    return rows
+
+
+def encoder_values(
+    manifest: Manifest, values: Mapping[str, Sequence[Any]], *, negative: bool
+) -> dict[str, Sequence[Any]]:
+    """Return the values of the parameters that the text encoder takes.
+
+    Args:
+        manifest: the bundle's.
+        values: by name, one for each text.
+        negative: the texts are negative prompts; a parameter of the other ones is 0 for them.
+    """
+    found: dict[str, Sequence[Any]] = {}
+    for tensor in manifest.graph(manifest.prompt_encoder).inputs:
+        if isinstance(origin := tensor.origin, FromParameter):
+            applies = origin.of is None or (origin.of == "negative_prompt") == negative
+            each = values[origin.parameter]
+            found[origin.parameter] = each if applies else [0] * len(each)
+    return found
+
+
+def encoder_buffer(manifest: Manifest, name: str, *, negative: bool) -> str:
+    """Return the buffer of one of the prompt encoder's inputs or outputs."""
+    for tensor in manifest.graph(manifest.prompt_encoder).inputs:
+        if tensor.name == name:
+            return buffer_of(tensor, negative=negative)
+    return f"{NEGATIVE if negative else ''}{name}"
+
+
 def positive(
     manifest: Manifest,
     prompt: str | Sequence[str] | None,
@@ -51,15 +114,21 @@ def positive(
     """
     if embeds is not None:
         if prompt is not None:
-            raise InvalidRequestError("give either prompt or prompt_embeds, not both")
+            raise InvalidRequestError(
+                "give either prompt or prompt_embeds, not both", field="prompt_embeds"
+            )
         return _embeds(manifest, "prompt_embeds", embeds)
-    if manifest.latents.frames is not None:
+    if not manifest.takes_prompt:
         if prompt is not None:
-            raise InvalidRequestError("prompt has no effect: a video is drawn from its image")
+            raise InvalidRequestError(
+                "prompt has no effect: a video is made from its image", field="prompt"
+            )
         return {} if image is None else {"image": image}
     texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
     if not texts or not all(_is_text(text) for text in texts):
-        raise InvalidRequestError("prompt must be text, or a non-empty list of texts")
+        raise InvalidRequestError(
+            "prompt must be text, or a non-empty list of texts", field="prompt"
+        )
     return texts
 
 
@@ -80,13 +149,14 @@ def negative(
         ):
             if given:
                 raise InvalidRequestError(
-                    f"{name} has no effect: {_without_negative(manifest)}; leave it out"
+                    f"{name} has no effect: {_without_negative(manifest)}; leave it out", field=name
                 )
         return None
     if embeds is not None:
         if prompt is not None:
             raise InvalidRequestError(
-                "give either negative_prompt or negative_prompt_embeds, not both"
+                "give either negative_prompt or negative_prompt_embeds, not both",
+                field="negative_prompt_embeds",
             )
         found: Prompts = _embeds(manifest, "negative_prompt_embeds", embeds)
     else:
@@ -94,12 +164,15 @@ def negative(
             return None
         found = (prompt or "",) if isinstance(prompt, str | None) else tuple(prompt)
         if not all(_is_text(text) for text in found):
-            raise InvalidRequestError("negative_prompt must be text, or a list of texts")
+            raise InvalidRequestError(
+                "negative_prompt must be text, or a list of texts", field="negative_prompt"
+            )
     if count(found) == 1:
         found = repeat(found, prompts)
     if count(found) != prompts:
         raise InvalidRequestError(
-            f"{count(found)} negative prompts for {prompts} prompts: give one, or one each"
+            f"{count(found)} negative prompts for {prompts} prompts: give one, or one each",
+            field="negative_prompt",
         )
     return found
 
@@ -120,13 +193,14 @@ def _embeds(manifest: Manifest, argument: str, embeds: Embeds) -> dict[str, np.n
             f"{argument} has {', '.join(embeds)}, but the "
             f"{manifest.prompt_encoder.replace('_', ' ')} of this bundle's family "
             f"{manifest.family} makes {', '.join(outputs)}: give a mapping from each name to "
-            "its array"
+            "its array",
+            field=argument,
         )
     checked = {name: _tensor(manifest, argument, outputs[name], embeds[name]) for name in outputs}
     counts = {name: len(value) for name, value in checked.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{number} of {name}" for name, number in counts.items())
-        raise InvalidRequestError(f"{argument} has {listed}: give as many of each")
+        raise InvalidRequestError(f"{argument} has {listed}: give as many of each", field=argument)
     return checked
 
 
@@ -136,13 +210,15 @@ def _tensor(manifest: Manifest, argument: str, tensor: Tensor, value: np.ndarray
         wanted = ", ".join(str(dim) for dim in ("prompts", *tensor.shape[1:]))
         raise InvalidRequestError(
             f"{argument}: {tensor.name} has shape {list(array.shape)}, but this bundle's family "
-            f"{manifest.family} takes [{wanted}]: use the text encoder of the bundle's own model"
+            f"{manifest.family} takes [{wanted}]: use the text encoder of the bundle's own model",
+            field=argument,
         )
     with np.errstate(over="ignore"):
         array = array.astype(tensor.dtype)
     if not np.isfinite(array).all():
         raise InvalidRequestError(
-            f"{argument}: {tensor.name} holds values that are not finite in {tensor.dtype}"
+            f"{argument}: {tensor.name} holds values that are not finite in {tensor.dtype}",
+            field=argument,
         )
     return array
 

@@ -20,13 +20,13 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
     Raises:
         InvalidRequestError: says how to build the missing one.
     """
-    if request.image is not None and "vae_encoder" not in bundle.manifest.graphs:
+    if request.begins_with_image and "vae_encoder" not in bundle.manifest.graphs:
         command = rebuild_command(bundle, image_to_image=True)
         raise InvalidRequestError(
             f"image: this bundle was built without image-to-image; build it with: {command}"
         )
     lacking = {
-        option: getattr(request, option)
+        option: request.value(option)
         for graph, option in _INTERVALS.items()
         if graph not in bundle.manifest.graphs and graph in step_plan.phases
     }

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.origins import FromImage
 from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.backends.launching import bind
-from tgate_export.runtime.conditioning import host_input
-from tgate_export.runtime.guidance import by_prompt_alone, effective_scale, frame_scales
+from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.guidance import by_prompt_alone
+from tgate_export.runtime.inputs import host_inputs, host_row
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
-from tgate_export.runtime.plan import NEGATIVE, BindingPlan, RunShape, Slot, plan_run
-from tgate_export.runtime.prompts import Prompts
+from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, plan_run
+from tgate_export.runtime.prompts import encoder_buffer, encoder_rows, encoder_values
 from tgate_export.runtime.request import Request
 from tgate_export.runtime.tokenizer import PromptTokenizer
-from tgate_export.steps.step_plan import Phase
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class StepInfo:
 
     step: int
     evaluations: int
-    phase: Phase
+    phase: str
     timestep: float
     latents: Callable[[], np.ndarray]
     tensor: Callable[[str], np.ndarray]
@@ -74,25 +75,27 @@ class PreparedRun:
             decode=bind(backend, plan.decode, memory),
         )
 
-    def image_latents(self, request: Request, part: slice) -> np.ndarray | None:
+    def image_latents(self, manifest: Manifest, request: Request, part: slice) -> np.ndarray | None:
         """Encode the images that the run begins with [B, C, h, w] f32, if it does.
 
         Those of a video stay where the denoiser reads them.
         """
         launch = self.plan.encode_image
-        if self.encode_image is None or launch is None or request.image is None:
+        if self.encode_image is None or launch is None:
             return None
-        images = request.image[part]
-        if request.motion is not None:
+        (tensor,) = manifest.graph(launch.graph).inputs
+        assert isinstance(tensor.origin, FromImage)  # the manifest was checked
+        images = request.pictures[tensor.origin.image][part]
+        if tensor.origin.noise is not None:
             # The graph maps [0, 1] to [-1, 1], where the noise has this deviation.
-            scale = np.float32(request.motion.noise_aug_strength / 2)
+            deviations = np.array(request.values[tensor.origin.noise][part], np.float32) / 2
             noise = _draw((len(images), 3, *images.shape[1:3]), request.seed, part.start,
                           IMAGE_NOISE)  # fmt: skip
-            images = images + scale * noise.transpose(0, 2, 3, 1)
+            images = images + deviations[:, None, None, None] * noise.transpose(0, 2, 3, 1)
         (slot,) = launch.inputs.values()
         self.memory.write(slot, images)
         self.encode_image()
-        if request.motion is not None:
+        if not request.begins_with_image:
             return None
         (latents,) = launch.outputs.values()
         return self.memory.read(latents)
@@ -109,22 +112,11 @@ class PreparedRun:
         """Fill every host-made buffer; after this the loop only launches."""
         batch = self.shape.batch
         write = self.memory.write
-        self._write_prompts(tokenizers, "", request.prompts, part)
-        if request.negative_prompts is not None:
-            self._write_prompts(tokenizers, NEGATIVE, request.negative_prompts, part)
-        elif manifest.takes_negative:
-            for tensor in manifest.graph(manifest.prompt_encoder).outputs:
-                slot = Slot(NEGATIVE + tensor.name)
-                spec = self.plan.buffers[slot.buffer]
-                write(slot, np.zeros(spec.shape, dtype=spec.dtype))
-        for name, kind in manifest.conditioning.items():
-            write(Slot(name), host_input(kind, batch, request.micro_conditioning, request.motion))
-        write(Slot("guidance_scale"), self._guidance_scales(manifest, request, part))
-        write(Slot("guidance_rescale"), np.full(batch, request.guidance_rescale, dtype=np.float32))
-        if manifest.clip_skips:
-            write(Slot("clip_skip"), np.full(batch, request.clip_skip, dtype=np.int64))
-            if manifest.takes_negative:
-                write(Slot(f"{NEGATIVE}clip_skip"), np.zeros(batch, dtype=np.int64))
+        self._write_prompts(manifest, tokenizers, request, part)
+        for buffer, tensor in host_inputs(manifest, self.shape.step_plan.phases).items():
+            indices = range(part.start, part.stop)
+            rows = [host_row(manifest, request, index, tensor) for index in indices]
+            write(Slot(buffer), np.stack(rows))
         for step, (timestep, weights) in enumerate(
             zip(sampler.timesteps, sampler.weights, strict=True)
         ):
@@ -158,32 +150,33 @@ class PreparedRun:
                 Slot(NEGATIVE + tensor.name), dict(zip(rows, values, strict=True))
             )
 
-    def _guidance_scales(self, manifest: Manifest, request: Request, part: slice) -> np.ndarray:
-        """Return [B] f32, or for a video [B, F], rising from the first frame to the last."""
-        given = [effective_scale(manifest, scale) for scale in request.guidance_scales[part]]
-        scales = np.array(given, dtype=np.float32)
-        if request.motion is None:
-            return scales
-        _, frames = self.plan.buffers["guidance_scale"].shape
-        return frame_scales(scales, request.motion, frames)
-
     def _write_prompts(
         self,
+        manifest: Manifest,
         tokenizers: Mapping[str, PromptTokenizer],
-        prefix: str,
-        prompts: Prompts,
+        request: Request,
         part: slice,
     ) -> None:
         """Fill the prompt encoder's inputs, or its outputs where the call brings them."""
-        if isinstance(prompts, dict):
-            for name, value in prompts.items():
-                self.memory.write(Slot(prefix + name), value[part])
-            return
-        for name, tokenizer in tokenizers.items():
-            ids, mask = tokenizer(prompts[part])
-            self.memory.write(Slot(prefix + name), ids)
-            if tokenizer.spec.mask is not None:
-                self.memory.write(Slot(prefix + tokenizer.spec.mask), mask)
+        both = ((False, request.prompts), (True, request.negative_prompts))
+        for negative, prompts in both if manifest.takes_negative else both[:1]:
+            if prompts is None:  # or the prompts' own, once they are encoded
+                rows = {
+                    tensor.name: np.zeros(self.plan.buffers[NEGATIVE + tensor.name].shape,
+                                          tensor.dtype)
+                    for tensor in manifest.graph(manifest.prompt_encoder).outputs
+                }  # fmt: skip
+            elif isinstance(prompts, dict):
+                rows = {name: value[part] for name, value in prompts.items()}
+            else:
+                values = {name: each[part] for name, each in request.values.items()}
+                rows = encoder_rows(
+                    manifest, tokenizers, prompts[part],
+                    encoder_values(manifest, values, negative=negative),
+                )  # fmt: skip
+            for name, array in rows.items():
+                buffer = encoder_buffer(manifest, name, negative=negative)
+                self.memory.write(Slot(buffer), array)
 
     def step_info(self, index: int, timestep: float) -> StepInfo:
         """Return what a callback is told after evaluation `index`."""

@@ -10,7 +10,7 @@ from tgate_export.bundle.sampler_table import SamplerSteps, SamplerTable
 from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request
-from tgate_export.steps.step_plan import StepPlan, tgate_plan
+from tgate_export.steps.step_plan import StepPlan, plan_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +54,15 @@ class RunPlans:
             sampler = self.table(request.scheduler).for_steps(request.num_inference_steps)
         except ValueError as error:
             raise InvalidRequestError(str(error)) from None
-        if request.image is not None and sampler.starts:
+        if request.begins_with_image and sampler.starts:
             sampler = sampler.starting_at(request.first_step)
-        step_plan = tgate_plan(
+        manifest = self._bundle.manifest
+        step_plan = plan_steps(
+            manifest.method.rule,
+            manifest.phase_caches,
+            {name: request.value(name) for name in manifest.method.parameters},
             sampler.num_inference_steps,
-            request.gate_step,
             sampler.extra_evaluations,
-            sp_interval=request.sp_interval,
-            fi_interval=request.fi_interval,
-            warm_up=request.warm_up,
         )
         check_graphs(self._bundle, step_plan, request)
         return RunPlan(sampler, step_plan)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tgate_export.steps.step_plan import PHASES, Phase
-
 
 @dataclass(frozen=True)
 class StepTiming:
     """One denoiser evaluation and the sampler's step after it."""
 
-    phase: Phase
+    phase: str
     denoiser: float
     sampler: float
 
@@ -54,7 +52,7 @@ class Timings:
     def as_dict(self) -> dict[str, Any]:
         """Return what `generate --json` prints."""
         phases = {}
-        for phase in PHASES:
+        for phase in dict.fromkeys(step.phase for step in self.steps):
             seconds = [step.denoiser for step in self.steps if step.phase == phase]
             phases[phase] = {"evaluations": len(seconds), "seconds": sum(seconds)}
         return {

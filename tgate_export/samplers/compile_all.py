@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.manifest import Graph, Sampler, Tensor
+from tgate_export.bundle.manifest import Graph, Input, Sampler, Tensor
+from tgate_export.bundle.origins import FromLoop, Loop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS, SamplerTable
 from tgate_export.common.errors import ModelError, TGateError, first_line
 from tgate_export.common.progress import Progress
@@ -154,17 +155,20 @@ def sampler_graph() -> Graph:
     def f32(name: str, shape: tuple[int | str, ...]) -> Tensor:
         return Tensor(name=name, dtype="float32", shape=shape)
 
+    def loop(name: Loop, shape: tuple[int | str, ...]) -> Input:
+        return Input(name=name, dtype="float32", shape=shape, origin=FromLoop(loop=name))
+
     return Graph(
         file="graphs/sampler.onnx",
         weights=None,
         precision="fp32",
         parameters=0,
         inputs=(
-            f32("sample", latents),
-            f32("noise_pred", latents),
-            f32("history", history),
-            f32("noise", latents),
-            f32("weights", ("batch", NUM_WEIGHTS)),
+            loop("sample", latents),
+            loop("noise_pred", latents),
+            loop("history", history),
+            loop("noise", latents),
+            loop("weights", ("batch", NUM_WEIGHTS)),
         ),
         outputs=(
             f32("next_sample", latents),

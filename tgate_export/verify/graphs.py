@@ -8,18 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tgate_export.bundle.dims import concrete_shape, named_dims
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest import Input, Manifest
+from tgate_export.bundle.origins import (
+    FromCache,
+    FromFormula,
+    FromGraph,
+    FromImage,
+    FromMask,
+    FromParameter,
+    FromTokens,
+)
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.families.graphs import GraphInput, graph_exports
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.source import ModelSource
 from tgate_export.methods.cross_attention import CacheGroup
+from tgate_export.parameters import Parameter
 from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.backends.onnx_check import read_graph
-from tgate_export.runtime.conditioning import MicroConditioning, host_input
-from tgate_export.runtime.plan import NEGATIVE
+from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.formulas import formula_row
 from tgate_export.verify.differences import Difference, compare, computed_in, graph_bound
 from tgate_export.verify.run_graph import Arrays, run_file, run_on
 
@@ -93,37 +104,66 @@ def graph_references(
 
 
 def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Arrays:
-    """Return inputs of the graphs by name, all but those that another graph makes."""
+    """Return inputs of the graphs by name, all but those that another graph makes.
+
+    What the prompt encoder reads of the negative prompt has the same names after `NEGATIVE`.
+    """
     random = np.random.default_rng(SEED)
-    space, frames = manifest.latents, manifest.latents.frames
     height, width = manifest.size.height.opt, manifest.size.width.opt
-    sides = height // space.downscale, width // space.downscale
-    latents = (batch, space.channels, *sides)
-    known: Arrays = {
-        "sample": random.standard_normal(latents, dtype=np.float32),
-        "timestep": random.integers(1, 1000, batch).astype(np.float32),
-        "guidance_scale": random.uniform(1, 10, (batch, frames) if frames else batch).astype(
-            np.float32
-        ),
-        "guidance_rescale": random.uniform(0, 1, batch).astype(np.float32),
-        "latents": random.standard_normal(latents, dtype=np.float32),
-        "images": random.random((batch, height, width, 3), dtype=np.float32),
+    dims = named_dims(manifest, batch=batch, height=height, width=width)
+    vocabularies = {
+        spec.input: source.config(spec.encoder)["vocab_size"]
+        for spec in source.family.tokenizers(source)
     }
-    if frames is not None:
-        known["image"] = known["noisy_image"] = known["images"]
-        image_latents = (batch, space.channels // frames, *sides)
-        known["image_latents"] = random.standard_normal(image_latents, dtype=np.float32)
-    for prefix in ("", NEGATIVE):
-        for spec in source.family.tokenizers(source):
-            length, vocabulary = spec.max_length, source.config(spec.encoder)["vocab_size"]
-            known[prefix + spec.input] = random.integers(0, vocabulary, (batch, length))
-            if spec.mask is not None:
-                filled = random.integers(1, length, (batch, 1))
-                known[prefix + spec.mask] = (np.arange(length) < filled).astype(np.int64)
-        known[prefix + "clip_skip"] = random.integers(0, manifest.clip_skips + 1, batch)
-    for name, kind in manifest.conditioning.items():
-        known[name] = host_input(kind, batch, MicroConditioning.of(height, width))
+    defaults = {name: entry.default for name, entry in manifest.parameters.items()}
+    known: Arrays = {}
+
+    def value(tensor: Input, shape: tuple[int, ...]) -> np.ndarray:
+        origin = tensor.origin
+        if isinstance(origin, FromTokens):
+            return random.integers(0, vocabularies[origin.tokens], shape)
+        if isinstance(origin, FromMask):
+            filled = random.integers(1, shape[1], (batch, 1))
+            return (np.arange(shape[1]) < filled).astype(np.int64)
+        if isinstance(origin, FromParameter):
+            return random_parameter(random, manifest.parameters[origin.parameter], shape)
+        if isinstance(origin, FromFormula):
+            guidance = {"guidance_scale": 10.0, "min_guidance_scale": 1.0}
+            row = formula_row(
+                origin.formula, defaults | guidance,
+                height=height, width=width, frames=manifest.latents.frames,
+            )  # fmt: skip
+            return np.stack([row] * batch)
+        if isinstance(origin, FromImage):
+            return random.random(shape, dtype=np.float32)
+        if tensor.name == "timestep":
+            return random.integers(1, 1000, batch).astype(np.float32)
+        return random.standard_normal(shape, dtype=np.float32)
+
+    for name, graph in manifest.graphs.items():
+        negative = name == manifest.prompt_encoder and manifest.takes_negative
+        for prefix in ("", NEGATIVE) if negative else ("",):
+            for tensor in graph.inputs:
+                key = prefix + tensor.name
+                if key not in known and not isinstance(tensor.origin, FromGraph | FromCache):
+                    known[key] = value(tensor, concrete_shape(name, tensor, dims))
+    for tensor in manifest.graph("full").inputs:  # of an encoder that runs later
+        if tensor.name not in known and isinstance(tensor.origin, FromGraph):
+            shape = concrete_shape("full", tensor, dims)
+            known[tensor.name] = random.standard_normal(shape, dtype=np.float32)
     return known
+
+
+def random_parameter(
+    random: np.random.Generator, entry: Parameter, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return values that a parameter may have, in f64 or i64."""
+    low = entry.above if entry.min is None else entry.min
+    low = 1 if low is None else low
+    high = low + 10 if entry.max is None else entry.max
+    if entry.type == "number":
+        return random.uniform(low, high, shape)
+    return random.integers(int(low), int(high) + 1, shape)
 
 
 def _call(module: torch.nn.Module, inputs: Arrays, outputs: Iterable[GraphInput]) -> Arrays:

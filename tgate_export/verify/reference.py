@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +11,23 @@ import numpy as np
 import torch
 
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.origins import FromFormula, FromImage, FromParameter
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
 from tgate_export.methods.conditioning import Conditioning
 from tgate_export.methods.cross_attention import CacheGroup
 from tgate_export.methods.phases import FullPhase, GatedPhase, make_phase, phases
-from tgate_export.runtime.conditioning import MicroConditioning, Motion, host_input
+from tgate_export.runtime.formulas import formula_row
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.samplers.specs import sampler_spec
-from tgate_export.steps.step_plan import Phase, tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
 LARGE_DENOISER = 100_000_000
-# The noise on the image is the runtime's own.
-MOTION = Motion(noise_aug_strength=0.0)
+# Of a video: the noise on the image is the runtime's own.
+NO_NOISE = {"noise_aug_strength": 0.0}
 PROMPT, NEGATIVE_PROMPT = "a red circle on a blue background", "a green square"
 
 
@@ -106,10 +107,10 @@ def trajectories(
     if by_prompt_alone(manifest, guidance_scale):
         values |= {f"negative_{entry.name}": values[entry.name] for entry in conditioning.prompt}
     if frames is not None:
-        values["guidance_scale"] = torch.linspace(
-            MOTION.min_guidance_scale, guidance_scale, frames
-        )[None]
+        values["guidance_scale"] = torch.linspace(1.0, guidance_scale, frames)[None]
     values["guidance_rescale"] = torch.zeros(1)
+    own, pictures = _own_conditions(manifest, values.keys())
+    values, call = values | own, call | pictures
     graphs = _Graphs(denoiser, groups, conditioning, values)
     downscale = manifest.latents.downscale
     shape = (
@@ -133,23 +134,51 @@ def trajectories(
 Conditions = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
+def _own_conditions(manifest: Manifest, known: Collection[str]) -> Conditions:
+    """Return the parameters and pictures that the denoiser takes besides what is known."""
+    values: dict[str, torch.Tensor] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for tensor in manifest.graph("full").inputs:
+        origin = tensor.origin
+        if tensor.name in known:
+            continue
+        if isinstance(origin, FromParameter):
+            values[tensor.name] = torch.tensor([manifest.parameters[origin.parameter].default])
+        elif isinstance(origin, FromImage):
+            image = _smooth_image(manifest)
+            low, high = origin.range
+            values[tensor.name] = torch.from_numpy(image * (high - low) + low)[None]
+            pictures[origin.image] = image
+    return values, {"parameters": pictures}
+
+
+def _smooth_image(manifest: Manifest) -> np.ndarray:
+    """Return an image [H, W, 3] f32; one of noise alone would not be told apart from another."""
+    rows = np.linspace(0, 1, manifest.size.height.opt)
+    columns = np.linspace(0, 1, manifest.size.width.opt)
+    planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
+    return np.stack(planes, axis=-1).astype(np.float32)
+
+
 def _host_conditions(manifest: Manifest) -> dict[str, torch.Tensor]:
-    told = MicroConditioning.of(manifest.size.height.opt, manifest.size.width.opt)
+    """Return what the host computes for the denoiser, with the parameters' defaults."""
+    values = {name: entry.default for name, entry in manifest.parameters.items()} | NO_NOISE
     return {
-        name: torch.from_numpy(host_input(kind, 1, told, MOTION))
-        for name, kind in manifest.conditioning.items()
-    }
+        tensor.name: torch.from_numpy(
+            formula_row(
+                tensor.origin.formula, values,
+                height=manifest.size.height.opt, width=manifest.size.width.opt,
+                frames=manifest.latents.frames,
+            )
+        )[None]
+        for tensor in manifest.graph("full").inputs
+        if isinstance(tensor.origin, FromFormula)
+    }  # fmt: skip
 
 
 def _image_conditions(source: ModelSource, parts: Components, manifest: Manifest) -> Conditions:
-    """Return the conditions of a video.
-
-    Its image is smooth: one of noise alone would not be told apart from another.
-    """
-    height, width = manifest.size.height.opt, manifest.size.width.opt
-    rows, columns = np.linspace(0, 1, height), np.linspace(0, 1, width)
-    planes = [np.add.outer(rows, columns) / 2, *np.meshgrid(columns, rows)]
-    image = np.stack(planes, axis=-1).astype(np.float32)
+    """Return the conditions of a video."""
+    image = _smooth_image(manifest)
     pixels = torch.from_numpy(image)[None]
     # They read the types of their own weights, see `computing_in_fp32`.
     for component in ("image_encoder", "vae"):
@@ -161,7 +190,7 @@ def _image_conditions(source: ModelSource, parts: Components, manifest: Manifest
     call = {
         "image": image,
         "prompt_embeds": embeds.numpy(),
-        "noise_aug_strength": MOTION.noise_aug_strength,
+        **NO_NOISE,
     }
     return values | _host_conditions(manifest), call
 
@@ -179,7 +208,7 @@ def _text_conditions(source: ModelSource, parts: Components, manifest: Manifest)
                 return_attention_mask=True, return_tensors="pt",
             )  # fmt: skip
             inputs += [encoded.input_ids, *([encoded.attention_mask] if spec.mask else [])]
-        if manifest.clip_skips:
+        if "clip_skip" in manifest.parameters:
             inputs.append(torch.zeros(1, dtype=torch.int64))
         with computing_in_fp32(encoder):
             outputs = encoder(*inputs)
@@ -203,7 +232,7 @@ class _Graphs:
         self._full_inputs = [values[name] for name in conditioning.full_inputs]
         self._gated_inputs = [values[name] for name in conditioning.gated_inputs]
         self._caches: dict[str, torch.Tensor] = {}
-        self._phases: dict[Phase, FullPhase | GatedPhase] = {
+        self._phases: dict[str, FullPhase | GatedPhase] = {
             phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)
         }
 
@@ -212,7 +241,7 @@ class _Graphs:
         """The phases, in the order of the bundle's graphs."""
         return tuple(self._phases.values())
 
-    def __call__(self, phase: Phase, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def __call__(self, phase: str, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         module = self._phases[phase]
         reads = [self._caches[group.name] for group in module.reads]
         conditions = self._full_inputs if isinstance(module, FullPhase) else self._gated_inputs

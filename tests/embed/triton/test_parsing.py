@@ -11,7 +11,7 @@ import pytest
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.embed.triton.interface import FORMATS, SCALARS, inputs
+from tgate_export.embed.triton.interface import FORMATS, arguments, inputs, single
 from tgate_export.embed.triton.parsing import MAX_IMAGES, MAX_TEXT_BYTES, parse
 from tgate_export.runtime.request import make_request
 
@@ -48,13 +48,15 @@ def test_everything_there_is(manifest: Manifest) -> None:
         "guidance_rescale": 0.5, "clip_skip": 1, "scheduler": "euler", "seed": 3, "num_images": 1,
         "width": 16, "height": 16,
     }  # fmt: skip
-    assert scalars.keys() == SCALARS.keys()
+    named = arguments(manifest)
+    served = {"deadline", "format", "progress", "preview"}
+    assert scalars.keys() == single(manifest) - served == named.keys() - {"guidance_scale"}
     types = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
+    ports = {port.name: port.type for port in inputs(manifest)}
     tensors = {
-        name: texts(str(value)) if SCALARS[name][0] == "STRING"
-        else one(value, types[SCALARS[name][0]])
+        name: texts(str(value)) if ports[name] == "STRING" else one(value, types[ports[name]])
         for name, value in scalars.items()
-    }  # fmt: skip
+    }
     call = parse(
         manifest,
         {
@@ -65,7 +67,7 @@ def test_everything_there_is(manifest: Manifest) -> None:
     )  # fmt: skip
     found, expected = call.request, make_request(
         manifest, ["a", "b"], negative_prompt="c", guidance_scale=[2.0, 3.0], latents=latents,
-        output_type="latent", **{SCALARS[name][1]: value for name, value in scalars.items()},
+        output_type="latent", **{named[name]: value for name, value in scalars.items()},
     )  # fmt: skip
     for field in vars(expected):
         np.testing.assert_array_equal(
@@ -104,8 +106,8 @@ def test_embeddings_in_place_of_prompts(manifest: Manifest) -> None:
         ({"guidance_scale": one(np.inf)}, "guidance_scale must be a finite number"),
         ({"guidance_scale": np.zeros(3, np.float32)}, "3 guidance scales for 1 prompts"),
         ({"guidance_rescale": one(np.nan)}, "guidance_rescale must be 0 to 1"),
-        ({"steps": one(0, np.int32)}, "steps must be 1 to 100, got 0"),
-        ({"steps": one(-1, np.int32)}, "steps must be 1 to 100"),
+        ({"steps": one(0, np.int32)}, "steps must be at least 1, got 0"),
+        ({"steps": one(-1, np.int32)}, "steps must be at least 1"),
         ({"steps": one(2**31 - 1, np.int32)}, "steps must be 1 to 100"),
         ({"gate_step": one(0, np.int32)}, "gate_step must be at least 1"),
         ({"scheduler": texts("../../etc/passwd")}, "unknown scheduler"),

@@ -24,7 +24,7 @@ from tgate_export.bundle.plans import (
 )
 from tgate_export.runtime.backends.plan_choice import input_shapes
 from tgate_export.runtime.plan import RunShape, plan_run
-from tgate_export.steps.step_plan import tgate_plan
+from tgate_export.steps.tgate import tgate_plan
 
 Ranges = dict[str, dict[str, ShapeRange]]
 Triple = tuple[int, int, int]

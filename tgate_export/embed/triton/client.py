@@ -18,9 +18,9 @@ import numpy as np
 
 from tgate_export.common.errors import TGateError
 from tgate_export.common.install import pip_install
-from tgate_export.embed.triton.interface import SCALARS, Format
+from tgate_export.embed.triton.interface import Format
 
-_DTYPES = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
+_DTYPES = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "UINT8": np.uint8}
 
 
 class ServerError(TGateError):
@@ -135,6 +135,7 @@ class TGateClient:
         self._grpc = grpc
         self._model = model
         self._url = url
+        self._inputs: dict[str, str] | None = None  # types by name, once asked for
 
     def ready(self) -> bool:
         """Whether the server answers and the model is loaded."""
@@ -171,7 +172,6 @@ class TGateClient:
         prompt: str | list[str] | None = None,
         *,
         negative_prompt: str | list[str] | None = None,
-        guidance_scale: float | list[float] | None = None,
         latents: np.ndarray | None = None,
         embeddings: Mapping[str, np.ndarray] | None = None,
         deadline: float | None = None,
@@ -179,14 +179,13 @@ class TGateClient:
         progress: bool = False,
         preview: bool = False,
         request_id: str = "",
-        **scalars: Any,
+        **parameters: Any,
     ) -> Call:
         """Send a request, and return at once.
 
         Args:
             prompt: one or more.
             negative_prompt: one for all prompts, or one each.
-            guidance_scale: one for all prompts, or one each.
             latents: starting latents [B, C, h, w] of unit variance, instead of a seed.
             embeddings: instead of prompts, arrays by the names of the text encoder's outputs,
                 such as `prompt_embeds` and `negative_prompt_embeds`.
@@ -195,23 +194,23 @@ class TGateClient:
             progress: tell every step that can be told in time,
             preview: and send its latents.
             request_id: for the server's log.
-            **scalars: `steps`, `gate_step`, `scheduler`, `seed`, `num_images`, `width`, `height`,
-                `guidance_rescale`, `clip_skip`, `sp_interval`, `fi_interval` and `warm_up`.
+            **parameters: `seed`, `num_images`, `width`, `height`, and the parameters that the
+                model has, such as `steps`, `gate_step` and `guidance_scale`.
 
         Raises:
-            TypeError: an unknown option.
+            TypeError: the model has no such parameter; it says which there are.
+            ServerError: the server does not answer.
         """
-        if unknown := sorted(scalars.keys() - SCALARS.keys()):
-            raise TypeError(f"unknown option {unknown[0]!r}: there are {', '.join(SCALARS)}")
+        parameters = {name: value for name, value in parameters.items() if value is not None}
+        types = self._types() if parameters else {}
+        if unknown := sorted(parameters.keys() - types.keys()):
+            raise TypeError(f"unknown option {unknown[0]!r}: there are {', '.join(types)}")
         tensors = [
             self._texts("format", format),
             *(self._texts(name, text) for name, text in
               (("prompt", prompt), ("negative_prompt", negative_prompt)) if text is not None),
-            *(self._scalar(name, value) for name, value in scalars.items() if value is not None),
+            *(self._parameter(name, types[name], value) for name, value in parameters.items()),
         ]  # fmt: skip
-        if guidance_scale is not None:
-            scales = np.atleast_1d(np.asarray(guidance_scale, np.float32))
-            tensors.append(self._tensor("guidance_scale", scales))
         for name, array in ({"latents": latents} | dict(embeddings or {})).items():
             if array is not None:
                 tensors.append(self._tensor(name, array))
@@ -249,11 +248,24 @@ class TGateClient:
         texts = [value] if isinstance(value, str) else value
         return self._tensor(name, np.array([text.encode() for text in texts], dtype=np.object_))
 
-    def _scalar(self, name: str, value: Any) -> Any:
-        kind, _ = SCALARS[name]
-        if kind == "STRING":
+    def _types(self) -> dict[str, str]:
+        """Return the types of the model's inputs, asked for once."""
+        if self._inputs is None:
+            client = self._grpc.InferenceServerClient(self._url)
+            try:
+                metadata = client.get_model_metadata(self._model)
+            except self._grpc.InferenceServerException as error:
+                raise ServerError(str(error)) from None
+            finally:
+                client.close()
+            self._inputs = {entry.name: entry.datatype for entry in metadata.inputs}
+        return self._inputs
+
+    def _parameter(self, name: str, kind: str, value: Any) -> Any:
+        if kind == "BYTES":
             return self._texts(name, value)
-        return self._tensor(name, np.array([value], _DTYPES[kind]))
+        array = np.asarray(value, _DTYPES[kind])
+        return self._tensor(name, array.reshape(1) if array.ndim == 0 else array)
 
     def _tensor(self, name: str, array: np.ndarray) -> Any:
         from tritonclient.utils import np_to_triton_dtype

@@ -10,8 +10,9 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, SCALARS, SINGLE, Format
-from tgate_export.runtime.plan import NEGATIVE
+from tgate_export.embed.triton import interface
+from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, Format, single
+from tgate_export.runtime.buffers import NEGATIVE
 from tgate_export.runtime.request import Request, make_request
 
 MAX_TEXT_BYTES = 16384  # text encoders read a few hundred tokens at most
@@ -44,26 +45,27 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
     Raises:
         InvalidRequestError: names the input and what it may be.
     """
+    one = single(manifest)
     for name, value in tensors.items():  # before anything is made of so many
-        _check_count(name, value)
+        _check_count(name, value, single=name in one)
     found = {name: _plain(name, value) for name, value in tensors.items()}
     texts = [text for value in found.values() if value.dtype == np.object_ for text in value]
     if (size := sum(len(text.encode()) for text in texts)) > MAX_TEXTS_BYTES:
         raise InvalidRequestError(
             f"the texts of a request have {size} bytes, at most {MAX_TEXTS_BYTES} are read"
         )
-    arguments = {
-        argument: _single(found[name]) for name, (_, argument) in SCALARS.items() if name in found
+    arguments: dict[str, Any] = {
+        argument: _value(found[name], single=name in one)
+        for name, argument in interface.arguments(manifest).items()
+        if name in found
     }
-    names = [tensor.name for tensor in manifest.graph("text_encoder").outputs]
+    names = [tensor.name for tensor in manifest.graph(manifest.prompt_encoder).outputs]
     for prefix in ("", NEGATIVE):
         given = {name: found[prefix + name] for name in names if prefix + name in found}
         if given:
             arguments[f"{prefix}prompt_embeds"] = given
-    for name in ("negative_prompt", "guidance_scale"):
-        if name in found:
-            values = found[name].tolist()
-            arguments[name] = values[0] if len(values) == 1 else values
+    if "negative_prompt" in found:
+        arguments["negative_prompt"] = _value(found["negative_prompt"], single=False)
     if "latents" in found:
         arguments["latents"] = found["latents"]
     format_ = _single(found["format"]) if "format" in found else DEFAULT_FORMAT
@@ -95,8 +97,8 @@ def check_fields(known: Iterable[str], fields: Iterable[str]) -> None:
         raise InvalidRequestError(f"unknown field {unknown[0]!r}: there are {', '.join(known)}")
 
 
-def _check_count(name: str, value: np.ndarray) -> None:
-    if name in SINGLE:
+def _check_count(name: str, value: np.ndarray, *, single: bool) -> None:
+    if single:
         if value.size != 1:
             raise InvalidRequestError(f"{name} must be one value, got {value.size}")
     elif len(value) > MAX_IMAGES:
@@ -122,6 +124,16 @@ def _text(name: str, value: Any) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{name} is not UTF-8: {error.reason}") from None
+
+
+def _value(value: np.ndarray, *, single: bool) -> Any:
+    """Return an input as Python has it: a value, or where there may be several a list."""
+    if single:
+        return _single(value)
+    if value.ndim > 1:  # pictures
+        return list(value)
+    values = value.tolist()
+    return values[0] if len(values) == 1 else values
 
 
 def _single(value: np.ndarray) -> Any:

@@ -11,6 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
@@ -34,7 +36,6 @@ from tgate_export.runtime.batching.stats import BatcherStats, Recorder
 from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.run_plan import RunPlans
-from tgate_export.steps.step_plan import Phase
 
 _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call stopped for it
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
@@ -181,7 +182,7 @@ class Batcher:
         warnings: dict[str, None] = {}  # each once
         for image in images:
             for prefix, text in image.texts.items():
-                prepared = self._texts.text(text, 0 if prefix else request.clip_skip)
+                prepared = self._texts.text(text, request, image.index, negative=bool(prefix))
                 warnings |= dict.fromkeys(prepared.warnings)
         limit = None if deadline is None else now + deadline
         moment = due(now, self._needed(images[0].left), limit)
@@ -382,7 +383,7 @@ class Batcher:
         """Return when an image has to go on, at the latest, to be done when it is due."""
         return image.due - self._needed(image.left)
 
-    def _needed(self, evaluations: Counter[Phase]) -> float:
+    def _needed(self, evaluations: Counter[str]) -> float:
         """Return the seconds that evaluations should take in the largest batches."""
         return sum(number * self._pace.get(phase, 0.0) for phase, number in evaluations.items())
 
@@ -391,6 +392,11 @@ class Batcher:
         for name in self.manifest.samplers:
             self._run_plans.table(name)
         steps = min(2, self.manifest.samplers[self.manifest.defaults.scheduler].max_steps)
-        request = self.request("", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0)
+        size = self.manifest.size
+        black = np.zeros((size.height.opt, size.width.opt, 3), np.uint8)
+        request = self.request(
+            "", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0,
+            **dict.fromkeys(self.manifest.pictures, black),
+        )  # fmt: skip
         self.submit(request).result()
         self._recorder = Recorder()

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_table import HISTORY
-from tgate_export.runtime.conditioning import host_input
-from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
+from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.guidance import by_prompt_alone
+from tgate_export.runtime.inputs import host_inputs, host_row
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.runtime.plan import NEGATIVE
 from tgate_export.runtime.prompts import Prompts
 from tgate_export.runtime.request import Request
 from tgate_export.runtime.run import first_sample
 from tgate_export.runtime.run_plan import RunPlan
-from tgate_export.steps.step_plan import Evaluation, Phase
+from tgate_export.steps.step_plan import Evaluation
 
 State = dict[str, np.ndarray]
-Stage = Literal[Phase, "encode", "decode", "done"]
+Stage = str  # a phase, "encode", "decode" or "done"
 
 
 @dataclass(eq=False)
@@ -54,7 +53,7 @@ class ImageState:
     step: int = 0
     row: int | None = None
     result: np.ndarray | None = None
-    left: Counter[Phase] = field(init=False)
+    left: Counter[str] = field(init=False)
     _zeros: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,15 +67,9 @@ class ImageState:
         """Prepare one of a request's images, with exactly the noise of a run of its own."""
         scale = manifest.latents.downscale
         shape = (manifest.latents.channels, request.height // scale, request.width // scale)
-        state: State = {
-            "history.0": np.zeros((HISTORY, *shape), np.float32),
-            "guidance_scale": np.array(
-                effective_scale(manifest, request.guidance_scales[index]), np.float32
-            ),
-            "guidance_rescale": np.array(request.guidance_rescale, np.float32),
-        }
-        for name, kind in manifest.conditioning.items():
-            state[name] = host_input(kind, 1, request.micro_conditioning)[0]
+        state: State = {"history.0": np.zeros((HISTORY, *shape), np.float32)}
+        for buffer, tensor in host_inputs(manifest, manifest.phases).items():
+            state[buffer] = host_row(manifest, request, index, tensor)
         texts, embeds = _split(request.prompts, index, "")
         alone = by_prompt_alone(manifest, request.guidance_scales[index])
         if alone:  # a text's conditions follow when it is encoded
@@ -84,11 +77,11 @@ class ImageState:
         elif request.negative_prompts is not None:
             more_texts, more_embeds = _split(request.negative_prompts, index, NEGATIVE)
             texts, embeds = texts | more_texts, embeds | more_embeds
-        elif manifest.guidance == "classifier-free":
-            for tensor in manifest.graph("text_encoder").outputs:
-                row = tuple(int(dim) for dim in tensor.shape[1:])
-                state[NEGATIVE + tensor.name] = np.zeros(row, tensor.dtype)
-        image = None if request.image is None else request.image[index]
+        elif manifest.takes_negative:
+            for output in manifest.graph(manifest.prompt_encoder).outputs:
+                row = tuple(int(dim) for dim in output.shape[1:])
+                state[NEGATIVE + output.name] = np.zeros(row, output.dtype)
+        image = request.pictures["image"][index] if request.begins_with_image else None
         return cls(request, index, route, state | embeds, texts, image, alone)
 
     @property

@@ -9,9 +9,8 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.backends.base import Backend, Execute
 from tgate_export.runtime.batching.image_state import ImageState
-from tgate_export.runtime.batching.plan import phases_of, plan_calls
+from tgate_export.runtime.batching.plan import plan_calls
 from tgate_export.runtime.plan import Launch, Slot
-from tgate_export.steps.step_plan import Phase
 
 
 class InputBatch:
@@ -35,8 +34,7 @@ class InputBatch:
         self._smallest = min(manifest.batch.min, batch)
         self._plan = plan_calls(manifest, batch, height, width)
         self._memory = backend.allocate(self._plan)
-        self._steps = dict(zip(phases_of(manifest), self._plan.steps, strict=True))
-        self._caches = {cache.tensor: cache.kind for cache in manifest.cache}
+        self._steps = dict(zip(manifest.phases, self._plan.steps, strict=True))
         self._bound: dict[tuple[str, int], Execute] = {}
         self._resident: dict[str, dict[int, np.ndarray]] = {}
         self.engine_seconds = 0.0
@@ -58,10 +56,11 @@ class InputBatch:
         launch = self._plan.encode_image
         assert launch is not None  # `check_graphs` refuses a request that needs it
         rows = range(len(images))
-        outputs = self._call((launch,), {"images": images}, {"image_latents": rows})
-        return [outputs["image_latents"][row] for row in rows]
+        (source,), (latents,) = launch.inputs.values(), launch.outputs.values()
+        outputs = self._call((launch,), {source.buffer: images}, {latents.buffer: rows})
+        return [outputs[latents.buffer][row] for row in rows]
 
-    def denoise(self, phase: Phase, members: Sequence[ImageState]) -> None:
+    def denoise(self, phase: str, members: Sequence[ImageState]) -> None:
         """Take one step of at most `batch` images that are in the same phase."""
         members = arrange(members)
         denoiser, sampler = self._steps[phase]
@@ -74,8 +73,7 @@ class InputBatch:
         )
         for name, slot in denoiser.outputs.items():
             # Of the caches, only those of an image that a later step of its reads.
-            kind = self._caches.get(name)
-            wanted[slot.buffer] = [row for row in rows if kind in members[row].evaluation.writes]
+            wanted[slot.buffer] = [row for row in rows if name in members[row].evaluation.writes]
         outputs = self._call((denoiser, sampler), inputs, wanted)
         for row, member in enumerate(members):
             found = {buffer: values[row] for buffer, values in outputs.items() if row in values}

@@ -9,7 +9,7 @@ from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.batching.image_state import ImageState, Stage
 from tgate_export.runtime.batching.input_batch import InputBatch
 from tgate_export.runtime.batching.texts import TextEncoder
-from tgate_export.runtime.plan import NEGATIVE
+from tgate_export.runtime.buffers import NEGATIVE
 
 
 class ModelRunner:
@@ -54,7 +54,9 @@ class ModelRunner:
 
     def _encode(self, input_batch: InputBatch, members: Sequence[ImageState]) -> None:
         texts = {
-            (member, prefix): self._texts.text(text, 0 if prefix else member.request.clip_skip)
+            (member, prefix): self._texts.text(
+                text, member.request, member.index, negative=bool(prefix)
+            )
             for member in members
             for prefix, text in member.texts.items()
         }

@@ -16,7 +16,6 @@ from tgate_export.runtime.batching.image_state import ImageState, Stage
 from tgate_export.runtime.batching.stats import Outcome
 from tgate_export.runtime.pipeline import to_pil
 from tgate_export.runtime.request import Request
-from tgate_export.steps.step_plan import Phase
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,7 +76,7 @@ class StepProgress:
     image: int
     step: int
     evaluations: int
-    phase: Phase
+    phase: str
     batch: int
     latents: Callable[[], np.ndarray]
 

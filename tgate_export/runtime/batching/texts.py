@@ -6,11 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.runtime.batching.input_batch import InputBatch
+from tgate_export.runtime.prompts import encoder_rows, encoder_values
+from tgate_export.runtime.request import Request
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 REMEMBERED = 64  # texts; among them the empty negative prompt that most requests have
@@ -21,12 +24,13 @@ class Text:
     """A prompt and how it is to be encoded.
 
     Attributes:
+        values: of the parameters that the encoder takes.
         inputs: the encoder's, one row of each.
         warnings: what of it was left out.
     """
 
     text: str
-    clip_skip: int
+    values: tuple[tuple[str, Any], ...]
     inputs: Mapping[str, np.ndarray] = field(compare=False, repr=False)
     warnings: tuple[str, ...] = field(compare=False)
 
@@ -35,28 +39,31 @@ class TextEncoder:
     """Tokenizes texts when they come, and encodes them a batch at a time."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._clip_skips = bundle.manifest.clip_skips
+        self._manifest = bundle.manifest
         specs = bundle.manifest.tokenizers
         with bundle.reading(*(spec.file for spec in specs.values())):
             self._tokenizers = {
                 name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
             }
         self._encoded: OrderedDict[Text, dict[str, np.ndarray]] = OrderedDict()
-        self.text = lru_cache(REMEMBERED)(self._tokenize)  # several threads may tokenize
+        self._tokenized = lru_cache(REMEMBERED)(self._tokenize)  # several threads may tokenize
 
-    def _tokenize(self, text: str, clip_skip: int) -> Text:
-        """Prepare a prompt for the encoder."""
-        inputs: dict[str, np.ndarray] = {}
+    def text(self, text: str, request: Request, index: int, *, negative: bool) -> Text:
+        """Prepare one of a request's prompts for the encoder."""
+        own = {name: (each[index],) for name, each in request.values.items()}
+        found = encoder_values(self._manifest, own, negative=negative)
+        values = tuple((name, each[0]) for name, each in found.items())
+        return self._tokenized(text, values)
+
+    def _tokenize(self, text: str, values: tuple[tuple[str, Any], ...]) -> Text:
         # Not Python's own warnings: those remember every text for ever, and show it in a log.
         warnings: list[str] = []
-        for name, tokenizer in self._tokenizers.items():
-            ids, mask = tokenizer([text], warnings.append)
-            inputs[name] = ids[0]
-            if tokenizer.spec.mask is not None:
-                inputs[tokenizer.spec.mask] = mask[0]
-        if self._clip_skips:
-            inputs["clip_skip"] = np.array(clip_skip, np.int64)
-        return Text(text, clip_skip, inputs, tuple(dict.fromkeys(warnings)))
+        rows = encoder_rows(
+            self._manifest, self._tokenizers, [text], {name: [value] for name, value in values},
+            warn=warnings.append,
+        )  # fmt: skip
+        inputs = {name: row[0] for name, row in rows.items()}
+        return Text(text, values, inputs, tuple(dict.fromkeys(warnings)))
 
     def encode(
         self, input_batch: InputBatch, texts: Iterable[Text]

@@ -1,4 +1,4 @@
-"""Conditions that the host computes, against diffusers' own."""
+"""Inputs that the host computes, against diffusers' own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tgate_export.runtime.conditioning import MicroConditioning, host_input
+from tgate_export.runtime.formulas import formula_row
+
+UNTOLD = {"original_size": None, "crops_coords_top_left": None, "target_size": None}
 
 
 @pytest.mark.parametrize(("height", "width"), [(1024, 1024), (768, 1344)])
@@ -23,12 +25,12 @@ def test_time_ids_are_those_of_diffusers(height: int, width: int) -> None:
     expected = diffusers.StableDiffusionXLPipeline._get_add_time_ids(
         Pipeline(), size, (0, 0), size, torch.float32, 8
     )
-    found = host_input("time_ids", 2, MicroConditioning.of(height, width))
+    found = formula_row("time_ids", UNTOLD, height=height, width=width)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.repeat(expected.numpy(), 2, axis=0))
+    np.testing.assert_array_equal(found[None], expected.numpy())
 
 
 def test_resolution_and_aspect_ratio() -> None:
-    size = MicroConditioning.of(768, 1344)
-    assert host_input("resolution", 2, size).tolist() == [[768, 1344]] * 2
-    np.testing.assert_allclose(host_input("aspect_ratio", 2, size), [[768 / 1344]] * 2)
+    size = {"height": 768, "width": 1344}
+    assert formula_row("resolution", {}, **size).tolist() == [768, 1344]
+    np.testing.assert_allclose(formula_row("aspect_ratio", {}, **size), [768 / 1344])

@@ -1,0 +1,167 @@
+"""Write the files that follow from others: after a parameter or a field of the manifest changed.
+
+usage: python scripts/generated.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.parameters import PARAMETERS, Declared
+
+PACKAGE = Path(__file__).resolve().parent.parent / "tgate_export"
+SIGNATURE = PACKAGE / "runtime" / "signature.py"
+SCHEMA = PACKAGE / "bundle" / "manifest.schema.json"
+
+_HEAD = '''"""The call of a pipeline, which `scripts/generated.py` writes from what is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tgate_export.runtime.pipeline import PipelineOutput
+    from tgate_export.runtime.prompts import Embeds
+    from tgate_export.runtime.run import StepInfo
+
+class Generate:
+    """What can be called as `TGatePipeline` is."""
+
+    def _generate(
+        self, arguments: dict[str, Any], callback: Callable[[StepInfo], None] | None
+    ) -> PipelineOutput:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Embeds | None = None,
+        negative_prompt_embeds: Embeds | None = None,
+'''
+_ARGUMENTS = {
+    "prompt": "one or more prompts.",
+    "negative_prompt": "what to avoid; one for all prompts, or one each. Without one it is the "
+    "empty text, or zero embeddings for a model that was trained so (SDXL).",
+    "prompt_embeds": "instead of `prompt`, what the text encoder makes of it [B, T, D]; where it "
+    "makes more than one tensor (`inspect --json`), a mapping from each one's name to its array, "
+    "such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or tensors of torch, of any "
+    "type and on any device.",
+    "negative_prompt_embeds": "the same instead of `negative_prompt`; one for all prompts, or one "
+    "each.",
+}
+_OTHERS = {
+    "seed": ("int | None", "None", "0 .. 2^64 - 1; random when not given."),
+    "num_images_per_prompt": (
+        "int", "1", "images of each prompt, with different starting latents.",
+    ),
+    "height": ("int | None", "None", "pixels; the bundle's default when not given."),
+    "width": ("int | None", "None", "pixels; the bundle's default when not given."),
+    "latents": (
+        "np.ndarray | None", "None",
+        "starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance, instead of "
+        "a seed.",
+    ),
+    "output_type": ("str", '"pil"', '"pil", "np" or "latent".'),
+    "parameters": (
+        "Mapping[str, Any] | None", "None",
+        "further ones that the bundle has (`inspect --json`), by name.",
+    ),
+    "callback_on_step_end": (
+        "Callable[[StepInfo], None] | None", "None",
+        "called after each denoiser evaluation; an exception ends the run. It cannot call this "
+        "pipeline, nor wait for another thread that does.",
+    ),
+}  # fmt: skip
+_TYPES = {
+    "integer": "int", "number": "float", "choice": "str", "pair": "tuple[int, int]",
+    "image": "str | Path | Image.Image | np.ndarray",
+}  # fmt: skip
+
+
+def _type(entry: Declared) -> str:
+    kind = _TYPES[entry.type]
+    if entry.per == "prompt":
+        kind += " | Sequence[Any]" if entry.type == "image" else f" | Sequence[{kind}]"
+    return f"{kind} | None"
+
+
+def _described(entry: Declared) -> str:
+    text = entry.help[0].lower() + entry.help[1:] if entry.help[1:2].islower() else entry.help
+    default = "" if entry.default is None else f" {entry.default} when not given."
+    each = " One for all prompts, or one each." if entry.per == "prompt" else ""
+    picture = (
+        " A file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0, 1]."
+        if entry.type == "image"
+        else ""
+    )
+    return text + each + picture + default
+
+
+def signature() -> str:
+    """Return the text of the module with the pipeline's call."""
+    lines = [_HEAD.rstrip("\n")]
+    lines += [f"        {name}: {_type(entry)} = None," for name, entry in PARAMETERS.items()]
+    lines += [
+        f"        {name}: {kind} = {default}," for name, (kind, default, _) in _OTHERS.items()
+    ]
+    lines.append("    ) -> PipelineOutput:")
+    lines.append('        """Generate one image for each prompt, or several.')
+    lines += ["", "        Where nothing else is said, what is not given is the bundle's default."]
+    lines += ["", "        Args:"]
+    described = {
+        **_ARGUMENTS,
+        **{name: _described(entry) for name, entry in PARAMETERS.items()},
+        **{name: text for name, (_, _, text) in _OTHERS.items()},
+    }
+    for name, text in described.items():
+        lines += textwrap.wrap(
+            f"{name}: {text}", 100, initial_indent=" " * 12, subsequent_indent=" " * 16,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    lines += [
+        "",
+        "        Raises:",
+        "            InvalidRequestError: an argument out of range; the message names it. Or a "
+        "callback",
+        "                called the pipeline that it is called by.",
+        '        """',
+        "        arguments: dict[str, Any] = {",
+    ]
+    given = [name for name in described if name not in ("parameters", "callback_on_step_end")]
+    lines += [f'            "{name}": {name},' for name in given]
+    lines += [
+        "        }",
+        "        return self._generate(arguments | dict(parameters or {}), callback_on_step_end)",
+        "",
+    ]
+    text = "\n".join(lines)
+    return subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(SIGNATURE), "-"],
+        input=text, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def schema() -> str:
+    """Return the JSON schema of manifests."""
+    return json.dumps(Manifest.model_json_schema(), indent=1) + "\n"
+
+
+GENERATED: dict[Path, Callable[[], str]] = {SIGNATURE: signature, SCHEMA: schema}
+
+if __name__ == "__main__":
+    for file, make in GENERATED.items():
+        file.write_text(make(), encoding="utf-8")

@@ -1,0 +1,244 @@
+"""Every parameter of a run, declared once (no torch).
+
+A bundle's manifest has a table of those that it takes (`Manifest.parameters`), with its own
+defaults and limits; Python's signature, the command line's options, Triton's inputs and what C++
+accepts follow from the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+# integer, number   a value
+# choice            one of some names
+# pair              two integers, [height, width] or [top, left]
+# image             a picture [H, W, 3]; see `runtime.images`
+Type = Literal["integer", "number", "choice", "pair", "image"]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**64)] | Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Parameter(BaseModel):
+    """What a caller may set for a run.
+
+    Attributes:
+        type: of a value.
+        default: what stands for a value that is not given; None where the run makes one up, or
+            takes none.
+        min: smallest value.
+        max: largest value.
+        above: values are larger than this.
+        choices: the names that a choice may be.
+        scaled: the default keeps its place in a run of another number of steps.
+        per: a value holds for the whole call, or each prompt may have its own.
+        unit: of a value.
+        because: why a value cannot be smaller.
+        help: one line for people, read by itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    type: Type
+    default: Number | str | tuple[int, int] | None = None
+    min: Number | None = None
+    max: Number | None = None
+    above: Number | None = None
+    choices: tuple[str, ...] = ()
+    scaled: bool = False
+    per: Literal["call", "prompt"] = "call"
+    unit: str = ""
+    because: str = ""
+    help: str = ""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is as it is by default: tables are read by people, too."""
+        usual = {name: field.default for name, field in type(self).model_fields.items()}
+        return {
+            name: value for name, value in serialize(self).items() if value not in (usual[name], [])
+        }
+
+    def fault(self, value: Any) -> str:
+        """Return what is wrong with a value, as in "must be 0 to 1, got 2"; "" when it is fine."""
+        if self.type == "choice":
+            return "" if value in self.choices else f"must be one of {', '.join(self.choices)}"
+        if self.type == "pair":
+            return "" if _is_pair(value) else f"must be two whole numbers of pixels, got {value!r}"
+        if self.type == "image":
+            return ""  # whoever loads it finds out
+        whole = self.type == "integer"
+        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            return f"must be {'a whole' if whole else 'a'} number, got {value!r}"
+        return self._limit_fault(value)
+
+    def _limit_fault(self, value: Any) -> str:
+        bounded = self.min is not None and self.max is not None
+        if not bounded and not _is_finite(value):
+            return f"must be a finite number, got {value}"
+        if self.above is not None and not value > self.above:
+            return f"must be above {self.above}{self._up_to}, got {value}"
+        if bounded and not self.min <= value <= self.max:
+            return f"must be {self.min} to {self.max}, got {value}"
+        if self.min is not None and not value >= self.min:
+            because = f": {self.because}" if self.because else ""
+            return f"must be at least {self.min}, got {value}{because}"
+        if self.max is not None and not value <= self.max:
+            above = "" if self.above is None else f"above {self.above} and "
+            return f"must be {above}at most {self.max}, got {value}"
+        return ""
+
+    @property
+    def _up_to(self) -> str:
+        return "" if self.max is None else f" and at most {self.max}"
+
+
+class Declared(Parameter):
+    """A parameter that this package knows.
+
+    Attributes:
+        short: its name where names are short: an option of the command line, an input of Triton.
+        inert: values up to this change nothing, so that bundles without the parameter accept them.
+        absent: why a bundle has none.
+        arguments: what the signature says of it.
+    """
+
+    short: str = ""
+    inert: int | float | None = None
+    absent: str = "this bundle has none"
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no double
+        return False
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(
+            isinstance(side, Integral) and not isinstance(side, bool) and int(side) >= 0
+            for side in value
+        )
+    )
+
+
+_SDXL = "it is for SDXL, and this bundle's model is not told it"
+_VIDEO = "this bundle makes no videos"
+_IMAGE = "this bundle's runs begin with no image"
+
+PARAMETERS: Mapping[str, Declared] = {
+    "num_inference_steps": Declared(
+        type="integer", min=1, short="steps", help="Denoising steps.",
+    ),
+    "gate_step": Declared(
+        type="integer", min=1, scaled=True,
+        because="the first step always computes cross-attention, its outputs are what the gated "
+        "steps reuse",
+        help="First step that reuses cross-attention and drops guidance; at the number of steps or "
+        "more there is none. PNDM evaluates once more before step 0. By default the bundle's, "
+        "scaled to the number of steps.",
+    ),
+    "sp_interval": Declared(
+        type="integer", min=1, because="1 computes self-attention in every step",
+        help="Before the gate step, compute self-attention in steps that are multiples of this and "
+        "reuse it in between; 1: compute it in every step.",
+    ),
+    "fi_interval": Declared(
+        type="integer", min=1, because="1 computes self-attention in every step",
+        help="From the gate step on, compute self-attention in steps that are multiples of this "
+        "and reuse it in between; 1: compute it in every step.",
+    ),
+    "warm_up": Declared(
+        type="integer", min=0,
+        help="Compute self-attention in steps 0 to this one, whatever the interval before the gate "
+        "step.",
+    ),
+    "guidance_scale": Declared(
+        type="number", per="prompt", inert=1,
+        absent="this bundle was built without guidance",
+        help="Weight of classifier-free guidance before the gate step. At 1 or less a prompt is "
+        "generated without guidance and its negative prompt is ignored, as in diffusers.",
+    ),
+    "guidance_rescale": Declared(
+        type="number", default=0.0, min=0, max=1, inert=0,
+        absent="this bundle's guidance is never rescaled",
+        help="0 to 1: rescale guidance towards the standard deviation that it would have without "
+        "(arXiv 2305.08891), against overexposure.",
+    ),
+    "clip_skip": Declared(
+        type="integer", default=0, min=0, inert=0,
+        absent="this bundle's text encoder cannot skip layers",
+        help="Skip this many of the CLIP text encoder's last layers; negative prompts skip none, "
+        "as in diffusers.",
+    ),
+    "scheduler": Declared(
+        type="choice", help='Sampler that the bundle holds, such as "ddim" or "dpm++2m".',
+    ),
+    "original_size": Declared(
+        type="pair", unit="pixels", absent=_SDXL,
+        help="SDXL: (height, width) that the model is told the image had before scaling; by "
+        "default the image's own.",
+    ),
+    "crops_coords_top_left": Declared(
+        type="pair", default=(0, 0), unit="pixels", absent=_SDXL,
+        help="SDXL: (top, left) of the crop that the model is told.",
+    ),
+    "target_size": Declared(
+        type="pair", unit="pixels", absent=_SDXL,
+        help="SDXL: (height, width) that the model is told; by default the image's own.",
+    ),
+    "image": Declared(
+        type="image", per="prompt", absent=_IMAGE,
+        help="What a video is made from; or, for a bundle built with image-to-image, what to begin "
+        "with instead of noise. Its size is that of the result.",
+    ),
+    "strength": Declared(
+        type="number", default=0.8, above=0, max=1, absent=_IMAGE,
+        help="How much of the image is generated anew: the last int(steps * strength) steps run, "
+        "and the gate step counts those.",
+    ),
+    "fps": Declared(
+        type="integer", default=7, min=1, unit="frames a second", absent=_VIDEO,
+        help="Of a video: frames a second that the model is told.",
+    ),
+    "motion_bucket_id": Declared(
+        type="integer", default=127, min=0, absent=_VIDEO,
+        help="Of a video: how much is to move, about 0 to 255.",
+    ),
+    "noise_aug_strength": Declared(
+        type="number", default=0.02, min=0, absent=_VIDEO,
+        help="Of a video: standard deviation of the noise on its image in [-1, 1]; more gives more "
+        "motion and less likeness.",
+    ),
+    "min_guidance_scale": Declared(
+        type="number", default=1.0, absent=_VIDEO,
+        help="Of a video: the first frame's guidance scale, which rises to that of the last. Where "
+        "neither is above 1 no frame is guided.",
+    ),
+}  # fmt: skip
+
+
+def short_name(name: str) -> str:
+    """Return what a parameter is called on the command line and by Triton."""
+    declared = PARAMETERS.get(name)
+    return (declared.short if declared else "") or name
+
+
+def table_entry(name: str, **changes: Any) -> Parameter:
+    """Return a declared parameter as a bundle's table has it, with its own default and limits."""
+    declared = PARAMETERS[name]
+    fields = {field: getattr(declared, field) for field in Parameter.model_fields}
+    return Parameter.model_validate(fields | changes)

@@ -1,0 +1,123 @@
+"""The parameters of a call: completed with the bundle's defaults, and checked by its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.common.errors import InvalidRequestError
+from tgate_export.parameters import PARAMETERS, Parameter, short_name
+from tgate_export.steps.rule import at_least_fault
+
+
+def parameter_values(
+    manifest: Manifest, given: Mapping[str, Any], prompts: int
+) -> dict[str, tuple[Any, ...]]:
+    """Return one value for each prompt of all the bundle's parameters but pictures.
+
+    Args:
+        manifest: the bundle's.
+        given: by name; None stands for the default.
+        prompts: how many there are.
+
+    Raises:
+        InvalidRequestError: names the parameter and what it may be.
+    """
+    for name, value in given.items():
+        if value is not None and name not in manifest.parameters:
+            _refuse_absent(manifest, name, value)
+    return {
+        name: _each(name, entry, given.get(name), prompts)
+        for name, entry in manifest.parameters.items()
+        if entry.type != "image"
+    }
+
+
+def method_values(
+    manifest: Manifest, given: Mapping[str, Any], steps: int, executed: int
+) -> dict[str, int]:
+    """Return the values of the method's parameters, whose defaults give way to what is given.
+
+    Args:
+        manifest: the bundle's.
+        given: by name; None stands for the default.
+        steps: of the run.
+        executed: those that are not left out.
+
+    Raises:
+        InvalidRequestError: two values that contradict each other.
+    """
+    method = manifest.method
+    usual = manifest.defaults.num_inference_steps
+    values: dict[str, int] = {}
+    for name in method.parameters:
+        entry = manifest.parameters[name]
+        value = given.get(name)
+        if value is None:
+            assert isinstance(entry.default, int)  # the manifest was checked
+            value = entry.default
+            if entry.scaled:  # the default keeps its place when fewer or more steps are executed
+                value = max(int(entry.min or 0), round(entry.default * executed / usual))
+        values[name] = int(value)
+    for name, least in method.at_least.items():
+        if values[name] >= values[least]:
+            continue
+        if given.get(name) is None:
+            values[name] = values[least]
+        elif given.get(least) is None:
+            values[least] = values[name]
+        else:
+            raise InvalidRequestError(
+                at_least_fault(name, values[name], least, values[least]), field=name
+            )
+    return values
+
+
+def _each(name: str, entry: Parameter, value: Any, prompts: int) -> tuple[Any, ...]:
+    """Return a parameter's value for each prompt."""
+    if value is None:
+        return (entry.default,) * prompts
+    several = entry.per == "prompt" and isinstance(value, Sequence) and not isinstance(value, str)
+    values = [_checked(name, entry, one) for one in (value if several else [value])]
+    if len(values) not in (1, prompts):
+        words = name.replace("_", " ")
+        raise InvalidRequestError(
+            f"{len(values)} {words}s for {prompts} prompts: give one, or one each", field=name
+        )
+    return tuple(values * prompts if len(values) == 1 else values)
+
+
+def _checked(name: str, entry: Parameter, value: Any) -> Any:
+    """Return a value in the type that runs have."""
+    if entry.type == "choice" and value not in entry.choices:
+        raise InvalidRequestError(
+            f"unknown {name} {value!r}: this bundle has {', '.join(entry.choices)}", field=name
+        )
+    if fault := entry.fault(value):
+        raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)
+    if entry.type == "pair":
+        return tuple(value)
+    kinds: dict[str, type] = {"integer": int, "number": float, "choice": str}
+    return kinds[entry.type](value)
+
+
+def _refuse_absent(manifest: Manifest, name: str, value: Any) -> None:
+    """Refuse a parameter that a bundle lacks, unless its value changes nothing."""
+    declared = PARAMETERS.get(name)
+    if declared is None:
+        raise InvalidRequestError(
+            f"unknown parameter {name!r}: this bundle has {', '.join(manifest.parameters)}",
+            field=name,
+        )
+    if declared.type == "image":
+        return  # refused with how to build a bundle that takes it; see `rebuild`
+    several = declared.per == "prompt" and isinstance(value, Sequence)
+    for one in value if several else [value]:
+        fault = declared.fault(one)
+        if fault and declared.inert is not None:
+            raise InvalidRequestError(f"{name} {fault}", field=name)
+        if fault or declared.inert is None or one > declared.inert:
+            raise InvalidRequestError(
+                f"{name} {one} has no effect: {declared.absent}; leave it out", field=name
+            )
