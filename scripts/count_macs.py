@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tgate_export.bench.macs import Macs, count_macs
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.export.onnx_export import export_graph
-from tgate_export.export.weights import WeightFiles
+from tgate_export.export.weights import WeightFile
 from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
 from tgate_export.families.loading import Components, load_component
@@ -61,8 +62,9 @@ def exported_phases(model: str, batch: Range, folder: Path) -> Iterator[tuple[Gr
             continue
         exported = export_graph(graph, batch, options.size, vae_downscale(source))
         path = folder / f"{graph.name}.onnx"
-        with tempfile.TemporaryDirectory() as weights, WeightFiles(Path(weights)) as files:
-            files["denoiser"].externalize(exported)
+        with tempfile.TemporaryDirectory() as weights:
+            with closing(WeightFile(Path(weights, "denoiser.weights"))) as file:
+                file.externalize(exported)
             onnx_ir.save(exported, path)
         yield graph, path
 

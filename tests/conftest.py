@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.once import common_folder, made_once
+from tests.once import alone, common_folder, made_once
+from tests.tiers import is_quick, link_cache, refuse_to_build
 
 # The models here are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,10 +25,29 @@ CPU_BACKENDS = ("onnxruntime:cpu", "openvino")
 TINY_SEED = 20240414
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need no bundle")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_quick(item)])
+        items[:] = [item for item in items if is_quick(item)]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> None:
     """Keep what tests keep for one another apart from the user's."""
-    os.environ["TGATE_EXPORT_CACHE"] = str(common_folder(tmp_path_factory) / "cache")
+    folder = common_folder(tmp_path_factory) / "cache"
+    with alone(tmp_path_factory, "cache"):
+        link_cache(folder)
+    os.environ["TGATE_EXPORT_CACHE"] = str(folder)
+    os.environ.pop("TGATE_EXPORT_CACHE_SIZE", None)
+    if pytestconfig.getoption("--quick"):
+        from tgate_export.export import onnx_export
+
+        # For tests that were not seen to build.
+        onnx_export.torch.onnx.export = refuse_to_build  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,7 @@ def test_dynamic_size_runs_every_size(tiny_pipeline_dir: Path, tiny_dynamic_bund
         pipeline("a", width=18)
 
 
+@pytest.mark.builds
 def test_half_precision(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     one = Range(min=1, opt=1, max=1)
     result = build_bundle(

@@ -21,6 +21,8 @@ from tgate_export.bundle.integrity import bundle_files, open_bundle
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import VerificationError
 from tgate_export.common.progress import Progress
+from tgate_export.common.user_cache import cache_folder
+from tgate_export.export.content_cache import ContentCache
 from tgate_export.verify import differences as differences_module
 
 ONE = Range(min=1, opt=1, max=1)
@@ -83,11 +85,19 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cold(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache in which one bundle's units are, and the bundle: `cache` and `bundle`."""
+    """`bundle`, and `cache`, in which its units are and nothing else."""
     folder = tmp_path_factory.mktemp("cold")
+    build(tiny_pipeline_dir, folder / "bundle")  # which may be out of what tests share
+    take = ContentCache.take
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TGATE_EXPORT_CACHE", str(folder / "cache"))
-        build(tiny_pipeline_dir, folder / "bundle")
+
+        def take_and_copy(cache: ContentCache, key: str, target: Path) -> object:
+            shutil.copytree(cache.folder / key, folder / "cache" / "graphs" / key)
+            return take(cache, key, target)
+
+        patch.setattr(ContentCache, "take", take_and_copy)
+        build(tiny_pipeline_dir, folder / "again")
+    shutil.copytree(cache_folder("samplers"), folder / "cache" / "samplers")
     return folder
 
 

@@ -22,6 +22,7 @@ class Notes(Progress):
         self.notes.append(message)
 
 
+@pytest.mark.builds
 def test_graphs_are_proven_on_a_reduced_copy(
     tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

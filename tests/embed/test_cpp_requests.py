@@ -319,16 +319,18 @@ def family(name: str) -> Build:
     def build(folder: Path) -> Path:
         kind = tiny.PIPELINES[name]
         kind.save(folder / "pipeline")
-        return build_bundle(
-            str(folder / "pipeline"), size=tiny.SIZE, batch=kind.batch, out=folder / "bundle"
-        ).path
+        with tiny.only_samplers("ddim", "euler", "dpm++2m"):
+            return build_bundle(
+                str(folder / "pipeline"), size=tiny.SIZE, batch=kind.batch, out=folder / "bundle"
+            ).path
 
     return build
 
 
 def lcm(folder: Path) -> Path:
     tiny.save_lcm(folder / "pipeline")
-    return build_bundle(str(folder / "pipeline"), batch=tiny.FIXED, out=folder / "bundle").path
+    with tiny.only_samplers("ddim"):
+        return build_bundle(str(folder / "pipeline"), batch=tiny.FIXED, out=folder / "bundle").path
 
 
 BUILDS: dict[str, Build] = {

@@ -17,6 +17,8 @@ from tgate_export.bundle.manifest import Range, Size
 from tgate_export.common import versions
 from tgate_export.export import unit as unit_module
 from tgate_export.export.unit import EXPORTERS, tokenizer_key, unit_key
+from tgate_export.families.graphs import denoiser_cache, graph_exports
+from tgate_export.families.loading import load
 from tgate_export.families.source import ModelSource, resolve_source
 from tgate_export.families.units import units
 
@@ -143,3 +145,35 @@ def test_another_pipeline_of_the_same_parts(tiny_pipeline_dir: Path) -> None:
     assert changed(keys(source), keys(replace(source, pipeline="Another"))) == ALL
     named = replace(source, name="another", model="another", revision="1")
     assert keys(named) == keys(source)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "caches", "image_to_image"),
+    [
+        ("none", ("cross_cache",), True),
+        ("classifier-free", ("cross_cache", "self_passes", "self_cache"), True),
+        ("classifier-free", ("cross_cache",), False),
+    ],
+)
+def test_what_no_key_has_is_declared_alike(
+    tiny_pipeline_dir: Path, guidance: Any, caches: tuple[Any, ...], image_to_image: bool
+) -> None:
+    """Units of one key are exported from one declaration, whatever else a bundle is told."""
+
+    def declared(source: ModelSource, kinds: tuple[Any, ...], encoder: bool) -> dict[str, Any]:
+        parts = load(source, "fp32")
+        groups = denoiser_cache(source, parts, SIZE, kinds)
+        graphs = graph_exports(source, parts, SIZE, groups, image_to_image=encoder)
+        found: dict[str, Any] = {}
+        for graph in graphs:
+            entry = (graph.name, graph.components, graph.inputs, graph.outputs)
+            found.setdefault(graph.unit, []).append(entry)
+        return found
+
+    source = resolve_source(str(tiny_pipeline_dir))
+    other = source.guided_by(guidance)
+    same = keys(source).keys() - changed(keys(source), keys(other, caches=caches))
+    one, another = declared(source, ("cross_cache",), True), declared(other, caches, image_to_image)
+    compared = same & one.keys() & another.keys()
+    assert compared >= {"text_encoder", "vae_decoder"}
+    assert {name: one[name] for name in compared} == {name: another[name] for name in compared}

@@ -64,6 +64,7 @@ def types(model: onnx.ModelProto, kind: str, index: int) -> Counter[int]:
     return Counter(known[node.input[index]] for node in model.graph.node if node.op_type == kind)
 
 
+@pytest.mark.builds
 def test_attention_of_sd21_is_computed_in_fp32(
     sources: dict[str, ModelSource], tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_attention_of_sd21_is_computed_in_fp32(
     assert types(model, "Conv", 1).keys() == {FLOAT16}
 
 
+@pytest.mark.builds
 def test_t5_ends_its_feed_forward_in_fp32(sources: dict[str, ModelSource], tmp_path: Path) -> None:
     model = half_graph(sources["pixart-alpha"], "text_encoder", tmp_path)
     kinds = Counter(
@@ -83,6 +85,7 @@ def test_t5_ends_its_feed_forward_in_fp32(sources: dict[str, ModelSource], tmp_p
     assert float32_layers(load(sources["sd21"], "fp16")["text_encoder"]) == 0
 
 
+@pytest.mark.builds
 def test_t5_in_fp16_runs(sources: dict[str, ModelSource], tmp_path: Path) -> None:
     """Its sums are fp32 and its norms' scales fp16, which ONNX Runtime takes only when aligned."""
     half_graph(sources["pixart-alpha"], "text_encoder", tmp_path)

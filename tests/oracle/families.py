@@ -16,6 +16,7 @@ import tgate
 import torch
 from PIL import Image
 
+from tests.oracle.memo import memoized
 from tests.oracle.official_tgate import SCHEDULERS
 
 LOADERS = {
@@ -54,6 +55,7 @@ def _options(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+@memoized
 def official_latents(
     directory: Path, *, latents: np.ndarray, scheduler: str, gate_step: int, **call: Any
 ) -> np.ndarray:
@@ -74,6 +76,7 @@ def official_latents(
     return images
 
 
+@memoized
 def diffusers_run(
     directory: Path, *, latents: np.ndarray, scheduler: str, output_type: str, **call: Any
 ) -> np.ndarray:
@@ -123,6 +126,7 @@ def image_latents(directory: Path, images: np.ndarray) -> np.ndarray:
     return result
 
 
+@memoized
 def diffusers_image_run(
     directory: Path, *, image: np.ndarray, noise: np.ndarray, scheduler: str, **call: Any
 ) -> np.ndarray:

@@ -11,6 +11,8 @@ import diffusers
 import numpy as np
 import torch
 
+from tests.oracle.memo import memoized
+
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -34,6 +36,7 @@ def load_pipeline(directory: Path) -> Any:
     return pipe
 
 
+@memoized
 def official_latents(
     directory: Path,
     *,

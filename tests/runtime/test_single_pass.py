@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.oracle import hooked_diffusers
-from tests.tiny import FIXED, save_lcm
+from tests.tiny import FIXED, only_samplers, save_lcm
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.common.errors import InvalidRequestError
@@ -31,13 +31,15 @@ def lcm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded_bundle(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "lcm"
-    return build_bundle(str(lcm_dir), batch=FIXED, out=out).path
+    with only_samplers("ddim", "lcm", "euler-a"):
+        return build_bundle(str(lcm_dir), batch=FIXED, out=out).path
 
 
 @pytest.fixture(scope="session")
 def unguided_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "unguided"
-    return build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out).path
+    with only_samplers("ddim"):
+        return build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out).path
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,12 @@ with SamplerJobs({}, Path(sys.argv[1])) as jobs:
 """
 
 
+@pytest.fixture(autouse=True)
+def _nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every sampler compiled, whatever earlier runs kept."""
+    monkeypatch.setenv("TGATE_EXPORT_CACHE", str(tmp_path / "cache"))
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (script := folder / "script.py").write_text(SCRIPT)
     return subprocess.Popen(

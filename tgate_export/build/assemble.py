@@ -196,27 +196,29 @@ def _hash(work: Assembly) -> dict[str, File]:
 
 def _compare(work: Assembly, bundle: Bundle) -> None:
     """Compare with PyTorch what never was, and keep it for the next build."""
-    unproven = work.unproven
+    unproven, compared_here = work.unproven, work.compared_here
     if not unproven:
         return
-    here = {name for unit in work.compared_here for name in work.exported[unit.name].graphs}
+    here = {name for unit in compared_here for name in work.exported[unit.name].graphs}
     differences = _compare_here(work, bundle, here) if here else ()
     work.model = None
-    if work.reduced:
-        with reduced_copy(work.request, bundle, work.staging, work.cache, work.progress) as (
-            _,
-            others,
-        ):
+    if unproven != compared_here:
+        copy = reduced_copy(work.request, bundle, work.staging, work.cache, work.progress)
+        with copy as (_, others):
             differences += tuple(other for other in others if other.graph not in here)
     require(differences)
+    for unit in unproven:
+        work.exported[unit.name] = with_comparison(work.exported[unit.name], differences)
+    if work.cache.most_bytes:
+        _keep(work, unproven, bundle.manifest)
+
+
+def _keep(work: Assembly, kept: list[Unit], manifest: Manifest) -> None:
+    """Keep units for other builds."""
     with work.progress.stage("keeping graphs in the cache"):
-        for unit in unproven:
-            found = with_comparison(work.exported[unit.name], differences)
-            work.exported[unit.name] = found
-            keep_unit(
-                work.cache, work.keys[unit], label(work.request, unit), found, bundle.manifest,
-                work.graphs,
-            )  # fmt: skip
+        for unit in kept:
+            name, found = label(work.request, unit), work.exported[unit.name]
+            keep_unit(work.cache, work.keys[unit], name, found, manifest, work.graphs)
 
 
 def _compare_here(work: Assembly, bundle: Bundle, graphs: set[str]) -> tuple[Difference, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import onnx_ir
@@ -63,9 +64,8 @@ def export_unit(
     """
     precision = component_precision(source, unit.components[0], parts.precision)
     denoising = unit.name == DENOISER
-    weights = WeightFile(folder / f"{unit.name}.weights")
     graphs = {}
-    try:
+    with closing(WeightFile(folder / f"{unit.name}.weights")) as weights:
         for graph in declared:
             if graph.unit != unit.name:
                 continue
@@ -85,8 +85,6 @@ def export_unit(
                 )
                 del model
                 release_memory()
-    finally:
-        weights.close()
     if not denoising:
         return ExportedUnit(graphs=graphs)
     return ExportedUnit(

@@ -11,6 +11,7 @@ from tgate_export.runtime.batching.plan import phases_of, plan_calls
 from tgate_export.runtime.plan import Slot
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize("fixture", ["tiny_bundle", "reuse_bundle"])
 def test_every_tensor_is_bound(fixture: str, request: pytest.FixtureRequest) -> None:
     manifest = read_manifest(request.getfixturevalue(fixture))
