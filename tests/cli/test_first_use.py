@@ -59,7 +59,7 @@ def test_a_folder_of_that_name_comes_first(
         ),
         (
             ["generate", "tiny", "--prompt", "x", "--backend", "cpu"],
-            "unknown backend 'cpu': did you mean onnxruntime:cpu or openvino?",
+            "unknown backend 'cpu': did you mean openvino or onnxruntime:cpu?",
         ),
         (["build", "--model", "./nofolder"], "./nofolder: no such folder"),
         (["build", "--model", "a/b/c"], "a/b/c: no such folder"),
