@@ -15,6 +15,7 @@ from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.cli._console import next_commands
 from tgate_export.common.errors import TGateError
+from tgate_export.common.hints import Call, in_python, worded
 from tgate_export.common.progress import Progress
 from tgate_export.families.names import NAMED_MODELS
 
@@ -94,8 +95,8 @@ class Notes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def note(self, *text: str | Call) -> None:
+        self.notes.append(worded(text, in_python))
 
 
 @pytest.mark.parametrize(("gate_step", "off"), [(24, False), (25, True), (50, True)])

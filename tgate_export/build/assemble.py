@@ -25,6 +25,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.bundle.tokenizer_file import check_tokenizer
 from tgate_export.common.errors import ModelError, TGateError
+from tgate_export.common.hints import Argument
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.families.source import ModelSource
@@ -192,7 +193,9 @@ def _check_space(staging: Path, parts: Components) -> None:
     if free < needed * 1.02:
         raise TGateError(
             f"the bundle needs {needed / 1e9:.1f} GB and {staging.parent} has {free / 1e9:.1f} GB "
-            "free: free some space, or choose another --out"
+            "free",
+            "free some space, or choose another ",
+            Argument("out"),
         )
 
 

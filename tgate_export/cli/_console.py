@@ -103,10 +103,9 @@ class RichProgress(Progress):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def note(self, message: str, *hint: str | Call) -> None:
+    def note(self, *text: str | Call) -> None:
         """Report something that the user should know."""
-        text = f"{message}: {worded(hint, on_command_line)}" if hint else message
-        self._console.print(f"  note: {text}", soft_wrap=True)
+        self._console.print(f"  note: {worded(text, on_command_line)}", soft_wrap=True)
 
 
 @contextlib.contextmanager

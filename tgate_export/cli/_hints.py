@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Arguments of Python -> options, where the name is another than with dashes for underscores.
 _OPTIONS = {
     "compute_capabilities": "sm",
+    "gpus": "gpu",
     "layer_info": "keep-layer-info",
     "library": "target",
     "num_inference_steps": "steps",

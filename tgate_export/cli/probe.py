@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +88,8 @@ def command(
         scheduler = scheduler or pipeline.manifest.defaults.scheduler
         _check(pipeline, steps, scheduler)
         with progress_bar() as advance:
-            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim)
+            command = partial(_generate, pipeline, prompts[0], steps, scheduler)
+            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim, command)
             result = probe.run()
     _show(result)
     if json_path:
@@ -98,6 +101,17 @@ def command(
     if not result.complete:
         stderr().print("error: interrupted; what was drawn is kept", soft_wrap=True)
         raise SystemExit(130)
+
+
+def _generate(
+    pipeline: TGatePipeline, prompt: str, steps: int, scheduler: str, gate_step: int
+) -> str:
+    """Return the command that draws with a gate step."""
+    options = ["--steps", str(steps), "--gate-step", str(gate_step)]
+    if scheduler != pipeline.manifest.defaults.scheduler:
+        options += ["--scheduler", scheduler]
+    path = str(pipeline.bundle.path)
+    return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:

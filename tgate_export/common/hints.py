@@ -1,8 +1,8 @@
 """What to do about an error, as data: a front end has its own words for the calls that it names.
 
 An error's message says what is wrong in words that everybody shares. What to change is an argument
-of some call: `--precision fp32` to whoever typed a command, `precision='fp32'` to whoever wrote a
-program. `cli/_hints.py` has the first, `in_python` the second.
+of some call: an option to whoever typed a command, a keyword to whoever wrote a program.
+`cli/_hints.py` writes the first, `in_python` the second.
 """
 
 from __future__ import annotations

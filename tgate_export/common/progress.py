@@ -20,5 +20,5 @@ class Progress:
     def advance(self, done: int, total: int) -> None:
         """Report how far the current stage is."""
 
-    def note(self, message: str, *hint: str | Call) -> None:
-        """Report something that the user should know, and what to do; see `TGateError`."""
+    def note(self, *text: str | Call) -> None:
+        """Report something that the user should know, in parts, as a hint; see `TGateError`."""
