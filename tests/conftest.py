@@ -53,12 +53,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Co
 @pytest.fixture(scope="module")
 def plain_sessions() -> Iterator[None]:
     """Let ONNX Runtime run graphs as they are written: other kernels round in other ways."""
-    from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from tgate_export.runtime.backends.onnxruntime_sessions import Sessions
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            OnnxRuntimeBackend, "_for_cpu", lambda _self, _graph, path, _options: str(path)
-        )
+        patch.setattr(Sessions, "_for_cpu", lambda _self, _graph, path, _options: str(path))
         yield
 
 

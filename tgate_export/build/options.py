@@ -20,6 +20,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.hints import Argument
 from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
@@ -96,8 +97,11 @@ def check_options(
     dynamic = not (width.fixed and height.fixed)
     if dynamic and not source.family.dynamic_size:
         raise InvalidRequestError(
-            f"{source.model} is a {source.pipeline}, whose bundles have one size: fix it, as "
-            f"--size {width.opt}x{height.opt}"
+            f"{source.model} is a {source.pipeline}, whose bundles have one size",
+            "fix it, as ",
+            Argument(
+                "size", tuple(Range(min=s.opt, opt=s.opt, max=s.opt) for s in (width, height))
+            ),
         )
     multiple = geometry.size_multiple(source, dynamic=dynamic)
     for name, side_range in (("width", width), ("height", height)):

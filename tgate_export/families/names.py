@@ -1,4 +1,4 @@
-"""The model names that `build --model` knows, and where their defaults come from."""
+"""The model names that `build_bundle` knows, and where their defaults come from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NamedModel:
     """A model that can be built by name.
 
     Attributes:
-        name: what `--model` takes.
+        name: what `build_bundle` takes as a model.
         family: the family module that loads it.
         summary: one line for people.
         directory: packaged pipeline; only its configuration when `hub_id` is set.
