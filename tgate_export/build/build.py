@@ -81,6 +81,8 @@ def build_bundle(
 ) -> BuildResult:
     """Compile a diffusers pipeline into a bundle, verify it, and put it in place atomically.
 
+    Graphs that were exported and compared with PyTorch before come out of the user's cache.
+
     Args:
         model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id, which may
             end with `@` and a revision.
