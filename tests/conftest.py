@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # Every backend that runs whole pipelines without a GPU; tests that take `cpu_backend` run on each.
 CPU_BACKENDS = ("onnxruntime:cpu", "openvino")
 TINY_SEED = 20240414
-CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,12 +53,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Co
 @pytest.fixture(scope="module")
 def plain_sessions() -> Iterator[None]:
     """Let ONNX Runtime run graphs as they are written: other kernels round in other ways."""
-    from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from tgate_export.runtime.backends.onnxruntime_sessions import Sessions
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            OnnxRuntimeBackend, "_for_cpu", lambda _self, _graph, path, _options: str(path)
-        )
+        patch.setattr(Sessions, "_for_cpu", lambda _self, _graph, path, _options: str(path))
         yield
 
 
@@ -78,6 +75,7 @@ def save_tiny_pipeline(folder: Path) -> None:
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from tgate_export.families.names import NAMED_MODELS
     from tgate_export.families.random_tokenizers import byte_tokenizer
 
     vocabulary, tokens, width = 514, 77, 32
@@ -122,7 +120,8 @@ def save_tiny_pipeline(folder: Path) -> None:
                     centre = 1.0 if name.endswith("weight") else 0.0
                     parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
     torch.set_rng_state(state)
-    scheduler = json.loads((CONFIGS / "sd15" / "scheduler" / "scheduler_config.json").read_text())
+    configuration = NAMED_MODELS["sd15"].directory / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(configuration.read_text())
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

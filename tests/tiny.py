@@ -42,11 +42,12 @@ from transformers import (
 )
 
 from tgate_export.bundle.manifest import Range
+from tgate_export.families.names import NAMED_MODELS
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
 from tgate_export.samplers import specs
 
 SEED = 20240414
-CONFIGS = Path(__file__).resolve().parent.parent / "tgate_export" / "families" / "configs"
+CONFIGS = {name: model.directory for name, model in NAMED_MODELS.items()}
 VOCABULARY, TOKENS = 514, 77
 FRAMES = 3
 
@@ -220,7 +221,7 @@ def save_svd(folder: Path) -> None:
             ),
             scheduler=EulerDiscreteScheduler.from_config(_scheduler("svd")),
             feature_extractor=CLIPImageProcessor.from_pretrained(
-                CONFIGS / "svd" / "feature_extractor"
+                CONFIGS["svd"] / "feature_extractor"
             ),
         )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -309,6 +310,6 @@ def _clip(cls: Any, width: int, **changes: Any) -> Any:
 
 
 def _scheduler(name: str) -> dict[str, Any]:
-    path = CONFIGS / name / "scheduler" / "scheduler_config.json"
+    path = CONFIGS[name] / "scheduler" / "scheduler_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config

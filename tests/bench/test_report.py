@@ -123,7 +123,9 @@ def bench_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Be
 @pytest.fixture
 def probe_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeResult, str]:
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
-    probe = Probe(pipeline, (PROMPT, "b"), 8, "ddim", 0, lambda *_: None, min_ssim=0)
+    probe = Probe(
+        pipeline, (PROMPT, "b"), 8, "ddim", 0, lambda *_: None, 0, "draw --gate-step {}".format
+    )
     result = probe.run()
     rng = np.random.default_rng(0)
     pictures = {

@@ -250,7 +250,7 @@ def test_missing_manifest(tiny_bundle_copy: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     message = refused(tmp_path / "nothing")
     assert "no such folder" in message
-    assert "tgate-export build" in message
+    assert "make one with `build_bundle`" in message
 
 
 def test_file_instead_of_a_bundle(tmp_path: Path) -> None:

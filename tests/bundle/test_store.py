@@ -133,7 +133,7 @@ def test_unknown_manifest_is_replaced_with_force_only(out: Path, text: str) -> N
     out.mkdir(parents=True)
     (out / MANIFEST).write_text(text)
     (out / "index.html").write_text("a web app has a manifest.json, too")
-    with pytest.raises(BundleError, match="--force"):
+    with pytest.raises(BundleError, match="force=True"):
         build(out)
     assert sorted(os.listdir(out)) == ["index.html", MANIFEST]
     build(out, force=True)
@@ -143,7 +143,7 @@ def test_unknown_manifest_is_replaced_with_force_only(out: Path, text: str) -> N
 def test_users_file_is_replaced_with_force_only(out: Path) -> None:
     build(out, "old")
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match=r"notes\.txt .*--force"):
+    with pytest.raises(BundleError, match=r"notes\.txt .*force=True"):
         build(out)
     assert content(out) == "old"
     build(out, force=True)

@@ -85,7 +85,7 @@ def test_cache_bytes(bench: Bench, folder: Path, tiny_bundle: Path) -> None:
         (["--scheduler", "heun"], "unknown scheduler 'heun'"),
         (["--steps", 101], "steps must be 1 to 100, got 101"),
         (["--steps", 1], "1 is not in the range x>=2"),
-        (["--batch", 9], "--batch 9 does not fit"),
+        (["--batch", 9], "batch 9 does not fit"),
         (["--repeats", 0], "0 is not in the range x>=1"),
         (["--json", "nowhere/b.json"], "--json nowhere/b.json: the folder nowhere does not exist"),
         (["--html", "."], "--html . is a folder"),

@@ -15,6 +15,7 @@ from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.cli._console import next_commands
 from tgate_export.common.errors import TGateError
+from tgate_export.common.hints import Call, in_python, worded
 from tgate_export.common.progress import Progress
 from tgate_export.families.names import NAMED_MODELS
 
@@ -59,7 +60,7 @@ def test_a_folder_of_that_name_comes_first(
         ),
         (
             ["generate", "tiny", "--prompt", "x", "--backend", "cpu"],
-            "unknown backend 'cpu': did you mean onnxruntime:cpu or openvino?",
+            "unknown backend 'cpu': did you mean openvino or onnxruntime:cpu?",
         ),
         (["build", "--model", "./nofolder"], "./nofolder: no such folder"),
         (["build", "--model", "a/b/c"], "a/b/c: no such folder"),
@@ -94,8 +95,8 @@ class Notes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def note(self, *text: str | Call) -> None:
+        self.notes.append(worded(text, in_python))
 
 
 @pytest.mark.parametrize(("gate_step", "off"), [(24, False), (25, True), (50, True)])

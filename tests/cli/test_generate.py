@@ -109,15 +109,15 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--weight-streaming-budget", -1], "is not in the range x>=0"),
         (
             ["--backend", "onnxruntime", "--no-cuda-graphs"],
-            "for plans and onnxruntime:cuda, not for onnxruntime",
+            "--no-cuda-graphs is for auto, tensorrt, tensorrt-rtx and onnxruntime:cuda",
         ),
         (
             ["--backend", "onnxruntime:cuda", "--weight-streaming-budget", 1],
-            "for plans, not for onnxruntime:cuda",
+            "--weight-streaming-budget is for auto, tensorrt and tensorrt-rtx",
         ),
         (
             ["--backend", "onnxruntime", "--precision", "fp32"],
-            "for auto and openvino, not",
+            "onnxruntime does not take precision fp32: --precision fp32 is for auto and openvino",
         ),
         (["--precision", "int8"], "'int8' is not one of 'fp32', 'bf16'"),
         (["--out", "x.gif"], "must end in .png"),

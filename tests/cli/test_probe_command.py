@@ -60,10 +60,10 @@ def test_suggestion_runs(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--prompts", "empty.txt"], "--prompts empty.txt holds no prompt: write one a line"),
-        (["--prompts", "latin.txt"], "--prompts latin.txt is not UTF-8 (byte 5)"),
-        (["--prompts", "none.txt"], "--prompts none.txt: No such file"),
-        (["--prompts", "."], "--prompts .: Is a directory"),
+        (["--prompts", "empty.txt"], "empty.txt holds no prompt: write one a line"),
+        (["--prompts", "latin.txt"], "latin.txt is not UTF-8 (byte 5)"),
+        (["--prompts", "none.txt"], "none.txt: No such file"),
+        (["--prompts", "."], ".: Is a directory"),
         (["--json", "nowhere/p.json"], "the folder nowhere does not exist"),
         (["--html", "nowhere/p.html"], "the folder nowhere does not exist"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),

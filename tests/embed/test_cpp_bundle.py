@@ -26,6 +26,7 @@ from tests.embed.driver import Driver
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import parse_manifest
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import BundleError
 
 WHERE = Path("bundle/manifest.json")
@@ -42,7 +43,7 @@ def masked(message: str) -> str:
 def python_error(call: Callable[[], object]) -> str:
     with pytest.raises(BundleError) as caught:
         call()
-    return str(caught.value)
+    return caught.value.worded(on_command_line)
 
 
 def assert_same_refusal(driver: Driver, bundle: Path, *, check_hashes: bool = True) -> None:

@@ -58,7 +58,7 @@ def test_an_empty_folder_is_filled_and_another_is_not(tiny_bundle: Path, tmp_pat
     (out := tmp_path / "myapp").mkdir()
     write_cpp_project(tiny_bundle, out)
     before = sorted(out.rglob("*"))
-    with pytest.raises(BundleError, match="myapp is not empty: choose another --out"):
+    with pytest.raises(BundleError, match="myapp is not empty: choose another out, or"):
         write_cpp_project(tiny_bundle, out)
     assert sorted(out.rglob("*")) == before
 

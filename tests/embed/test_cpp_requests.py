@@ -18,6 +18,7 @@ from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.runtime.test_cpus import QUOTAS, write
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.steps.tgate import check_settings, tgate_plan
@@ -207,7 +208,7 @@ def test_refusals_are_worded_alike(
     with pytest.raises(InvalidRequestError) as caught:
         tiny_pipeline(**python_arguments(request))
     reply = driver("run", bundle=str(tiny_bundle), request=request)
-    assert reply == {"error": str(caught.value), "exit_code": 2}
+    assert reply == {"error": caught.value.worded(on_command_line), "exit_code": 2}
 
 
 @pytest.mark.parametrize(

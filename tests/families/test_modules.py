@@ -9,8 +9,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.families.small_folder import edit_json, save_files
-from tgate_export.families.modules import ClipTextEncoder, DualClipTextEncoder
 from tgate_export.families.source import resolve_source
+from tgate_export.families.stable_diffusion.modules import ClipTextEncoder
+from tgate_export.families.stable_diffusion_xl.modules import DualClipTextEncoder
 
 
 def encoder(cls: type, layers: int, width: int = 32) -> torch.nn.Module:

@@ -13,6 +13,7 @@ import torch
 from tests.tiny import CONFIGS
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.families.names import NAMED_MODELS
 from tgate_export.families.registry import FAMILIES
@@ -64,13 +65,13 @@ def test_defaults(name: str) -> None:
 
 def test_shared_configurations_count_for_the_fingerprint() -> None:
     files = resolve_source("pixart-sigma", "random").files()
-    assert "../sdxl/vae/config.json" in files
+    assert "../../../stable_diffusion_xl/configs/sdxl/vae/config.json" in files
     assert "../pixart-alpha/text_encoder/config.json" in files
 
 
 @pytest.fixture
 def sdxl(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(CONFIGS / "sdxl", tmp_path / "mine"))
+    return Path(shutil.copytree(CONFIGS["sdxl"], tmp_path / "mine"))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -106,8 +107,8 @@ def test_unet_of_another_pipeline(sdxl: Path) -> None:
 
 
 def test_transformer_of_another_width(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(CONFIGS / "pixart-alpha", tmp_path / "mine"))
-    shutil.copytree(CONFIGS / "sdxl" / "vae", folder / "vae")
+    folder = Path(shutil.copytree(CONFIGS["pixart-alpha"], tmp_path / "mine"))
+    shutil.copytree(CONFIGS["sdxl"] / "vae", folder / "vae")
     assert resolve_source(str(folder), "random").name == "mine"
     edit(folder / "transformer" / "config.json", caption_channels=2048)
     assert "captions of width 2048 and its text encoder writes 4096" in refused(folder)
@@ -115,8 +116,9 @@ def test_transformer_of_another_width(tmp_path: Path) -> None:
 
 def test_pixart_has_one_size() -> None:
     source, sides = resolve_source("pixart-alpha", "random"), Range(min=512, opt=1024, max=1024)
-    with pytest.raises(InvalidRequestError, match="one size: fix it, as --size 1024x1024"):
+    with pytest.raises(InvalidRequestError, match="have one size: fix it, as size=") as caught:
         check_options(source, "fp16", (sides, sides), Range(min=1, opt=1, max=1), None)
+    assert caught.value.worded(on_command_line).endswith("fix it, as --size 1024x1024")
     odd = Range(min=1016, opt=1016, max=1016)
     with pytest.raises(InvalidRequestError, match="not a multiple of 16: try 1008 or 1024"):
         check_options(source, "fp16", (odd, odd), Range(min=1, opt=1, max=1), None)

@@ -12,7 +12,9 @@ import diffusers
 import pytest
 
 from tests.families.small_folder import edit_json
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import in_python, worded
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 from tgate_export.families.sampling import own_sampler, sampling_notes
 from tgate_export.families.source import ModelSource, resolve_source
@@ -66,7 +68,7 @@ def test_own_sampler_is_the_pipeline_s_own(
     equal = {sampler for sampler in like if told(make_scheduler(sampler, effective)) == own}
     found = own_sampler(source)
     assert found in equal if equal else found is None
-    notes = list(sampling_notes(source))
+    notes = [worded(note, in_python) for note in sampling_notes(source)]
     if found in (None, "pndm"):
         assert source.defaults == source.family.defaults
         assert f"its own sampler is {name}" in notes[0]
@@ -111,8 +113,10 @@ def test_what_a_folder_does_not_say_is_noted(pipeline: Path) -> None:
     trailing: dict[str, Any] = {"timestep_spacing": "trailing"}
     source = with_scheduler(pipeline, "EulerDiscreteScheduler", trailing)
     (note,) = sampling_notes(source)
-    assert "distilled to a few steps" in note
-    assert "--guidance none" in note
+    assert "distilled to a few steps" in worded(note, in_python)
+    assert worded(note, on_command_line).endswith(
+        "if it is one, build with --guidance none and generate with its --steps"
+    )
     assert list(sampling_notes(source.guided_by("none"))) == []
     trailing["rescale_betas_zero_snr"] = True  # which needs trailing timesteps, whatever the steps
     source = with_scheduler(pipeline, "EulerDiscreteScheduler", trailing)

@@ -297,7 +297,9 @@ def test_self_attention_with_a_residual_inside_is_refused() -> None:
     from diffusers.models.attention_processor import Attention
 
     block = nn.ModuleDict({"attn": Attention(8, residual_connection=True)})
-    with pytest.raises(ModelError, match=r"layer attn .*residual.*--sp-interval 1"):
+    with pytest.raises(
+        ModelError, match=r"layer attn .*residual.*sp_interval=1 and fi_interval=1$"
+    ):
         self_attention_layers(block)
     with pytest.raises(ModelError, match="no self-attention"):
         self_attention_layers(nn.Linear(2, 2))

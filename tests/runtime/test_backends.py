@@ -20,11 +20,18 @@ from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import Library
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
-from tgate_export.runtime.backends import openvino as openvino_module
-from tgate_export.runtime.backends import openvino_model, select
+from tgate_export.runtime.backends import (
+    onnxruntime_sessions,
+    openvino_compiled,
+    openvino_model,
+    select,
+)
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
+from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tgate_export.runtime.backends.openvino import OpenVinoBackend
 from tgate_export.runtime.pipeline import TGatePipeline
 
 
@@ -95,10 +102,9 @@ def test_auto_probes_nothing_that_the_bundle_cannot_use(
 def test_a_bundle_without_plans(tiny_bundle: Path, unimported: None, library: Library) -> None:
     with pytest.raises(BackendError) as caught:
         select(library, open_bundle(tiny_bundle))
-    assert f"has no {library} plans: make them with `tgate-export build --model" in str(
-        caught.value
-    )
-    assert f"--target {library}`, or use --backend onnxruntime" in str(caught.value)
+    said = caught.value.worded(on_command_line)
+    assert f"has no {library} plans: make them with `tgate-export build --model" in said
+    assert f"--target {library}`, or use --backend auto" in said
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
@@ -114,7 +120,7 @@ def test_plans_for_another_machine(gpu: Emulation, tiny_bundle_copy: Path) -> No
     write_emulated(tiny_bundle_copy, name="blackwell", compute_capabilities=["12.0"])
     with pytest.raises(BackendError) as caught:
         select("tensorrt-rtx", open_bundle(tiny_bundle_copy))
-    message = str(caught.value)
+    message = caught.value.worded(on_command_line)
     assert "blackwell: compute capability 12.0; old: version 1.6.0.1" in message
     assert "--target tensorrt-rtx --sm 8.9`" in message
 
@@ -124,17 +130,22 @@ def test_plans_for_another_shape(gpu: Emulation, tiny_bundle_copy: Path) -> None
     pipeline = TGatePipeline(bundle, select("tensorrt-rtx", bundle))
     with pytest.raises(BackendError) as caught:
         pipeline("a", num_inference_steps=2)
-    assert "(tensorrt-rtx: text_encoder's input_ids 2x77, not 1x77)" in str(caught.value)
-    assert "--size 16x16" in str(caught.value)
-    assert "--batch 1:1:8" in str(caught.value)
-    assert "--target tensorrt-rtx --sm 8.9`" in str(caught.value)
+    said = caught.value.worded(on_command_line)
+    assert "(tensorrt-rtx: text_encoder's input_ids 2x77, not 1x77)" in said
+    assert "--size 16x16 --batch 1:1:8 " in said
+    assert "--target tensorrt-rtx --sm 8.9`" in said
+    one_to_eight = "batch=Range(min=1, opt=1, max=8)"
+    target = f"library='tensorrt-rtx', compute_capabilities=('8.9',), {one_to_eight}"
+    assert f", {one_to_eight}, " in str(caught.value)
+    ending = f", plans=[PlanRequest({target})])`, or use backend='onnxruntime'"
+    assert str(caught.value).endswith(ending)
 
 
 def test_options_are_for_plans(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    with pytest.raises(ValueError, match="for plans and onnxruntime:cuda, not for onnxruntime:cpu"):
+    with pytest.raises(ValueError, match=r"cuda_graphs=False is for .* and onnxruntime:cuda"):
         select("onnxruntime:cpu", bundle, BackendOptions(cuda_graphs=False))
-    with pytest.raises(ValueError, match="for plans, not for onnxruntime:cuda"):
+    with pytest.raises(ValueError, match="budget is for auto, tensorrt and tensorrt-rtx"):
         select("onnxruntime:cuda", bundle, BackendOptions(weight_streaming_budget=1))
 
 
@@ -148,7 +159,7 @@ def test_onnxruntime_for_cuda_without_a_gpu(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime_module, "has_driver", lambda: False)
     bundle = open_bundle(tiny_bundle)
-    with pytest.raises(BackendError, match=r"no CUDA driver or GPU .*use --backend"):
+    with pytest.raises(BackendError, match=r"no CUDA driver or GPU .*use backend='onnxr"):
         select("onnxruntime:cuda", bundle)
     assert select("onnxruntime", bundle).name == "onnxruntime:cpu"
     backend = select("auto", bundle)
@@ -195,7 +206,7 @@ def bf16_capable(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 @pytest.mark.parametrize("name", ["openvino", "auto", "openvino:bf16"])
 def test_bf16_where_there_is_none(tiny_bundle: Path, name: str, bf16_capable: bool) -> None:
     options = BackendOptions() if name == "openvino:bf16" else BackendOptions(precision="bf16")
-    with pytest.raises(BackendError, match=r"no bf16 arithmetic.*: use --precision fp32"):
+    with pytest.raises(BackendError, match=r"no bf16 arithmetic.*: use precision='fp32'"):
         select(name, open_bundle(tiny_bundle), options)
 
 
@@ -205,13 +216,16 @@ def test_precision_is_asked_for(tiny_bundle: Path, bf16_capable: bool) -> None:
     assert select("openvino", bundle).name == "openvino"
     assert select("auto", bundle, BackendOptions(precision="fp32")).name == "openvino"
     backend = select("auto", bundle, BackendOptions(precision="bf16"))
-    # What a report names is what `--backend` takes.
+    # What a report names is what `select` takes.
     assert backend.name == select(backend.name, bundle).name == "openvino:bf16"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime:cpu", "tensorrt", "openvino:bf16"])
 def test_precision_is_not_for_others(tiny_bundle: Path, name: str) -> None:
-    with pytest.raises(InvalidRequestError, match=f"--precision fp32 is for .*, not for {name}"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=f"^{name} does not take .*: precision='fp32' is for auto and openvino$",
+    ):
         select(name, open_bundle(tiny_bundle), BackendOptions(precision="fp32"))
 
 
@@ -249,13 +263,13 @@ def test_large_denoisers_compute_from_one_map(
 ) -> None:
     call = {"num_inference_steps": 4, "gate_step": 2, "seed": 3, "output_type": "latent"}
     found = {}
-    for limit in (onnxruntime_module.SMALL_GRAPH_BYTES, 0):
-        monkeypatch.setattr(onnxruntime_module, "SMALL_GRAPH_BYTES", limit)
+    for limit in (onnxruntime_sessions.SMALL_GRAPH_BYTES, 0):
+        monkeypatch.setattr(onnxruntime_sessions, "SMALL_GRAPH_BYTES", limit)
         pipeline = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
         found[limit] = pipeline("a fox", **call).images
         backend = pipeline.backend
-        assert isinstance(backend, onnxruntime_module.OnnxRuntimeBackend)
-        mapped = [file.name for file in backend._weights]
+        assert isinstance(backend, OnnxRuntimeBackend)
+        mapped = [file.name for file in backend._sessions._weights]
         assert mapped == ([] if limit else ["denoiser.weights"])
     packed, shared = found.values()
     # Other kernels: fp32 rounding, which four steps carry on.
@@ -272,7 +286,7 @@ def test_openvino_maps_every_file_once(tiny_bundle: Path, monkeypatch: pytest.Mo
             time.sleep(0.2)  # another thread that looked for it would map it again
             super().__init__(file)
 
-    monkeypatch.setattr(openvino_module, "WeightMap", Slow)
+    monkeypatch.setattr(openvino_compiled, "WeightMap", Slow)
     pipeline = TGatePipeline.from_bundle(tiny_bundle, "openvino")
     for gate in (4, 2):
         pipeline("a fox", num_inference_steps=4, gate_step=gate)
@@ -287,13 +301,13 @@ def test_openvino_packs_the_weights_of_large_denoisers_once(
     pytest.importorskip("openvino")
     call = {"num_inference_steps": 4, "seed": 3, "output_type": "latent"}
     found: dict[int, list[np.ndarray]] = {}
-    for limit in (openvino_module.SMALL_GRAPH_BYTES, 0):
-        monkeypatch.setattr(openvino_module, "SMALL_GRAPH_BYTES", limit)
+    for limit in (openvino_compiled.SMALL_GRAPH_BYTES, 0):
+        monkeypatch.setattr(openvino_compiled, "SMALL_GRAPH_BYTES", limit)
         if bodies == "that it cannot":
             monkeypatch.setattr(openvino_model, "_decompose_group_norms", lambda *_: None)
         pipeline = TGatePipeline.from_bundle(tiny_bundle, "openvino")
         backend = pipeline.backend
-        assert isinstance(backend, openvino_module.OpenVinoBackend)
+        assert isinstance(backend, OpenVinoBackend)
         # Ungated needs one graph, gated another; the third has another batch.
         runs = [("a fox", 4), ("a fox", 2), (["a fox", "an owl"], 2), ("a fox", 2)]
         with warnings.catch_warnings(record=True) as caught:
@@ -306,7 +320,9 @@ def test_openvino_packs_the_weights_of_large_denoisers_once(
             assert not said
         else:
             assert re.search(r"full and gated apart.*Unsupported operation.*GroupNorm", *said)
-        joined = {"full", "gated"} in [set(entry.shapes) for entry in backend._compiled.values()]
+        joined = {"full", "gated"} in [
+            set(entry.shapes) for entry in backend._graphs._compiled.values()
+        ]
         assert joined == (limit == 0 and bodies != "that it cannot")
     for apart, together in zip(*found.values(), strict=True):
         # Its own way of group norms, in other kernels: fp32 rounding, which four steps carry on.

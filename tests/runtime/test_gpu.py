@@ -51,7 +51,7 @@ def planned(
     try:
         capability = Cuda("tensorrt-rtx").compute_capability()
     except BackendError as error:
-        pytest.skip(error.reason)
+        pytest.skip(error.message)
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
     if request.param == "installed":
         library = installed_library()
@@ -76,7 +76,7 @@ def ort_cuda(tiny_bundle: Path) -> TGatePipeline:
     try:
         return TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
     except BackendError as error:
-        pytest.skip(error.reason)
+        pytest.skip(error.message)
 
 
 def latents_of(pipeline: TGatePipeline, prompt: Any = "a", **kwargs: Any) -> np.ndarray:

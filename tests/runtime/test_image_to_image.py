@@ -19,6 +19,7 @@ from tests.oracle.families import diffusers_image_run, image_latents, load_pipel
 from tests.runtime.batching.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.run import StepInfo
 
@@ -192,9 +193,10 @@ def test_a_bundle_without_it_says_how_to_build_it(tiny_bundle: Path) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle)
     with pytest.raises(InvalidRequestError, match="built without image-to-image") as caught:
         pipeline(PROMPTS, image=np.zeros((16, 16, 3)), seed=0)
-    command = shlex.split(str(caught.value).split(": ")[-1])
+    command = shlex.split(caught.value.worded(on_command_line).split(": ")[-1])
     assert command[:2] == ["tgate-export", "build"]
     assert "--image-to-image" in command
+    assert str(caught.value).endswith(", image_to_image=True)")
 
 
 def test_a_family_without_it_is_refused(tmp_path: Path) -> None:

@@ -277,8 +277,8 @@ def test_openvino_reads_no_file(tiny_bundle_copy: Path, tmp_path: Path) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, "openvino")
     decoy = shutil.copytree(tiny_bundle_copy, tmp_path / "decoy")
     backend: Any = pipeline.backend
-    for graph in backend._bundle.manifest.graphs:
-        backend._map_weights(graph)
+    for graph in backend._graphs._bundle.manifest.graphs:
+        backend._graphs._map_weights(graph)
     for weights in (tiny_bundle_copy / "graphs").glob("*.weights"):
         weights.unlink()
         weights.write_bytes(bytes((decoy / "graphs" / weights.name).stat().st_size))

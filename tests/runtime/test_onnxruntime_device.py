@@ -14,6 +14,7 @@ from tgate_export.runtime.backends import onnxruntime as module
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory
+from tgate_export.runtime.backends.onnxruntime_sessions import Sessions
 from tgate_export.runtime.batching import Batcher
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
@@ -35,7 +36,7 @@ def cpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     asked: list[str] = []
 
-    def on_cuda(self: OnnxRuntimeBackend, graph: str, path: Path, options: Any, make: Any) -> Any:
+    def on_cuda(self: Sessions, graph: str, path: Path, options: Any, make: Any) -> Any:
         def on_cpu(_model: bytes, providers: list[Any]) -> Any:
             asked.append(f"{graph}, capture {providers[0][1]['enable_cuda_graph']}")
             if graph == "text_encoder" and providers[0][1]["enable_cuda_graph"] == "1":
@@ -46,8 +47,8 @@ def cpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return original(self, graph, path, options, on_cpu)
 
-    original = OnnxRuntimeBackend._on_cuda
-    monkeypatch.setattr(OnnxRuntimeBackend, "_on_cuda", on_cuda)
+    original = Sessions._on_cuda
+    monkeypatch.setattr(Sessions, "_on_cuda", on_cuda)
     monkeypatch.setitem(module.PROVIDERS, "cuda", "CPUExecutionProvider")
     monkeypatch.setattr(module, "has_driver", lambda: True)
     monkeypatch.setattr(OrtDeviceMemory, "device", "cpu")
@@ -91,8 +92,8 @@ def test_a_graph_that_cannot_be_captured_runs_all_the_same(
     assert "text_encoder, capture 0" in cpu_for_cuda
     assert "full, capture 0" not in cpu_for_cuda
     backend: Any = device.backend
-    assert "text_encoder" not in backend._captured
-    assert {"full", "gated"} <= backend._captured
+    assert "text_encoder" not in backend._sessions.captured
+    assert {"full", "gated"} <= backend._sessions.captured
 
 
 def test_without_cuda_graphs(tiny_bundle: Path, cpu_for_cuda: list[str]) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.runtime.backends import openvino as openvino_module
-from tgate_export.runtime.backends import openvino_model, select
+from tgate_export.runtime.backends import openvino_compiled, openvino_model, select
 from tgate_export.verify.differences import Computed, graph_bound
 from tgate_export.verify.reference import TrajectoryCase
 from tgate_export.verify.run_graph import Arrays, run_file, run_on
@@ -54,7 +53,7 @@ def test_graphs_are_within_bounds_at_late_timesteps(
 ) -> None:
     """ONNX Runtime in fp32 is the reference."""
     if joined:  # with itself: one graph with another's weights is enough
-        monkeypatch.setattr(openvino_module, "SMALL_GRAPH_BYTES", 0)
+        monkeypatch.setattr(openvino_compiled, "SMALL_GRAPH_BYTES", 0)
     bundle = open_bundle(shapes_bundle)
     inputs = full_inputs(bundle)
     expected = run_file(bundle.file("graphs/full.onnx"), inputs)
@@ -93,8 +92,8 @@ def test_graphs_of_one_model_with_sinusoids(
     """Joined graphs have outputs that nobody binds; compiled for fp32, which every CPU has."""
     bundle = open_bundle(tiny_bundle)
     images = []
-    for limit in (openvino_module.SMALL_GRAPH_BYTES, 0):
-        monkeypatch.setattr(openvino_module, "SMALL_GRAPH_BYTES", limit)
+    for limit in (openvino_compiled.SMALL_GRAPH_BYTES, 0):
+        monkeypatch.setattr(openvino_compiled, "SMALL_GRAPH_BYTES", limit)
         backend = select("openvino", bundle)
         backend.precision = "bf16" if limit == 0 else None
         call = {"num_inference_steps": 4, "gate_step": 2, "seed": 0, "output_type": "latent"}

@@ -13,6 +13,7 @@ from tgate_export.bundle.plans import (
     PlanSettings,
     ShapeRange,
 )
+from tgate_export.common.hints import Build
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.backends.plan_choice import Machine, batch_size, choose
 
@@ -53,7 +54,7 @@ def plan_set(
 
 
 def chosen(*sets: PlanSet, machine: Machine = ADA) -> str:
-    return choose(sets, machine, BATCH, "the command").name
+    return choose(sets, machine, BATCH, Build({"model": "x"})).name
 
 
 def test_one_shape_goes_before_a_range() -> None:
@@ -105,7 +106,7 @@ def test_every_misfit_is_listed_with_the_command() -> None:
         "c: full's sample 1x4x8x8, not 2x4x8x8; "
         "d: no plan of 'full'; "
         "e: version 1.6.0.1, compute capability 8.6, full's sample 4x4x8x8, not 2x4x8x8"
-        "): make some with `the command`, or use --backend onnxruntime"
+        "): make some with `build_bundle(model='x')`, or use backend='onnxruntime'"
     )
 
 

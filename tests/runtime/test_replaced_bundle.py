@@ -16,8 +16,7 @@ from tests.runtime.emulation.install import install
 from tests.runtime.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
 from tgate_export.common.errors import BundleError
-from tgate_export.runtime.backends import onnxruntime as onnxruntime_module
-from tgate_export.runtime.backends import weight_file
+from tgate_export.runtime.backends import onnxruntime_sessions, weight_file
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "gate_step": 1, "seed": 1, "output_type": "np"}
 WEIGHTS = "graphs/denoiser.weights"
@@ -134,7 +133,7 @@ def test_plans_that_were_replaced(tiny_bundle_copy: Path, monkeypatch: pytest.Mo
 def test_a_file_system_without_maps(
     tiny_bundle: Path, cpu_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_module, "SMALL_GRAPH_BYTES", 0)
+    monkeypatch.setattr(onnxruntime_sessions, "SMALL_GRAPH_BYTES", 0)
     mapped = draw(TGatePipeline.from_bundle(tiny_bundle, cpu_backend))
 
     def refuse(*_args: object, **_options: object) -> None:

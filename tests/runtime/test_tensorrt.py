@@ -267,7 +267,7 @@ def test_weight_streaming(gpu: Emulation, tiny_bundle_copy: Path, reference: TGa
 
 
 def test_weight_streaming_needs_plans_built_for_it(gpu: Emulation, planned: Path) -> None:
-    with pytest.raises(BackendError, match=r"not built to stream weights.*--weight-streaming"):
+    with pytest.raises(BackendError, match=r"not built to stream weights.*weight_streaming=True"):
         latents_of(open_pipeline(planned, weight_streaming_budget=1000))
 
 
@@ -317,7 +317,7 @@ def test_a_launch_that_cannot_be_captured(
 
     monkeypatch.setattr(gpu.cuda, "cudaStreamEndCapture", invalidated)
     with pytest.raises(
-        BackendError, match=r"'text_encoder' cannot become a CUDA graph .*: use --no-cuda-graphs$"
+        BackendError, match=r"'text_encoder' cannot become a CUDA graph .*: use cuda_graphs=False$"
     ):
         latents_of(open_pipeline(planned))
 

@@ -20,8 +20,8 @@ from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Tokenizer
 from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.export.tokenizer import export_tokenizer
-from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import byte_tokenizer, letter_tokenizer
+from tgate_export.families.spec import TokenizerSpec
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 

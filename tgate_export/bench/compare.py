@@ -50,7 +50,7 @@ def open_setups(
 
     Args:
         bundles: folders.
-        backends: names as `--backend` takes them.
+        backends: names as `TGatePipeline.from_bundle` takes them.
         plan: what will be measured.
         judging: prompts to judge adherence by, for bundles of the `shapes` world.
         options: of every backend.
@@ -96,7 +96,7 @@ def check(setup: Setup, plan: Plan) -> None:
         raise InvalidRequestError(f"steps must be 1 to {most}, got {plan.steps}")
     if plan.batch not in manifest.batch:
         raise InvalidRequestError(
-            f"--batch {plan.batch} does not fit: {setup.name} was built for {manifest.batch}"
+            f"batch {plan.batch} does not fit: {setup.name} was built for {manifest.batch}"
         )
     for row in requested_rows(plan.steps, plan.gate_steps, manifest.defaults):
         binding_plan(setup.pipeline, row, plan.batch, scheduler)

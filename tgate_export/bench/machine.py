@@ -11,11 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 from tgate_export.bench.result import Machine
+from tgate_export.runtime.backends import specs
 
-_PACKAGES = (
-    "tgate-export", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx",
-    "numpy", "onnx", "scikit-image", "scipy",
-)  # fmt: skip
+_PACKAGES = ("numpy", "onnx", "scikit-image", "scipy")
 _THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -28,7 +26,7 @@ def machine() -> Machine:
         memory_bytes=_memory(),
         gpu=_gpu(),
         python=platform.python_version(),
-        packages={name: version for name in _PACKAGES if (version := _version(name))},
+        packages={name: version for name in _packages() if (version := _version(name))},
         environment={name: os.environ[name] for name in _THREADS if name in os.environ},
     )
 
@@ -40,6 +38,13 @@ def now() -> str:
 
 def _cpus() -> int:
     return os.cpu_count() or 1
+
+
+def _packages() -> list[str]:
+    """List what takes part: this package, what installed the backends, and what measures."""
+    installed = metadata.packages_distributions()
+    engines = [name for spec in specs().values() for name in installed.get(spec.module, ())]
+    return list(dict.fromkeys(["tgate-export", *engines, *_PACKAGES]))
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +42,7 @@ class Probe:
         scheduler: a sampler of the bundle.
         seed: of the first picture.
         min_ssim: bound to use; by default adherence where it can be judged, else `MIN_SSIM`.
+        command: what draws with a gate step, for the result; for instance a shell command.
         pictures: by gate step, 8 bits; the ungated under `steps`.
     """
 
@@ -53,6 +53,7 @@ class Probe:
     seed: int
     advance: Advance
     min_ssim: float | None = None
+    command: Callable[[int], str] | None = None
     pictures: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -165,16 +166,8 @@ class Probe:
             ungated_adherence=share,
             gates=[self._gates[gate] for gate in sorted(self._gates)],
             suggested_gate_step=suggested,
-            command=self._command(suggested) if suggested else None,
+            command=self.command(suggested) if suggested and self.command else None,
         )
-
-    def _command(self, gate: int) -> str:
-        options = ["--steps", str(self.steps), "--gate-step", str(gate)]
-        if self.scheduler != self.pipeline.manifest.defaults.scheduler:
-            options += ["--scheduler", self.scheduler]
-        path = str(self.pipeline.bundle.path)
-        prompt = self.prompts[0]
-        return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def choose_bound(prompts: Sequence[str], min_ssim: float | None) -> Bound:

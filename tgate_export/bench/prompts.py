@@ -49,12 +49,11 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InvalidRequestError(f"--prompts {path}: {error.strerror or error}") from None
+        raise InvalidRequestError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InvalidRequestError(
-            f"--prompts {path} is not UTF-8 (byte {error.start}): save it as UTF-8, "
-            "one prompt a line"
+            f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8, one prompt a line"
         ) from None
     if prompts := tuple(line.strip() for line in text.splitlines() if line.strip()):
         return prompts
-    raise InvalidRequestError(f"--prompts {path} holds no prompt: write one a line")
+    raise InvalidRequestError(f"{path} holds no prompt: write one a line")

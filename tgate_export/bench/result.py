@@ -168,7 +168,7 @@ class BenchSettings(ResultModel):
 
 
 class BenchResult(ResultModel):
-    """The JSON of `tgate-export bench`."""
+    """What a comparison of bundles measured."""
 
     schema_version: Literal[1] = 1
     kind: Literal["bench"] = "bench"
@@ -224,7 +224,7 @@ class ProbeSettings(ResultModel):
 
 
 class ProbeResult(ResultModel):
-    """The JSON of `tgate-export probe`."""
+    """Where cross-attention converges, and the gate that it allows."""
 
     schema_version: Literal[1] = 1
     kind: Literal["probe"] = "probe"

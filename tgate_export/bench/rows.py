@@ -99,16 +99,16 @@ def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
             gate = int(entry)
         except ValueError:
             raise InvalidRequestError(
-                f"--gate-steps {text!r}: {entry.strip()!r} is not a whole number: "
+                f"gate steps {text!r}: {entry.strip()!r} is not a whole number: "
                 "give a list such as 5,10,15"
             ) from None
         if not 1 <= gate < steps:
             raise InvalidRequestError(
-                f"--gate-steps {text!r}: {gate} is not 1 to {steps - 1}: at {steps} steps "
+                f"gate steps {text!r}: {gate} is not 1 to {steps - 1}: at {steps} steps "
                 "a later gate gates nothing, which is the baseline"
             )
         if gate in found:
-            raise InvalidRequestError(f"--gate-steps {text!r}: {gate} is there twice")
+            raise InvalidRequestError(f"gate steps {text!r}: {gate} is there twice")
         found.append(gate)
     return tuple(sorted(found))
 

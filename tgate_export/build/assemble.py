@@ -24,6 +24,7 @@ from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
 from tgate_export.common.errors import TGateError
+from tgate_export.common.hints import Argument
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import ContentCache
@@ -145,7 +146,9 @@ def _check_space(work: Assembly) -> None:
     if free < needed * 1.02:
         raise TGateError(
             f"the bundle needs {needed / 1e9:.1f} GB and {work.staging.parent} has "
-            f"{free / 1e9:.1f} GB free: free some space, or choose another --out"
+            f"{free / 1e9:.1f} GB free",
+            "free some space, or choose another ",
+            Argument("out"),
         )
 
 

@@ -31,6 +31,7 @@ from tgate_export.bundle.manifest import (
 from tgate_export.bundle.plans import keep_plans
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.common.errors import BundleError, TGateError
+from tgate_export.common.hints import Argument
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
 from tgate_export.families.sampling import sampling_notes
@@ -84,7 +85,7 @@ def build_bundle(
     Graphs that were exported and compared with PyTorch before come out of the user's cache.
 
     Args:
-        model: a name (`tgate-export models`), a diffusers folder, or a Hugging Face id, which may
+        model: a name of `NAMED_MODELS`, a diffusers folder, or a Hugging Face id, which may
             end with `@` and a revision.
         weights: "pretrained", or "random" for the exact architecture with weights from a seed.
         precision: of the weights and the computation; inputs and outputs that matter stay f32.
@@ -141,7 +142,7 @@ def build_bundle(
             manifest = existing
         else:
             for note in sampling_notes(source):
-                progress.note(note)
+                progress.note(*note)
             with replace_bundle(out, force=force) as staging:
                 manifest, differences = assemble(request, staging, cache, progress)
                 if not force:
@@ -181,7 +182,7 @@ def _readable_disk_errors(out: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise TGateError(
-                f"cannot write {out}: {error.strerror}; choose another --out"
+                f"cannot write {out}: {error.strerror}", "choose another ", Argument("out")
             ) from error
         raise
 

@@ -20,6 +20,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.hints import Argument
 from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
@@ -72,11 +73,11 @@ def check_options(
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
     """
-    frames = source.conditioning().frames
-    batch = batch or (DEFAULT_BATCH if frames is None else Range(min=1, opt=1, max=1))
-    largest = MAX_BATCH // (frames or 1)
+    frames = geometry.latents(source).frames or 1
+    batch = batch or (DEFAULT_BATCH if frames == 1 else Range(min=1, opt=1, max=1))
+    largest = MAX_BATCH // frames
     if batch.max > largest:
-        of = "" if frames is None else f" for {frames} frames"
+        of = "" if frames == 1 else f" for {frames} frames"
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     gate = source.defaults.gate_step if gate_step is None else gate_step
     try:
@@ -96,8 +97,11 @@ def check_options(
     dynamic = not (width.fixed and height.fixed)
     if dynamic and not source.family.dynamic_size:
         raise InvalidRequestError(
-            f"{source.model} is a {source.pipeline}, whose bundles have one size: fix it, as "
-            f"--size {width.opt}x{height.opt}"
+            f"{source.model} is a {source.pipeline}, whose bundles have one size",
+            "fix it, as ",
+            Argument(
+                "size", tuple(Range(min=s.opt, opt=s.opt, max=s.opt) for s in (width, height))
+            ),
         )
     multiple = geometry.size_multiple(source, dynamic=dynamic)
     for name, side_range in (("width", width), ("height", height)):
@@ -134,7 +138,7 @@ def options_of(manifest: Manifest) -> BuildOptions:
         defaults.fi_interval,
         defaults.warm_up,
         manifest.guidance,
-        "vae_encoder" in manifest.graphs and manifest.latents.frames is None,
+        "vae_encoder" in manifest.graphs and manifest.takes_prompt,
     )
 
 

@@ -12,7 +12,7 @@ from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.manifest import Tokenizer
 from tgate_export.export.content_cache import ContentCache
 from tgate_export.export.unit import tokenizer_key
-from tgate_export.families.base import TokenizerSpec
+from tgate_export.families.spec import TokenizerSpec
 
 _FILE = "tokenizer.json"
 

@@ -11,6 +11,7 @@ from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import Argument
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
@@ -56,8 +57,8 @@ def verify_bundle(
         path: the bundle.
         source: the pipeline's folder, if it is no longer where the manifest says.
         progress: told of every stage.
-        backend: what runs graphs and trajectories, as `--backend` names it. By default graphs run
-            as they are written, and trajectories on ONNX Runtime's CPU.
+        backend: what runs graphs and trajectories, a name that `select` takes. By default graphs
+            run as they are written, and trajectories on ONNX Runtime's CPU.
         precision: that it computes in; see `BackendOptions`.
         download: whether the model that the bundle names may be fetched from Hugging Face, when it
             is not in the cache. A bundle can name anything.
@@ -134,11 +135,16 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
             source = resolve_source(recorded.model, weights, revision=revision, download=download)
     except InvalidRequestError:
         raise ModelError(
-            f"{recorded.model} is not there any more: give the pipeline's folder with --source"
+            f"{recorded.model} is not there any more",
+            "give the pipeline's folder with ",
+            Argument("source"),
         ) from None
     if source.record().fingerprint != recorded.fingerprint:
         raise ModelError(
             f"{override or recorded.model} is not what the bundle was built from "
-            "(its files differ): give the right folder with --source, or build the bundle again"
+            "(its files differ)",
+            "give the right folder with ",
+            Argument("source"),
+            ", or build the bundle again",
         )
     return source if manifest.guidance == "embedded" else source.guided_by(manifest.guidance)

@@ -14,6 +14,7 @@ from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
 from tgate_export.common.errors import BundleError
+from tgate_export.common.hints import Build
 
 # Derived from the bundle's own files, and recorded by themselves.
 DERIVED_FOLDERS = (PLANS_FOLDER,)
@@ -78,10 +79,9 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = read_regular(manifest, RECORD_BYTES).decode()
     except (FileNotFoundError, NotADirectoryError):
-        hint = "" if path.exists() else ": no such folder"
+        why = f"it has no {MANIFEST_NAME}" if path.exists() else "no such folder"
         raise BundleError(
-            f"{path} is not a bundle{hint or f': it has no {MANIFEST_NAME}'}; "
-            "make one with `tgate-export build`"
+            f"{path} is not a bundle: {why}", "make one with `", Build(), "`"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot read {manifest}: {error}: build the bundle again") from None

@@ -163,6 +163,22 @@ class Latents(BundleModel):
         "`vae_decoder` gives [batch, frames, height, width, 3]",
     )
 
+    @property
+    def video(self) -> bool:
+        """Whether they are a video's."""
+        return self.frames is not None
+
+    def shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape of latents as graphs see them, for a size in pixels: [B, C, h, w]."""
+        return (batch, self.channels, height // self.downscale, width // self.downscale)
+
+    def unfolded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return such a shape as callers see it: of a video [B, F, C, h, w]."""
+        if self.frames is None:
+            return shape
+        batch, channels, *sides = shape
+        return (batch, self.frames, channels // self.frames, *sides)
+
 
 class Defaults(BundleModel):
     """What a run uses when it is not told otherwise."""

@@ -17,6 +17,7 @@ from tgate_export.bundle.locks import LockedError, locked
 from tgate_export.bundle.manifest import MANIFEST_NAME
 from tgate_export.bundle.plans import BUILDING
 from tgate_export.common.errors import BundleError
+from tgate_export.common.hints import Argument
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
@@ -99,7 +100,7 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
     parent = Path(os.path.abspath(out)).parent
     above = next(path for path in (parent, *parent.parents) if path.exists())
     if not above.is_dir():
-        raise BundleError(f"{above} is not a folder: choose another --out")
+        raise BundleError(f"{above} is not a folder", "choose another ", Argument("out"))
     if above != parent:
         return
     try:
@@ -110,19 +111,24 @@ def check_replaceable(out: Path, *, force: bool = False) -> None:
                 lock.enter_context(locked(_lock(out, "swap"), wait=True))
             _check_replaceable(out, force=force)
     except PermissionError as error:
-        raise BundleError(f"{error.filename} cannot be read: choose another --out") from None
+        raise BundleError(
+            f"{error.filename} cannot be read", "choose another ", Argument("out")
+        ) from None
 
 
 def _check_replaceable(out: Path, *, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise BundleError(f"{out} exists and is not a folder: choose another --out")
+        raise BundleError(f"{out} exists and is not a folder", "choose another ", Argument("out"))
     if not any(out.iterdir()):
         return
     if not (out / MANIFEST_NAME).is_file():
         raise BundleError(
-            f"{out} holds something else than a bundle: choose another --out, or empty it"
+            f"{out} holds something else than a bundle",
+            "choose another ",
+            Argument("out"),
+            ", or empty it",
         )
     if force:
         return
@@ -130,14 +136,18 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
         known = read_manifest(out).files.keys()
     except BundleError:  # other programs have files of that name, too
         raise BundleError(
-            f"{out} has a {MANIFEST_NAME} that is damaged or of something else than a bundle: "
-            "choose another --out, or replace everything with --force"
+            f"{out} has a {MANIFEST_NAME} that is damaged or of something else than a bundle",
+            "choose another ",
+            Argument("out"),
+            ", or replace everything with ",
+            Argument("force", True),
         ) from None
     extra = sorted(set(bundle_files(out)) - known)
     if extra:
         raise BundleError(
-            f"{out / extra[0]} is in the folder of the bundle but not of it: move it, "
-            "or replace everything with --force"
+            f"{out / extra[0]} is in the folder of the bundle but not of it",
+            "move it, or replace everything with ",
+            Argument("force", True),
         )
 
 

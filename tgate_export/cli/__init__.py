@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tgate_export import __version__
+from tgate_export.cli._hints import on_command_line
 from tgate_export.cli._interrupt import second_one_ends
 from tgate_export.cli._lazy import lazy_group
 from tgate_export.common.errors import TGateError, first_line, printable
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     except TGateError as error:
         if "--debug" in arguments:
             raise
-        _fail(str(error), error.exit_code)
+        _fail(error.worded(on_command_line), error.exit_code)
     except Exception as error:
         if "--debug" in arguments:
             raise

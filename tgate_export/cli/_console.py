@@ -18,7 +18,9 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.segment import Segment
 
 from tgate_export.bundle.manifest import Range
+from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import TGateError, printable
+from tgate_export.common.hints import Call, worded
 from tgate_export.common.install import pip_install
 from tgate_export.common.progress import Progress
 
@@ -101,9 +103,9 @@ class RichProgress(Progress):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def note(self, message: str) -> None:
+    def note(self, *text: str | Call) -> None:
         """Report something that the user should know."""
-        self._console.print(f"  note: {message}", soft_wrap=True)
+        self._console.print(f"  note: {worded(text, on_command_line)}", soft_wrap=True)
 
 
 @contextlib.contextmanager

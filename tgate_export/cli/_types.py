@@ -64,9 +64,9 @@ class BackendName(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Offer every backend."""
-        from tgate_export.runtime.backends import BACKENDS
+        from tgate_export.runtime.backends import names
 
-        return _begin_with(incomplete, BACKENDS)
+        return _begin_with(incomplete, names())
 
 
 class SchedulerName(click.ParamType):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     "backends",
+    cls=BackendOption,
     type=BackendName(),
     multiple=True,
     default=("auto",),
-    help="As for generate; give it several times to compare. Default: auto.",
+    help=f"What runs the graphs; give it several times to compare: {BACKENDS}. Default: auto.",
 )
-@click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), help="As for generate. Default: fp32."
-)
+@click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"]))
 @click.option("--steps", type=click.IntRange(min=2), help="Default: the first bundle's.")
 @click.option(
     "--gate-steps", metavar="G,G,...", help="Default: a fifth, two and three fifths of the steps."

@@ -211,7 +211,7 @@ def _report(result: BuildResult, as_json: bool) -> None:
     for plans in result.plans:
         done = f"compiled {', '.join(plans.compiled)}" if plans.compiled else "plans are up to date"
         console.print(f"{plans.path} ({megabytes(plans.bytes)}): {done}.", soft_wrap=True)
-    video = result.manifest.latents.frames is not None
+    video = result.manifest.latents.video
     what = (
         ["--image", "FILE", "--out", "x.webp"]
         if video

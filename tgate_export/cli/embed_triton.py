@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tgate_export.cli._backend_options import BACKENDS, BackendOption
 from tgate_export.cli._console import next_commands, spinner
 from tgate_export.cli._types import BackendName, BundlePath
 
@@ -21,10 +22,11 @@ from tgate_export.cli._types import BackendName, BundlePath
 @click.option("--name", help="Of the model. Default: the bundle's.")
 @click.option(
     "--backend",
+    cls=BackendOption,
     type=BackendName(),
     default="auto",
     show_default=True,
-    help="As in generate --help.",
+    help=f"What runs the graphs: {BACKENDS}.",
 )
 @click.option(
     "--gpu",

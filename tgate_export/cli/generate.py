@@ -103,7 +103,7 @@ def command(
     from tgate_export.runtime.pipeline import TGatePipeline
 
     manifest = read_manifest(bundle)
-    video = manifest.latents.frames is not None
+    video = manifest.latents.video
     _check_suffix(out, video=video)
     if not manifest.takes_prompt and parameters["image"] is None:
         raise click.UsageError("--image is missing: the file that the video is made from")

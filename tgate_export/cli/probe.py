@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from tgate_export.cli._backend_options import BACKENDS, BackendOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, progress_bar, write_report
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
@@ -35,7 +38,12 @@ GENERAL_PROMPTS = 4
 @click.option("--steps", type=click.IntRange(min=2), help="Default: the bundle's.")
 @click.option("--scheduler", type=SchedulerName(), help="Sampler. Default: the bundle's.")
 @click.option(
-    "--backend", type=BackendName(), default="auto", show_default=True, help="As for generate."
+    "--backend",
+    cls=BackendOption,
+    type=BackendName(),
+    default="auto",
+    show_default=True,
+    help=f"What runs the graphs: {BACKENDS}.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True)
 @click.option(
@@ -80,7 +88,8 @@ def command(
         scheduler = scheduler or pipeline.manifest.defaults.scheduler
         _check(pipeline, steps, scheduler)
         with progress_bar() as advance:
-            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim)
+            command = partial(_generate, pipeline, prompts[0], steps, scheduler)
+            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim, command)
             result = probe.run()
     _show(result)
     if json_path:
@@ -92,6 +101,17 @@ def command(
     if not result.complete:
         stderr().print("error: interrupted; what was drawn is kept", soft_wrap=True)
         raise SystemExit(130)
+
+
+def _generate(
+    pipeline: TGatePipeline, prompt: str, steps: int, scheduler: str, gate_step: int
+) -> str:
+    """Return the command that draws with a gate step."""
+    options = ["--steps", str(steps), "--gate-step", str(gate_step)]
+    if scheduler != pipeline.manifest.defaults.scheduler:
+        options += ["--scheduler", scheduler]
+    path = str(pipeline.bundle.path)
+    return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:

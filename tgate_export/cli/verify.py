@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
 from tgate_export.cli._console import RichProgress, print_json, require_export_extra, stdout
 from tgate_export.cli._types import BackendName, BundlePath
 
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backend",
+    cls=BackendOption,
     type=BackendName(),
-    help="Verify what this backend makes of the graphs; as for generate. Default: the graphs as "
-    "they are written, on ONNX Runtime's CPU.",
+    help=f"Verify what this backend makes of the graphs: {BACKENDS}. Default: the graphs as they "
+    "are written, on ONNX Runtime's CPU.",
 )
 @click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]), help="As for generate, with its bounds."
+    "--precision",
+    cls=RunOption,
+    type=click.Choice(["fp32", "bf16"]),
+    help="Bounds are those of the precision.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 def command(

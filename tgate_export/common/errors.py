@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tgate_export.common.hints import Call, Hint, in_python, worded
+
 
 class TGateError(Exception):
-    """The job failed or a check did not hold; the message says what to do.
+    """The job failed or a check did not hold.
 
     Attributes:
+        message: what is wrong; often with what to do, where that names no call of this package.
+        hint: what to do, in parts that every front end words for itself; empty when the message
+            says it.
         field: the argument, or the path of the field of a record, that is wrong; "" where none is.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *hint: str | Call, field: str = "") -> None:
+        super().__init__(message, *hint)
+        self.message = message
+        self.hint: Hint = hint
         self.field = field
 
-    def __str__(self) -> str:
+    def worded(self, words: Callable[[Call], str]) -> str:
+        """Return message and hint as one line; `words` writes the calls that the hint names."""
+        text = f"{self.message}: {worded(self.hint, words)}" if self.hint else self.message
         # Names of a foreign bundle's files are part of messages, which end in terminals and logs.
-        return printable(" ".join(super().__str__().splitlines()))
+        return printable(" ".join(text.splitlines()))
+
+    def __str__(self) -> str:
+        return self.worded(in_python)
 
 
 class InvalidRequestError(TGateError, ValueError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from tgate_export.common.hints import Call
+
 
 class Progress:
     """Stages of a job. This one is silent."""
@@ -18,5 +20,5 @@ class Progress:
     def advance(self, done: int, total: int) -> None:
         """Report how far the current stage is."""
 
-    def note(self, message: str) -> None:
-        """Report something that the user should know."""
+    def note(self, *text: str | Call) -> None:
+        """Report something that the user should know, in parts, as a hint; see `TGateError`."""

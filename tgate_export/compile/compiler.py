@@ -11,6 +11,7 @@ from typing import Any
 
 from tgate_export.bundle.plans import Library, PlanSettings
 from tgate_export.common.errors import InvalidRequestError, TGateError, first_line
+from tgate_export.common.hints import Argument
 from tgate_export.common.install import pip_install
 from tgate_export.compile.request import PlanRequest
 from tgate_export.runtime.backends.tensorrt_versions import MODULES, collecting_logger
@@ -72,16 +73,24 @@ class Compiler:
         rtx = self.library == "tensorrt-rtx"
         if rtx and settings.hardware_compatible:
             raise InvalidRequestError(
-                "--hardware-compatible is of --target tensorrt: name several GPUs with --sm instead"
+                "hardware compatibility is of TensorRT's plans alone",
+                "name several GPUs with ",
+                Argument("compute_capabilities"),
+                " instead",
             )
         if rtx and settings.version_compatible:
             raise InvalidRequestError(
-                "--version-compatible is of --target tensorrt: TensorRT-RTX plans run with the "
-                "version that made them"
+                "version compatibility is of TensorRT's plans alone: those of TensorRT-RTX run "
+                "with the version that made them",
+                "leave ",
+                Argument("version_compatible"),
+                " out",
             )
         if settings.weights_stripped and not gpu:
             raise InvalidRequestError(
-                "--strip-weights needs an NVIDIA GPU at build time: build there, or without it"
+                "stripping weights needs an NVIDIA GPU at build time",
+                "build there, or without ",
+                Argument("weights_stripped"),
             )
 
     def config(self, request: PlanRequest, profile: Any, monitor: Any) -> Callable[..., Any]:
@@ -141,7 +150,7 @@ def load_compiler(library: Library) -> Compiler:
         TGateError: says what is missing and how to get it.
     """
     if find_spec(MODULES[library]) is None or find_spec("polygraphy") is None:
-        raise TGateError(_how_to_install(library))
+        raise _not_installed(library)
     if "polygraphy.backend.trt" in sys.modules and _polygraphy_library() != library:
         raise TGateError("one process compiles with TensorRT or TensorRT-RTX: build twice")
     try:
@@ -170,16 +179,25 @@ def _polygraphy_library() -> Library:
     return "tensorrt-rtx" if config.USE_TENSORRT_RTX else "tensorrt"
 
 
-def _how_to_install(library: Library) -> str:
+# What compiles without the GPU that is to run the plans.
+_ELSEWHERE = (
+    Argument("library", "tensorrt-rtx"),
+    " with ",
+    Argument("compute_capabilities", ("X.Y",)),
+    " compiles for a GPU that is elsewhere",
+)
+
+
+def _not_installed(library: Library) -> TGateError:
     if library == "tensorrt-rtx":
-        return (
-            "--target tensorrt-rtx needs the packages tensorrt-rtx and polygraphy: "
-            f"{pip_install('tensorrt-rtx')}"
+        return TGateError(
+            "TensorRT-RTX plans need the packages tensorrt-rtx and polygraphy",
+            pip_install("tensorrt-rtx"),
         )
-    return (
-        "--target tensorrt needs the packages tensorrt and polygraphy and an NVIDIA GPU: "
-        f"{pip_install('tensorrt')} on the machine that is to run the plans, or use "
-        "--target tensorrt-rtx --sm X.Y, which compiles for a GPU that is elsewhere"
+    return TGateError(
+        "TensorRT plans need the packages tensorrt and polygraphy and an NVIDIA GPU",
+        f"{pip_install('tensorrt')} on the machine that is to run the plans; ",
+        *_ELSEWHERE,
     )
 
 
@@ -202,18 +220,23 @@ def resolve_targets(
     if compiler.library == "tensorrt":
         if local is None:
             raise TGateError(
-                f"--target tensorrt compiles on the GPU that is to run the plans: {reason}; "
-                "--target tensorrt-rtx --sm X.Y compiles for a GPU that is elsewhere"
+                f"TensorRT compiles on the GPU that is to run the plans: {reason}", *_ELSEWHERE
             )
         if any(sm != local for sm in asked):
             raise InvalidRequestError(
-                f"--target tensorrt compiles for the GPU of this machine, SM {local}: "
-                "leave --sm away, or use --target tensorrt-rtx"
+                f"TensorRT compiles for the GPU of this machine, SM {local}",
+                "leave ",
+                Argument("compute_capabilities"),
+                " out, or use ",
+                Argument("library", "tensorrt-rtx"),
             )
         return (local,)
     if not asked and local is None:
         raise TGateError(
-            f"{reason}: name the GPU to compile for with --sm, one of {', '.join(possible)}"
+            reason,
+            "name the GPU to compile for with ",
+            Argument("compute_capabilities"),
+            f", one of {', '.join(possible)}",
         )
     targets = tuple(dict.fromkeys(asked or (str(local),)))
     for target in targets:

@@ -13,4 +13,4 @@ def local_compute_capability(library: Library) -> tuple[str | None, str]:
     try:
         return Cuda(extra=library).compute_capability(), ""
     except BackendError as error:
-        return None, error.reason
+        return None, error.message

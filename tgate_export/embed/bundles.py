@@ -30,7 +30,7 @@ def open_image_bundle(path: str | Path) -> Bundle:
         InvalidRequestError: it draws videos.
     """
     bundle = open_bundle(path)
-    if bundle.manifest.latents.frames is not None:
+    if bundle.manifest.latents.video:
         raise InvalidRequestError(
             f"{path} draws videos, which only the Python runtime does: use TGatePipeline"
         )

@@ -10,6 +10,7 @@ from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import link_file
 from tgate_export.bundle.store import check_replaceable, replace_folder
 from tgate_export.common.errors import BundleError
+from tgate_export.common.hints import Argument
 from tgate_export.embed.bundles import files_of, open_image_bundle
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -24,7 +25,7 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
     The bundle's files are hard links where the file system allows, so they take no space.
 
     Args:
-        bundle: folder that `tgate-export build` wrote; it is checked first.
+        bundle: folder that `build_bundle` wrote; it is checked first.
         out: where the project is to be: nothing, or an empty folder.
 
     Raises:
@@ -33,9 +34,13 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
     """
     opened, out = open_image_bundle(bundle), Path(out)
     if out.resolve().is_relative_to(opened.path.resolve()):
-        raise BundleError(f"{out} is in the bundle {opened.path}: choose another --out")
+        raise BundleError(
+            f"{out} is in the bundle {opened.path}", "choose another ", Argument("out")
+        )
     if out.is_dir() and any(out.iterdir()):
-        raise BundleError(f"{out} is not empty: choose another --out, or empty it")
+        raise BundleError(
+            f"{out} is not empty", "choose another ", Argument("out"), ", or empty it"
+        )
     check_replaceable(out)
     with replace_folder(out) as staging:
         shutil.copytree(SOURCES, staging, dirs_exist_ok=True)
@@ -49,7 +54,7 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
 
 def _write_machine_file(path: Path) -> None:
     """Say where this machine has what programs load, as far as this Python knows."""
-    lines = ["# Of the machine on which `tgate-export embed` ran: remove it on another."]
+    lines = ["# Of the machine on which this project was written: remove it on another."]
     if (library := onnxruntime_library()) is not None:
         lines.append(
             f"set(TGATE_ONNXRUNTIME_LIBRARY [==[{library}]==] CACHE FILEPATH "

@@ -8,7 +8,7 @@ from typing import Any
 from tgate_export.bundle.manifest import Tokenizer
 from tgate_export.bundle.tokenizer_file import check_tokenizer
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import TokenizerSpec
+from tgate_export.families.spec import TokenizerSpec
 
 
 def export_tokenizer(spec: TokenizerSpec, tokenizer: Any, file: Path) -> Tokenizer:

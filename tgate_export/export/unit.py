@@ -14,8 +14,8 @@ from tgate_export.bundle.fields import BundleModel, Name
 from tgate_export.bundle.manifest import Cache, Dimension, File, Graph, Precision, Range, Size
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
-from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.source import ModelSource
+from tgate_export.families.spec import TokenizerSpec
 from tgate_export.families.units import DENOISER, Unit
 from tgate_export.steps.tgate import CacheKind
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tgate_export.bundle.manifest import Latents, Range, Size
 from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import Argument
 from tgate_export.families.source import ModelSource
 
 
@@ -39,7 +40,7 @@ def check_size(source: ModelSource, size: Size) -> Size:
 
     ONNX Runtime's CPU keeps whole attention matrices: 47 GB for 14 frames of 1024x576.
     """
-    if source.conditioning().frames is None:
+    if not latents(source).video:
         return size
     exact = size_multiple(source, dynamic=True)
 
@@ -61,8 +62,9 @@ def default_size(source: ModelSource) -> tuple[int, int]:
     pair: list[Any] = sample_size if isinstance(sample_size, list) else [sample_size] * 2
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise InvalidRequestError(
-            f"{source.model} does not say its size ({denoiser}/config.json: sample_size): "
-            "give --size"
+            f"{source.model} does not say its size ({denoiser}/config.json: sample_size)",
+            "give ",
+            Argument("size"),
         )
     height, width = (side * vae_downscale(source) for side in pair)
     return width, height

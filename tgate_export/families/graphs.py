@@ -22,11 +22,11 @@ from tgate_export.bundle.origins import (
     Of,
     Origin,
 )
-from tgate_export.families.base import CLIP_SKIP
 from tgate_export.families.geometry import latents, vae_downscale
 from tgate_export.families.loading import TORCH_DTYPES, Components, component_precision
-from tgate_export.families.modules import VaeDecoder, VaeEncoder, VideoVaeDecoder
+from tgate_export.families.modules import VaeDecoder, VaeEncoder
 from tgate_export.families.source import ModelSource
+from tgate_export.families.spec import CLIP_SKIP
 from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
@@ -106,7 +106,7 @@ def graph_exports(
     timestep = GraphInput("timestep", float32, ("batch",), FromLoop(loop="timestep"))
     noise_pred = GraphInput("noise_pred", float32, sample.shape)
     caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
-    text = frames is None
+    text = bool(family.tokenizers(source))
     encoder = prompt_encoder(source)
 
     def condition(entry: Condition, name: str) -> GraphInput:
@@ -209,15 +209,15 @@ def graph_exports(
         declare(
             "vae_decoder",
             "vae_decoder",
-            lambda: (
-                VideoVaeDecoder(parts["vae"], frames)
-                if frames
-                else VaeDecoder(parts["vae"], by_channel=by_channel)
-            ),
+            lambda: (family.vae_decoder or _vae_decoder)(source, parts),
             (GraphInput("latents", float32, sample.shape, FromLoop(loop="latents")),),
             (GraphInput("images", float32, axes.images(frames)),),
         ),
     )
+
+
+def _vae_decoder(source: ModelSource, parts: Components) -> nn.Module:
+    return VaeDecoder(parts["vae"], by_channel=source.family.latents_by_channel)
 
 
 def _parameter(name: str, dtype: torch.dtype, of: Of | None = None) -> GraphInput:

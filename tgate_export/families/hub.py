@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tgate_export.common.errors import ModelError, first_line
+from tgate_export.common.hints import Argument
 from tgate_export.families.model_files import WeightFiles, choose_weights
 from tgate_export.families.registry import FAMILIES
 
@@ -26,8 +27,9 @@ _COPIES = {
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WAYS_OUT = (
-    "give a local folder, or use --weights random (with a model's name) to build the "
-    "architecture only"
+    "give a local folder, or use ",
+    Argument("weights", "random"),
+    " (with a model's name) to build the architecture only",
 )
 
 
@@ -176,8 +178,12 @@ def _cached(hub_id: str, revision: str | None) -> Snapshot:
 
 def _not_cached(hub_id: str) -> ModelError:
     return ModelError(
-        f"{hub_id} is not in the cache, and is not downloaded unasked: give the pipeline's folder "
-        "with --source, or --download to fetch it from Hugging Face"
+        f"{hub_id} is not in the cache, and is not downloaded unasked",
+        "give the pipeline's folder with ",
+        Argument("source"),
+        ", or ",
+        Argument("download", True),
+        " to fetch it from Hugging Face",
     )
 
 
@@ -230,16 +236,22 @@ def _failure(hub_id: str, error: Exception, *, download: bool = True) -> ModelEr
         if hub_id in _COPIES:
             return ModelError(
                 f"cannot download {hub_id}: its publisher took it down from Hugging Face (it is no "
-                "longer there); give a copy that you have as a folder, name one that others keep "
-                f"if you trust it (--model {_COPIES[hub_id]}), or use --weights random with a "
-                "model's name to build the architecture only"
+                "longer there)",
+                "give a copy that you have as a folder, name one that others keep if you trust it "
+                "(",
+                Argument("model", _COPIES[hub_id]),
+                "), or use ",
+                Argument("weights", "random"),
+                " with a model's name to build the architecture only",
             )
         return ModelError(
             f"cannot download {hub_id}: Hugging Face has no such repository, or none that you may "
-            f"read (misspelt, private, deleted): see {page}, log in with `hf auth login`, "
-            f"{_WAYS_OUT}"
+            "read (misspelt, private, deleted)",
+            f"see {page}, log in with `hf auth login`, ",
+            *_WAYS_OUT,
         )
     return ModelError(
-        f"cannot download {hub_id} from Hugging Face ({first_line(error)}): check the id and the "
-        f"network, {_WAYS_OUT}"
+        f"cannot download {hub_id} from Hugging Face ({first_line(error)})",
+        "check the id and the network, ",
+        *_WAYS_OUT,
     )

@@ -14,9 +14,9 @@ from torch import nn
 
 from tgate_export.bundle.manifest import Precision
 from tgate_export.common.errors import ModelError, first_line
-from tgate_export.families.base import TokenizerSpec
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
+from tgate_export.families.spec import TokenizerSpec
 from tgate_export.families.staging import plain_config, staged_tokenizer, staged_weights
 from tgate_export.families.tokenizer_files import check_words
 

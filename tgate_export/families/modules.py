@@ -1,4 +1,4 @@
-"""What a pipeline has besides its denoiser, as modules to export: text encoders, VAE decoder."""
+"""What pipelines of several families have besides their denoiser, as modules to export."""
 
 from __future__ import annotations
 
@@ -35,100 +35,13 @@ def skipping(
     return torch.where(chosen[:, :, None, None], choices, none).sum(dim=0)
 
 
-class ClipTextEncoder(nn.Module):
-    """CLIP text encoder: token ids [B, T] to `prompt_embeds` [B, T, D]."""
-
-    def __init__(self, text_encoder: nn.Module, skips: int) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.skips = skips
-
-    def forward(
-        self, input_ids: torch.Tensor, clip_skip: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the normed hidden state of the last layer, or of one before (`clip_skip` [B])."""
-        output = self.text_encoder(input_ids, output_hidden_states=True)
-        # transformers 5 has the layers in the model itself, 4 in its `text_model`.
-        model: Any = getattr(self.text_encoder, "text_model", self.text_encoder)
-        chosen = skipping(output.hidden_states, clip_skip, -1, self.skips)
-        normed: torch.Tensor = model.final_layer_norm(chosen)
-        return normed
-
-
-class DualClipTextEncoder(nn.Module):
-    """SDXL's two CLIP text encoders: token ids [B, T] of each to `prompt_embeds`, `text_embeds`."""
-
-    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module, skips: int) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.text_encoder_2 = text_encoder_2
-        self.skips = skips
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        input_ids_2: torch.Tensor,
-        clip_skip: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both penultimate hidden states [B, T, D + D2], and the second's projection.
-
-        Or hidden states of layers before (`clip_skip` [B]). As in diffusers, the first's last
-        layer and its final norm are unused, and the projection is that of all layers.
-        """
-        first = self.text_encoder(input_ids, output_hidden_states=True)
-        second = self.text_encoder_2(input_ids_2, output_hidden_states=True)
-        chosen = [
-            skipping(output.hidden_states, clip_skip, -2, self.skips) for output in (first, second)
-        ]
-        return torch.cat(chosen, dim=-1), second.text_embeds
-
-
-class T5TextEncoder(nn.Module):
-    """T5 encoder: token ids and mask [B, T] to `prompt_embeds` [B, T, D] and the mask."""
-
-    def __init__(self, text_encoder: nn.Module) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last hidden state, and the mask as the denoiser reads it (0 or 1)."""
-        hidden = self.text_encoder(input_ids, attention_mask=attention_mask)[0]
-        return hidden, attention_mask.to(hidden.dtype)
-
-
-class ClipImageEncoder(nn.Module):
-    """Images [B, H, W, 3] f32 in [0, 1] to `image_embeds` [B, 1, D], as diffusers' for a video."""
-
-    def __init__(self, image_encoder: nn.Module, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.image_encoder: Any = image_encoder
-        self.mean, self.std = mean, std
-        self.compute_dtype = next(image_encoder.parameters()).dtype
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Scale the image to the encoder's size and encode it."""
-        from diffusers.pipelines.stable_video_diffusion import (
-            pipeline_stable_video_diffusion as diffusers_svd,
-        )
-
-        side = self.image_encoder.config.image_size
-        pixels = 2 * image.permute(0, 3, 1, 2) - 1
-        scaled = diffusers_svd._resize_with_antialiasing(pixels, (side, side))
-        mean, std = (torch.tensor(value)[:, None, None] for value in (self.mean, self.std))
-        normalized = ((scaled + 1) / 2 - mean) / std
-        embeds: torch.Tensor = self.image_encoder(normalized.to(self.compute_dtype)).image_embeds
-        return embeds[:, None]
-
-
 class VaeEncoder(nn.Module):
     """Images [B, H, W, 3] f32 in [0, 1] to latents [B, C, h, w] f32: the posterior's mode."""
 
     def __init__(self, vae: nn.Module, *, scaled: bool = True, by_channel: bool = False) -> None:
         super().__init__()
         self.vae = vae
-        self.scale, self.mean = _latent_space(vae, by_channel=by_channel) if scaled else ([1.0], [])
+        self.scale, self.mean = latent_space(vae, by_channel=by_channel) if scaled else ([1.0], [])
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -145,7 +58,7 @@ class VaeDecoder(nn.Module):
     def __init__(self, vae: nn.Module, *, by_channel: bool = False) -> None:
         super().__init__()
         self.vae = vae
-        self.scale, self.mean = _latent_space(vae, by_channel=by_channel)
+        self.scale, self.mean = latent_space(vae, by_channel=by_channel)
         self.compute_dtype = next(vae.parameters()).dtype
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -155,27 +68,7 @@ class VaeDecoder(nn.Module):
         return (image.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
 
-class VideoVaeDecoder(nn.Module):
-    """Latents [B, F * C, h, w] f32 to images [B, F, H, W, 3] f32 in [0, 1]."""
-
-    def __init__(self, vae: nn.Module, frames: int) -> None:
-        super().__init__()
-        self.vae = vae
-        self.frames = frames
-        self.scaling_factor = _latent_space(vae, by_channel=False)[0][0]
-        self.compute_dtype = next(vae.parameters()).dtype
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode all frames of a video at once, as diffusers does unless it is told otherwise."""
-        frames = latents.unflatten(1, (self.frames, -1)).flatten(0, 1) / self.scaling_factor
-        images = self.vae.decode(  # type: ignore[operator]
-            frames.to(self.compute_dtype), num_frames=self.frames, return_dict=False
-        )[0]
-        images = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return images.unflatten(0, (-1, self.frames)).contiguous()
-
-
-def _latent_space(vae: Any, *, by_channel: bool) -> tuple[list[float], list[float]]:
+def latent_space(vae: Any, *, by_channel: bool) -> tuple[list[float], list[float]]:
     """Return what latents were multiplied with, and what was subtracted from them before.
 
     One value for all channels, or, where a pipeline reads the mean and the deviation of its VAE's

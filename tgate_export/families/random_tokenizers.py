@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tgate_export.families.base import TokenizerSpec
     from tgate_export.families.source import ModelSource
+    from tgate_export.families.spec import TokenizerSpec
 
 
 def random_tokenizer(spec: TokenizerSpec, source: ModelSource) -> Any:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family
-from tgate_export.families.pixart import PIXART
-from tgate_export.families.stable_diffusion import STABLE_DIFFUSION
-from tgate_export.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
-from tgate_export.families.stable_video_diffusion import STABLE_VIDEO_DIFFUSION
+import pkgutil
+from importlib import import_module
+from pathlib import Path
 
-FAMILIES = {
-    family.name: family
-    for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, PIXART, STABLE_VIDEO_DIFFUSION)
-}
+from tgate_export.common.errors import ModelError
+from tgate_export.families.spec import Family
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def _scan() -> dict[str, Family]:
+    """Import the specification of every folder here."""
+    names = sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.ispkg)
+    specs = (import_module(f"{__package__}.{name}.spec").FAMILY for name in names)
+    return {family.name: family for family in specs}
+
+
+FAMILIES = _scan()
+
+
+def family_folder(family: Family) -> Path:
+    """Return the folder of a family: its name, with underscores."""
+    return FOLDER / family.name.replace("-", "_")
+
 
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 

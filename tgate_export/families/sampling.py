@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.common.errors import ModelError
+from tgate_export.common.hints import Argument, Hint
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def own_defaults(source: ModelSource) -> Defaults:
     return defaults.model_copy(update={"scheduler": name})
 
 
-def sampling_notes(source: ModelSource) -> Iterator[str]:
+def sampling_notes(source: ModelSource) -> Iterator[Hint]:
     """Say what of a model's sampling its folder does not tell, or a bundle cannot do.
 
     Nothing of models with a name, whose defaults were chosen.
@@ -107,8 +108,12 @@ def sampling_notes(source: ModelSource) -> Iterator[str]:
         return
     default, scheduler, name = source.defaults, own_scheduler(source), own_sampler(source)
     if scheduler is not None and default.scheduler != name:
-        known = "a bundle has no such sampler" if name is None else f"--scheduler {name}"
-        yield f"its own sampler is {scheduler} ({known}): the default is {default.scheduler}"
+        known = "a bundle has no such sampler" if name is None else Argument("scheduler", name)
+        yield (
+            f"its own sampler is {scheduler} (",
+            known,
+            f"): the default is {default.scheduler}",
+        )
     config = source.config("scheduler")
     few_steps = default.num_inference_steps < source.family.defaults.num_inference_steps
     if (
@@ -119,5 +124,8 @@ def sampling_notes(source: ModelSource) -> Iterator[str]:
     ):
         yield (
             "its timesteps are trailing, as those of models distilled to a few steps (Turbo, "
-            "Lightning): if it is one, build with --guidance none and generate with its --steps"
+            "Lightning): if it is one, build with ",
+            Argument("guidance", "none"),
+            " and generate with its ",
+            Argument("num_inference_steps"),
         )

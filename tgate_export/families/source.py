@@ -16,8 +16,8 @@ from typing import Any, Literal
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
 from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import Argument
 from tgate_export.families import hub
-from tgate_export.families.base import Family
 from tgate_export.families.components import check_components, inner_config, pipeline_class
 from tgate_export.families.model_files import (
     WeightFiles,
@@ -30,6 +30,7 @@ from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_m
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
+from tgate_export.families.spec import Family
 from tgate_export.families.tokenizer_files import check_tokenizer_files
 from tgate_export.methods.conditioning import Conditioning
 
@@ -83,7 +84,10 @@ class ModelSource:
         if self.guidance == "embedded":
             raise InvalidRequestError(
                 f"{self.model}: its denoiser takes the guidance scale as an embedding "
-                "(time_cond_proj_dim): leave --guidance out"
+                "(time_cond_proj_dim)",
+                "leave ",
+                Argument("guidance"),
+                " out",
             )
         return replace(self, guidance=guidance)
 
@@ -315,7 +319,7 @@ def _locate(model: str, weights: Weights, revision: str | None, download: bool) 
     if hub.is_hub_id(model):
         if weights == "random":
             raise InvalidRequestError(
-                f"--weights random takes a model name or a folder, not the hub id {model!r}"
+                f"weights random takes a model name or a folder, not the hub id {model!r}"
             )
         found = hub.find_model(model, revision, download=download)
         hub_id = model.partition("@")[0]

@@ -25,7 +25,7 @@ class Unit:
 
 def prompt_encoder(source: ModelSource) -> str:
     """Return the graph that reads what is to be generated: a text, or for a video its image."""
-    return "text_encoder" if source.conditioning().frames is None else "image_encoder"
+    return "text_encoder" if source.family.tokenizers(source) else "image_encoder"
 
 
 def units(source: ModelSource, *, image_to_image: bool) -> tuple[Unit, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tgate_export.common.errors import ModelError
+from tgate_export.common.hints import Argument
 from tgate_export.steps.tgate import CacheKind
 
 
@@ -91,7 +92,11 @@ def self_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
         if getattr(module, "residual_connection", False):
             raise ModelError(
                 f"self-attention layer {path} of {type(denoiser).__name__} has its residual "
-                "inside and cannot be cached: build with --sp-interval 1 and --fi-interval 1"
+                "inside and cannot be cached",
+                "build with ",
+                Argument("sp_interval", 1),
+                " and ",
+                Argument("fi_interval", 1),
             )
     return layers
 

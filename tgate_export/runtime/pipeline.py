@@ -116,9 +116,8 @@ class TGatePipeline(Generate):
                 timings = timing if timings is None else timings + timing
         assert timings is not None
         stacked = np.concatenate(results)
-        frames = self.manifest.latents.frames
-        if request.output_type == "latent" and frames is not None:
-            stacked = stacked.reshape(len(stacked), frames, -1, *stacked.shape[2:])
+        if request.output_type == "latent":
+            stacked = stacked.reshape(self.manifest.latents.unfolded(stacked.shape))
         images = to_pil(stacked) if request.output_type == "pil" else stacked
         return PipelineOutput(images, timings, request)
 

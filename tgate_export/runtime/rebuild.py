@@ -1,16 +1,17 @@
-"""The command that builds a bundle again with something that it lacks."""
+"""How a bundle is built again with something that it lacks."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import DEFAULT_BATCH, Size
+from tgate_export.bundle.manifest import DEFAULT_BATCH
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
 from tgate_export.steps.step_plan import StepPlan
 
-# The option of `build` that adds a graph.
+# The argument of `build_bundle` that adds a graph.
 _INTERVALS = {"full_reuse": "sp_interval", "gated_reuse": "fi_interval"}
 
 
@@ -21,9 +22,10 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
         InvalidRequestError: says how to build the missing one.
     """
     if request.begins_with_image and "vae_encoder" not in bundle.manifest.graphs:
-        command = rebuild_command(bundle, image_to_image=True)
         raise InvalidRequestError(
-            f"image: this bundle was built without image-to-image; build it with: {command}"
+            "image: this bundle was built without image-to-image",
+            "build it with: ",
+            rebuild(bundle, image_to_image=True),
         )
     lacking = {
         option: request.value(option)
@@ -34,25 +36,28 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
         settings = " and ".join(f"{option} {value}" for option, value in lacking.items())
         raise InvalidRequestError(
             f"{settings}: this bundle was built without the graphs that reuse self-attention like "
-            f"that; build it with them: {rebuild_command(bundle, **lacking)}"
+            "that",
+            "build it with them: ",
+            rebuild(bundle, **lacking),
         )
 
 
-def rebuild_command(bundle: Bundle, **changes: object) -> str:
-    """Return a shell command that builds the bundle again, with some options changed.
+def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes: object) -> Build:
+    """Return the call that builds the bundle again, with some arguments changed.
 
     Args:
         bundle: an open bundle.
-        **changes: options of `tgate-export build`, with underscores; True for a flag; None leaves
-            one away.
+        plans: arguments of the `PlanRequest` of plans to compile, too; they are for the batch of
+            the graphs, if that is not the default.
+        **changes: arguments of `build_bundle`.
     """
     manifest = bundle.manifest
     defaults = manifest.defaults
-    options: dict[str, object] = {
+    arguments: dict[str, object] = {
         "model": manifest.source.model,
         "weights": "random" if manifest.source.kind == "random" else "pretrained",
         "precision": manifest.precision,
-        "size": _size(manifest.size),
+        "size": (manifest.size.width, manifest.size.height),
         # Without a batch, graphs take the default range and plans a single image.
         "batch": None if manifest.batch == DEFAULT_BATCH else manifest.batch,
         "gate_step": defaults.gate_step,
@@ -60,22 +65,12 @@ def rebuild_command(bundle: Bundle, **changes: object) -> str:
         "fi_interval": defaults.fi_interval,
         "warm_up": defaults.warm_up,
         "out": bundle.path,
-        **({"guidance": "none"} if manifest.guidance == "none" else {}),
+        "guidance": "none" if manifest.guidance == "none" else None,
         "image_to_image": True
-        if "vae_encoder" in manifest.graphs and manifest.latents.frames is None
+        if "vae_encoder" in manifest.graphs and manifest.takes_prompt
         else None,
         **changes,
     }
-    words = ["tgate-export", "build"]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
-
-
-def _size(size: Size) -> str:
-    width, height = size.width, size.height
-    if width.fixed and height.fixed:
-        return f"{width.opt}x{height.opt}"
-    ends = ("min", "opt", "max")
-    return ":".join(f"{getattr(width, end)}x{getattr(height, end)}" for end in ends)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    batch = {"batch": given["batch"]} if "batch" in given else {}
+    return Build(given, {**plans, **batch} if plans else {})

@@ -267,12 +267,8 @@ def _latents(
     if latents is None:
         return None
     array = host_array(latents, "latents")
-    space = manifest.latents
-    sides = height // space.downscale, width // space.downscale
-    folded = (images, space.channels, *sides)
-    shape: tuple[int, ...] = folded
-    if space.frames is not None:
-        shape = (images, space.frames, space.channels // space.frames, *sides)
+    folded = manifest.latents.shape(images, height, width)
+    shape = manifest.latents.unfolded(folded)
     if array.shape != shape:
         raise InvalidRequestError(
             f"latents have shape {list(array.shape)}, expected {list(shape)} for "

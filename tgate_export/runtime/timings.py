@@ -50,7 +50,7 @@ class Timings:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `generate --json` prints."""
+        """Return it as JSON of numbers."""
         phases = {}
         for phase in dict.fromkeys(step.phase for step in self.steps):
             seconds = [step.denoiser for step in self.steps if step.phase == phase]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Precision
 from tgate_export.common.errors import VerificationError
+from tgate_export.common.hints import Argument
 from tgate_export.runtime.backends.base import Backend
 
 Computed = Literal["fp32", "fp16", "bf16"]
@@ -86,8 +87,9 @@ def require(differences: Iterable[Difference]) -> None:
     for difference in differences:
         if np.isnan(difference.relative):
             raise VerificationError(
-                f"{difference.graph}: {difference.tensor} holds values that are not finite: "
-                "where fp16 overflows, build with --precision fp32"
+                f"{difference.graph}: {difference.tensor} holds values that are not finite",
+                "where fp16 overflows, build with ",
+                Argument("precision", "fp32"),
             )
         if not difference.holds:
             raise VerificationError(

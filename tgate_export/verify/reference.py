@@ -101,7 +101,7 @@ def trajectories(
     """Run every case in PyTorch in fp32."""
     denoiser, conditioning = parts[source.family.denoiser], source.conditioning()
     frames, guidance_scale = manifest.latents.frames, manifest.defaults.guidance_scale
-    conditions = _text_conditions if frames is None else _image_conditions
+    conditions = _text_conditions if manifest.takes_prompt else _image_conditions
     values, call = conditions(source, parts, manifest)
     values["guidance_scale"] = torch.tensor([effective_scale(manifest, guidance_scale)])
     if by_prompt_alone(manifest, guidance_scale):
@@ -112,20 +112,14 @@ def trajectories(
     own, pictures = _own_conditions(manifest, values.keys())
     values, call = values | own, call | pictures
     graphs = _Graphs(denoiser, groups, conditioning, values)
-    downscale = manifest.latents.downscale
-    shape = (
-        manifest.latents.channels,
-        manifest.size.height.opt // downscale,
-        manifest.size.width.opt // downscale,
-    )
+    _, *shape = manifest.latents.shape(1, manifest.size.height.opt, manifest.size.width.opt)
     found = []
     for index, case in enumerate(cases):
-        latents = standard_normal(shape, seed=index)[None]
+        latents = standard_normal(tuple(shape), seed=index)[None]
         with computing_in_fp32(*graphs.modules):
             expected = _run(case, source.config("scheduler"), graphs, latents)
-        if frames is not None:
-            latents = latents.reshape(1, frames, -1, *latents.shape[2:])
-            expected = expected.reshape(latents.shape)
+        latents = latents.reshape(manifest.latents.unfolded(latents.shape))
+        expected = expected.reshape(latents.shape)
         found.append(Trajectory(case, call, latents, expected))
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tgate_export.common.hints import Argument
 from tgate_export.runtime.backends.base import BackendError
 
 
@@ -24,6 +25,7 @@ def visible_device(visible: str | None, instance: str) -> str:
     if int(instance) >= listed:
         raise BackendError(
             f"there is no GPU {instance} among CUDA_VISIBLE_DEVICES={visible}",
-            "choose others with embed triton --gpu",
+            "choose others with ",
+            Argument("gpus"),
         )
     return devices[int(instance)]

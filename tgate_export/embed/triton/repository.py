@@ -11,12 +11,13 @@ from pathlib import Path
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.store import replace_folder
 from tgate_export.common.errors import InvalidRequestError, TGateError
+from tgate_export.common.hints import Argument
 from tgate_export.embed.bundles import files_of, open_image_bundle
 from tgate_export.embed.triton.interface import Port, inputs, outputs
 from tgate_export.runtime.backends import check_backend
 
 BUNDLE_FOLDER = "bundle"  # beside model.py
-_MARK = "# Written by `tgate-export embed triton`."
+_MARK = "# Written by tgate-export."
 _MODEL = '''"""Serves the bundle beside this file; see `tgate_export.embed.triton.model`."""
 
 from tgate_export.embed.triton.model import TGateModel as TritonPythonModel
@@ -92,7 +93,7 @@ def write_repository(
     _check(opened, options)
     model = out / (opened.manifest.name if name is None else name)
     if model.parent != out or model.name in ("", ".", ".."):
-        raise InvalidRequestError(f"--name {name!r} is not the name of a folder")
+        raise InvalidRequestError(f"the model's name {name!r} is not the name of a folder")
     _check_replaceable(model)
     with replace_folder(model) as staging:
         version = staging / "1"
@@ -188,9 +189,17 @@ def _check_replaceable(model: Path) -> None:
         return
     config = model / "config.pbtxt"
     if model.is_symlink() or not config.is_file():
-        raise TGateError(f"{model} is not a model of this program: choose another --out or --name")
+        raise TGateError(
+            f"{model} is not a model of this program",
+            "choose another ",
+            Argument("out"),
+            " or ",
+            Argument("name"),
+        )
     if not config.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
-        raise TGateError(f"{config} was not written by this program: choose another --name")
+        raise TGateError(
+            f"{config} was not written by this program", "choose another ", Argument("name")
+        )
 
 
 def _place(bundle: Bundle, target: Path, *, copy: bool) -> None:

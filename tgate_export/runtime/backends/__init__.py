@@ -1,41 +1,49 @@
-"""What runs graphs. `select` picks one; each backend is one file."""
+"""What runs graphs. `select` picks one of the backends that the modules of this folder specify.
+
+A module with `SPECS`, a tuple of `BackendSpec`, is a backend; nothing else has to know of it.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from functools import partial
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.plans import Library, plan_sets
+from tgate_export.bundle.plans import plan_sets
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.backends.base import (
-    Backend,
-    BackendError,
-    BackendOptions,
-    RunPrecision,
-)
+from tgate_export.common.hints import Argument, Call
+from tgate_export.common.install import pip_install
+from tgate_export.runtime.backends.base import Backend, BackendError, BackendOptions
 from tgate_export.runtime.backends.cuda import has_driver
+from tgate_export.runtime.backends.spec import BackendSpec
+from tgate_export.runtime.rebuild import rebuild
 
-ONNXRUNTIME = (
-    "onnxruntime",
-    "onnxruntime:cpu",
-    "onnxruntime:cuda",
-    "onnxruntime:tensorrt",
-    "onnxruntime:tensorrt-rtx",
-)
-OPENVINO: dict[str, RunPrecision] = {"openvino": "fp32", "openvino:bf16": "bf16"}
-PLANS: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
-GPU_PROVIDERS = ONNXRUNTIME[2:]
-BACKENDS = ("auto", *ONNXRUNTIME, *OPENVINO, *PLANS)
+AUTO = "auto"
+
+
+@cache
+def specs() -> Mapping[str, BackendSpec]:
+    """Return every backend by name: those that `auto` tries in its order, then the others."""
+    found: list[BackendSpec] = []
+    for module in pkgutil.iter_modules(__path__):
+        found += getattr(importlib.import_module(f"{__name__}.{module.name}"), "SPECS", ())
+    found.sort(key=lambda spec: (spec.auto is None, spec.auto or 0))
+    return {spec.name: spec for spec in found}
+
+
+def names() -> tuple[str, ...]:
+    """Return every name that `select` takes."""
+    return (AUTO, *specs())
 
 
 def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> Backend:
     """Return the backend of that name, ready to load the bundle's graphs.
 
-    `auto` is the fastest that works here: the bundle's plans, ONNX Runtime on CUDA, OpenVINO,
-    ONNX Runtime on the CPU; only OpenVINO when a precision is asked for. ONNX Runtime's TensorRT
-    execution providers compile for minutes on their first run, so they are used only when named.
+    `auto` is the fastest that works here, of those that can compute in the precision that is asked
+    for, if one is. Backends that compile for minutes on their first run are used only when named.
 
     Raises:
         InvalidRequestError: an unknown name, or an option that is not for that backend.
@@ -43,27 +51,11 @@ def select(name: str, bundle: Bundle, options: BackendOptions | None = None) -> 
     """
     check_backend(name)
     options = options or BackendOptions()
-    if options.weight_streaming_budget is not None and name in (*ONNXRUNTIME, *OPENVINO):
-        raise InvalidRequestError(f"--weight-streaming-budget is for plans, not for {name}")
-    without = {*ONNXRUNTIME, *OPENVINO} - {"onnxruntime:cuda"}
-    if not options.cuda_graphs and name in without:
-        raise InvalidRequestError(
-            f"--no-cuda-graphs is for plans and onnxruntime:cuda, not for {name}"
-        )
-    if options.precision not in (None, OPENVINO.get(name)) and name not in ("auto", "openvino"):
-        raise InvalidRequestError(
-            f"--precision {options.precision} is for auto and openvino, not for {name}"
-        )
-    if options.threads is not None and name in (*PLANS, *GPU_PROVIDERS):
-        raise InvalidRequestError(f"threads are for CPUs, not for {name}")
-    if name == "auto":
+    if name == AUTO:
         return _fastest(bundle, options)
-    for library in PLANS:
-        if name == library:
-            return _plans(bundle, library, options)
-    if name in OPENVINO:
-        return _openvino(bundle, options.precision or OPENVINO[name], options)
-    return _onnxruntime(bundle, name.partition(":")[2] or None, options)
+    spec = specs()[name]
+    _check_options(spec, options)
+    return _make(spec, bundle, options, ", or use ", Argument("backend", AUTO))
 
 
 def check_backend(name: str) -> None:
@@ -72,14 +64,66 @@ def check_backend(name: str) -> None:
     Raises:
         InvalidRequestError: names those that may have been meant, and all.
     """
-    if name in BACKENDS:
+    known, typed = names(), name.lower()
+    if name in known:
         return
-    near = [known for known in BACKENDS if name and name.lower() in known.partition(":")[::2]]
-    if name.lower() == "cpu":
-        near.append("openvino")
-    near = near or difflib.get_close_matches(name.lower(), BACKENDS, n=2)
+    near = [
+        spec.name
+        for spec in specs().values()
+        if (typed and typed in spec.name.partition(":")[::2])
+        or (typed == spec.device and spec.auto is not None)
+    ]
+    near = near or difflib.get_close_matches(typed, known, n=2)
     meant = f"did you mean {' or '.join(near)}? There are" if near else "choose one of"
-    raise InvalidRequestError(f"unknown backend {name!r}: {meant} {', '.join(BACKENDS)}")
+    raise InvalidRequestError(f"unknown backend {name!r}: {meant} {', '.join(known)}")
+
+
+def _check_options(spec: BackendSpec, options: BackendOptions) -> None:
+    """Refuse an option that was given and is not for this backend, or not with that value."""
+    for option, value in options.given().items():
+        if not spec.takes(option, value):
+            *most, last = [AUTO, *(n for n, known in specs().items() if known.takes(option, value))]
+            # A number says nothing that the name does not.
+            named = Argument(option, value if isinstance(value, (str, bool)) else None)
+            raise InvalidRequestError(
+                f"{spec.name} does not take {option} {value}",
+                named,
+                f" is for {', '.join(most)} and {last}" if most else f" is for {last}",
+            )
+
+
+def _make(
+    spec: BackendSpec, bundle: Bundle, options: BackendOptions, *otherwise: str | Call
+) -> Backend:
+    """Check that a backend can be used here, and make it.
+
+    Args:
+        spec: of the backend.
+        bundle: what it is to run.
+        options: that it takes.
+        otherwise: what else helps, for the hint.
+
+    Raises:
+        BackendError: it cannot.
+    """
+    if spec.plans is not None and spec.plans not in _libraries(bundle):
+        raise BackendError(
+            f"{bundle.path} has no {spec.plans} plans",
+            "make them with `", rebuild(bundle, {"library": spec.plans}), "`", *otherwise,
+        )  # fmt: skip
+    try:
+        importlib.import_module(spec.module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == spec.module
+        reason = "is not installed" if missing else f"cannot be imported ({error})"
+        install = ", or ".join(pip_install(extra) for extra in spec.extras)
+        raise BackendError(f"{spec.module} {reason}", install, *otherwise) from None
+    spec.check()
+    return spec.make(bundle, options)
+
+
+def _libraries(bundle: Bundle) -> set[str]:
+    return {plans.key.library for plans in plan_sets(bundle.path)}
 
 
 def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
@@ -92,7 +136,7 @@ def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
         except BackendError as error:
             if name == candidates[-1][0]:
                 raise
-            passed.append(f"{name}: {error.reason}")
+            passed.append(f"{name}: {error.message}")
         else:
             break
     backend.reason = "the fastest that works here"
@@ -104,34 +148,14 @@ def _fastest(bundle: Bundle, options: BackendOptions) -> Backend:
 def _candidates(
     bundle: Bundle, options: BackendOptions
 ) -> Iterator[tuple[str, Callable[[], Backend]]]:
-    if options.precision:
-        yield "openvino", partial(_openvino, bundle, options.precision, options)
-        return
-    built = {plans.key.library for plans in plan_sets(bundle.path)}
-    for library in PLANS:
-        if library in built:
-            yield library, partial(_plans, bundle, library, options)
-    if built or has_driver():  # elsewhere nobody waits for a GPU, and needs not hear of it
-        yield "onnxruntime:cuda", partial(_onnxruntime, bundle, "cuda", options)
-    yield "openvino", partial(_openvino, bundle, "fp32", options)
-    yield "onnxruntime:cpu", partial(_onnxruntime, bundle, "cpu", options)
-
-
-def _plans(bundle: Bundle, library: Library, options: BackendOptions) -> Backend:
-    from tgate_export.runtime.backends.tensorrt import TensorRTBackend
-
-    return TensorRTBackend(bundle, library, options)
-
-
-def _onnxruntime(bundle: Bundle, device: str | None, options: BackendOptions) -> Backend:
-    from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(
-        bundle, device, cuda_graphs=options.cuda_graphs, threads=options.threads
-    )
-
-
-def _openvino(bundle: Bundle, precision: RunPrecision, options: BackendOptions) -> Backend:
-    from tgate_export.runtime.backends.openvino import OpenVinoBackend
-
-    return OpenVinoBackend(bundle, precision, threads=options.threads)
+    built = _libraries(bundle)
+    # Elsewhere nobody waits for a GPU, and needs not hear of it.
+    gpu = bool(built) or has_driver()
+    for spec in specs().values():
+        if spec.auto is None:
+            continue
+        # It changes the pictures; the other options are for whatever takes them.
+        if options.precision is not None and not spec.takes("precision", options.precision):
+            continue
+        if spec.plans in built if spec.plans else gpu or spec.device != "gpu":
+            yield spec.name, partial(_make, spec, bundle, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -19,24 +19,18 @@ RunPrecision = Literal["fp32", "bf16"]
 
 
 class BackendError(TGateError):
-    """A backend is not installed, cannot run here, or failed to load a graph.
-
-    Attributes:
-        reason: the message without what to do about it.
-    """
-
-    def __init__(self, reason: str, remedy: str = "") -> None:
-        super().__init__(f"{reason}: {remedy}" if remedy else reason)
-        self.reason = reason
+    """A backend is not installed, cannot run here, or failed to load a graph."""
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a caller can choose about how a bundle runs; a backend refuses what is not for it.
+    """What a caller can choose about how a bundle runs; a backend takes some, see `BackendSpec`.
+
+    A field's metadata has its line of help.
 
     Attributes:
-        precision: that `openvino` computes in, whatever the bundle's weights are stored in; fp32
-            when None, since bf16 draws slightly different pictures.
+        precision: to compute in, whatever the bundle's weights are stored in; fp32 when None,
+            since bf16 draws slightly different pictures.
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
@@ -44,10 +38,30 @@ class BackendOptions:
             likes, or as a container's CPU quota has processors.
     """
 
-    cuda_graphs: bool = True
-    weight_streaming_budget: int | None = None
-    precision: RunPrecision | None = None
-    threads: int | None = None
+    cuda_graphs: bool = field(
+        default=True, metadata={"help": "Capture each launch once, and replay it."}
+    )
+    weight_streaming_budget: int | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of each plan that may stay on the GPU, for plans built to stream "
+            "them. Default: all."
+        },
+    )
+    precision: RunPrecision | None = field(
+        default=None,
+        metadata={
+            "help": "What to compute in. bf16: up to twice as fast on a CPU that has it, and "
+            "slightly different pictures. Default: fp32."
+        },
+    )
+    threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads on a CPU. Default: as many as the backend likes, or as a container's "
+            "CPU quota has processors."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Refuse what no backend knows."""
@@ -58,6 +72,14 @@ class BackendOptions:
             )
         if self.threads is not None and self.threads < 1:
             raise InvalidRequestError(f"threads must be 1 or more, got {self.threads}")
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not what they are by default."""
+        return {
+            option.name: value
+            for option in fields(self)
+            if (value := getattr(self, option.name)) != option.default
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class MemoryReport:
     buffers: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `generate --json` prints."""
+        """Return it as JSON of numbers."""
         return {
             "weights_bytes": dict(self.weights),
             "activations_bytes": self.activations,
@@ -115,7 +137,7 @@ class Backend(ABC):
     queued: `synchronize` and `Memory.read` wait, nothing else does.
 
     Attributes:
-        name: what `--backend` calls it.
+        name: one that `select` takes.
         reason: why it was chosen.
         precision: what it computes in, where that is less than what the graphs ask for.
         slow_after_another_shape: the first run's shapes are compiled for, all others are slower,

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from tgate_export.common.hints import Argument
 from tgate_export.common.install import pip_install
 from tgate_export.runtime.backends.base import BackendError
 
-ELSEWHERE = "or use --backend onnxruntime:cpu"
+ELSEWHERE = (", or use ", Argument("backend", "onnxruntime:cpu"))
 
 
 def has_driver() -> bool:
@@ -50,8 +51,7 @@ class Cuda:
             from cuda.bindings import runtime
         except ImportError:
             raise BackendError(
-                "cuda-bindings is not installed",
-                f"{pip_install(extra)}, {ELSEWHERE}",
+                "cuda-bindings is not installed", pip_install(extra), *ELSEWHERE
             ) from None
         self.runtime = runtime
         self._probe()
@@ -64,7 +64,7 @@ class Cuda:
         error, driver = self.runtime.cudaDriverGetVersion()
         if error != self.runtime.cudaError_t.cudaSuccess or not driver:
             raise BackendError(
-                "no CUDA driver on this machine", f"install NVIDIA's driver, {ELSEWHERE}"
+                "no CUDA driver on this machine", "install NVIDIA's driver", *ELSEWHERE
             )
         needed = self.check(self.runtime.cudaRuntimeGetVersion(), "ask for its version")
         if driver // 1000 < needed // 1000:
@@ -77,7 +77,8 @@ class Cuda:
         if error != self.runtime.cudaError_t.cudaSuccess or not count:
             raise BackendError(
                 f"no CUDA GPU ({self._text(error)})",
-                f"check nvidia-smi and CUDA_VISIBLE_DEVICES, {ELSEWHERE}",
+                "check nvidia-smi and CUDA_VISIBLE_DEVICES",
+                *ELSEWHERE,
             )
 
     def _text(self, error: Any) -> str:
@@ -228,8 +229,9 @@ def out_of_memory(purpose: str, needed: int, free: int) -> BackendError:
     """Say how much was missing, and what helps."""
     return BackendError(
         f"out of GPU memory: {purpose} needs {_gib(needed)}, {_gib(free)} is free",
-        "end what else uses the GPU, draw fewer or smaller images a call, or build plans with "
-        "--weight-streaming and set a budget",
+        "end what else uses the GPU, draw fewer or smaller images a call, or build plans with ",
+        Argument("weight_streaming", True),
+        " and set a budget",
     )
 
 

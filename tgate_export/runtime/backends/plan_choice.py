@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tgate_export.bundle.plans import Library, PlanKey, PlanSet
+from tgate_export.common.hints import Argument, Build
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.plan import BindingPlan
 
@@ -45,14 +46,14 @@ def batch_size(sets: Sequence[PlanSet], machine: Machine, images: int) -> int:
     return max(sizes, default=images)
 
 
-def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: str) -> PlanSet:
+def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: Build) -> PlanSet:
     """Return the set that fits: one of a single shape before one of a range.
 
     Args:
         sets: of the machine's library.
         machine: see `Machine`.
         shapes: what is to run; empty to look at the machine alone.
-        build: the command that makes plans, for the message.
+        build: what makes plans, for the hint.
 
     Raises:
         BackendError: lists for each set what does not fit.
@@ -64,7 +65,10 @@ def choose(sets: Sequence[PlanSet], machine: Machine, shapes: Shapes, build: str
         raise BackendError(
             f"no {machine.library} plans for {machine.library} {machine.version} on compute "
             f"capability {machine.compute_capability} fit ({listed})",
-            f"make some with `{build}`, or use --backend onnxruntime",
+            "make some with `",
+            build,
+            "`, or use ",
+            Argument("backend", "onnxruntime"),
         )
     return min(fitting, key=lambda plans: (not _static(plans), plans.name))
 

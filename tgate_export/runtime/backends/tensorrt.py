@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable
 from functools import partial
-
-import numpy as np
 
 from tgate_export.bundle.hash_cache import stamp_of
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.plans import Library, PlanSet, plan_sets
 from tgate_export.common.errors import BundleError
+from tgate_export.common.hints import Argument, Build
 from tgate_export.runtime.backends.base import (
     Backend,
     BackendError,
@@ -21,7 +20,6 @@ from tgate_export.runtime.backends.base import (
     Memory,
     MemoryReport,
 )
-from tgate_export.runtime.backends.bindings import View
 from tgate_export.runtime.backends.cuda import Block, Cuda, Event
 from tgate_export.runtime.backends.onnx_check import read_graph
 from tgate_export.runtime.backends.plan_choice import (
@@ -30,10 +28,12 @@ from tgate_export.runtime.backends.plan_choice import (
     choose,
     input_shapes,
 )
+from tgate_export.runtime.backends.spec import BackendSpec
 from tgate_export.runtime.backends.tensorrt_engine import Bindings, Engine, PlanLoader
-from tgate_export.runtime.backends.tensorrt_versions import collecting_logger, import_module
-from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
-from tgate_export.runtime.rebuild import rebuild_command
+from tgate_export.runtime.backends.tensorrt_memory import DeviceMemory
+from tgate_export.runtime.backends.tensorrt_versions import MODULES, collecting_logger
+from tgate_export.runtime.plan import BindingPlan, Launch
+from tgate_export.runtime.rebuild import rebuild
 
 
 class TensorRTBackend(Backend):
@@ -45,27 +45,22 @@ class TensorRTBackend(Backend):
         self._bundle = bundle
         self._options = options
         self._sets = [plans for plans in plan_sets(bundle.path) if plans.key.library == library]
-        if not self._sets:
-            raise BackendError(
-                f"{bundle.path} has no {library} plans",
-                f"make them with `{rebuild_command(bundle, target=library)}`, "
-                "or use --backend onnxruntime",
-            )
         files = (plans.file(graph) for plans in self._sets for graph in plans.plans)
         self._stamps = {file: stamp_of(file) for file in files}
-        trt = import_module(library)
+        trt = importlib.import_module(MODULES[library])
         self._cuda = Cuda(extra=library)
         self._machine = Machine(library, trt.__version__, self._cuda.compute_capability())
-        choose(self._sets, self._machine, {}, self._build_command())
+        choose(self._sets, self._machine, {}, self._rebuild())
         self._loader = PlanLoader(trt, collecting_logger(trt), self._cuda)
         self._engines: dict[tuple[str, str], Engine] = {}
         self._activations: Block | None = None
         self._memory: DeviceMemory | None = None
 
-    def _build_command(self, **changes: object) -> str:
+    def _rebuild(self, **changes: object) -> Build:
+        plans: dict[str, object] = {"library": self._machine.library}
         if self._machine.library == "tensorrt-rtx":
-            changes["sm"] = self._machine.compute_capability
-        return rebuild_command(self._bundle, target=self._machine.library, **changes)
+            plans["compute_capabilities"] = (self._machine.compute_capability,)
+        return rebuild(self._bundle, plans, **changes)
 
     def batch_size(self, images: int) -> int:
         """See `Backend.batch_size`."""
@@ -76,8 +71,7 @@ class TensorRTBackend(Backend):
         shapes = input_shapes(plan)
         usual = next(iter(plan.buffers.values())).shape[0]
         batch = self._bundle.manifest.batch.model_copy(update={"opt": usual})
-        command = self._build_command(batch=batch)
-        plans = choose(self._sets, self._machine, shapes, command)
+        plans = choose(self._sets, self._machine, shapes, self._rebuild(batch=batch))
         engines = {graph: self._load(plans, graph) for graph in shapes}
         if self._memory is not None and self._memory.serves(plan.buffers, engines):
             # Another number of steps or another gate: what was captured stays valid.
@@ -103,7 +97,8 @@ class TensorRTBackend(Backend):
             if budget is not None and not settings.weight_streaming:
                 raise BackendError(
                     f"{plans.path} was not built to stream weights",
-                    "leave out the budget, or build the plans again with --weight-streaming",
+                    "leave out the budget, or build the plans again with ",
+                    Argument("weight_streaming", True),
                 )
             self._check_plan(plans, graph)
             if settings.weights_stripped:
@@ -160,8 +155,9 @@ class TensorRTBackend(Backend):
             return self._cuda.capture(enqueue).launch
         except BackendError as error:
             raise BackendError(
-                f"graph {engine.graph!r} cannot become a CUDA graph ({error.reason})",
-                "use --no-cuda-graphs",
+                f"graph {engine.graph!r} cannot become a CUDA graph ({error.message})",
+                "use ",
+                Argument("cuda_graphs", False),
             ) from None
 
     def mark(self) -> Event:
@@ -194,109 +190,22 @@ def _execute(copies: list[Callable[[], None]], run: Execute) -> None:
     run()
 
 
-class DeviceMemory(Memory):
-    """One block for each tensor that launches are bound to, and one for all rows of a buffer.
-
-    A launch that reads row `i` is queued after a copy of the row to the bound block, so that it
-    has the same addresses at every step, and 256-byte alignment whatever the row's size.
-    """
-
-    def __init__(
-        self,
-        cuda: Cuda,
-        buffers: Mapping[str, BufferSpec],
-        engines: Mapping[str, Engine],
-        activations: Block,
-        predecessor: DeviceMemory | None = None,
-    ) -> None:
-        self.engines: Mapping[str, Engine] = (
-            {**predecessor.engines, **engines} if predecessor else engines
-        )
-        self.runs: dict[tuple[str, frozenset[tuple[str, int]]], Execute] = (
-            predecessor.runs if predecessor else {}
-        )
-        self.activations = activations  # what was captured writes there
-        self._cuda = cuda
-        self._specs = dict(buffers)
-        self._bound: dict[str, Block] = predecessor._bound if predecessor else {}
-        self._rows: dict[str, Block] = {}
-        for name, spec in buffers.items():
-            if spec.rows is not None:
-                self._rows[name] = self._allocate(name, spec.rows * _row_bytes(spec))
-            if predecessor is None:
-                self._bound[name] = self._allocate(name, _row_bytes(spec))
-        for block in (*self._bound.values(), *self._rows.values()):
-            cuda.fill_zero(block)
-
-    def _allocate(self, name: str, size: int) -> Block:
-        return self._cuda.allocate(size, f"buffer {name!r}")
-
-    def serves(self, buffers: Mapping[str, BufferSpec], engines: Mapping[str, Engine]) -> bool:
-        """Whether launches would be bound to the same addresses, whatever the number of steps."""
-        return {name: (spec.dtype, spec.shape) for name, spec in buffers.items()} == {
-            name: (spec.dtype, spec.shape) for name, spec in self._specs.items()
-        } and all(self.engines.get(graph) is engine for graph, engine in engines.items())
-
-    @property
-    def bytes(self) -> int:
-        """Size of all buffers."""
-        return sum(block.bytes for block in (*self._bound.values(), *self._rows.values()))
-
-    def view(self, slot: Slot) -> View:
-        """Return what a launch is bound to for a slot."""
-        spec = self._specs[slot.buffer]
-        return View(spec.dtype, spec.shape, self._bound[slot.buffer].address)
-
-    def staging_copy(self, slot: Slot) -> Callable[[], None] | None:
-        """Return what queues the copy of a row to where launches read it."""
-        if slot.row is None:
-            return None
-        target = self._bound[slot.buffer].address
-        size = _row_bytes(self._specs[slot.buffer])
-        return partial(self._cuda.copy, target, self._address(slot), size)
-
-    def _address(self, slot: Slot) -> int:
-        if slot.row is None:
-            return self._bound[slot.buffer].address
-        size = _row_bytes(self._specs[slot.buffer])
-        return self._rows[slot.buffer].address + slot.row * size
-
-    def write(self, slot: Slot, value: np.ndarray) -> None:
-        """See `Memory.write`."""
-        spec = self._specs[slot.buffer]
-        if value.shape != spec.shape or value.dtype != spec.dtype:
-            raise ValueError(
-                f"buffer {slot.buffer!r} holds {spec.dtype} {list(spec.shape)}, "
-                f"not {value.dtype} {list(value.shape)}"
-            )
-        self._cuda.upload(self._address(slot), np.ascontiguousarray(value))
-
-    def read(self, slot: Slot) -> np.ndarray:
-        """See `Memory.read`."""
-        spec = self._specs[slot.buffer]
-        value = np.empty(spec.shape, spec.dtype)
-        self._cuda.download(value, self._address(slot))
-        return value
-
-    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
-        """See `Memory.write_rows`."""
-        spec = self._specs[slot.buffer]
-        for row, value in rows.items():
-            if value.shape != spec.shape[1:] or value.dtype != spec.dtype:
-                raise ValueError(
-                    f"a row of buffer {slot.buffer!r} holds {spec.dtype} {list(spec.shape[1:])}, "
-                    f"not {value.dtype} {list(value.shape)}"
-                )
-            self._cuda.upload(self._address(slot) + row * value.nbytes, np.ascontiguousarray(value))
-
-    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
-        """See `Memory.read_rows`."""
-        spec = self._specs[slot.buffer]
-        values = [np.empty(spec.shape[1:], spec.dtype) for _ in rows]
-        for row, value in zip(rows, values, strict=True):
-            self._cuda.download(value, self._address(slot) + row * value.nbytes)
-        return values
+def _make(library: Library, bundle: Bundle, options: BackendOptions) -> Backend:
+    return TensorRTBackend(bundle, library, options)
 
 
-def _row_bytes(spec: BufferSpec) -> int:
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+_LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
+SPECS = tuple(
+    BackendSpec(
+        name=library,
+        summary="the bundle's plans",
+        module=MODULES[library],
+        extras=(library,),
+        make=partial(_make, library),
+        options={"cuda_graphs": None, "weight_streaming_budget": None},
+        auto=auto,
+        device="gpu",
+        plans=library,
+    )
+    for library, auto in zip(_LIBRARIES, (10, 20), strict=True)
+)

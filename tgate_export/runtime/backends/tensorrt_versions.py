@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from tgate_export.bundle.plans import Library
-from tgate_export.common.install import pip_install
-from tgate_export.runtime.backends.base import BackendError
 
 MODULES: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
 }  # fmt: skip
-
-
-def import_module(library: Library) -> Any:
-    """Import the library's Python module.
-
-    Raises:
-        BackendError: it is not installed.
-    """
-    try:
-        return importlib.import_module(MODULES[library])
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == MODULES[library]
-        reason = "is not installed" if missing else f"cannot be imported ({error})"
-        raise BackendError(
-            f"{MODULES[library]} {reason}",
-            f"{pip_install(library)}, or use --backend onnxruntime",
-        ) from None
 
 
 def create_context(trt: Any, engine: Any) -> Any:

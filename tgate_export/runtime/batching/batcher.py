@@ -111,7 +111,7 @@ class Batcher:
             BackendError: the backend cannot be used here.
         """
         bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
-        if bundle.manifest.latents.frames is not None:
+        if bundle.manifest.latents.video:
             raise InvalidRequestError(
                 f"{path} draws videos, which are not drawn in flight: use TGatePipeline"
             )

@@ -65,8 +65,7 @@ class ImageState:
     @classmethod
     def of(cls, manifest: Manifest, request: Request, index: int, route: RunPlan) -> ImageState:
         """Prepare one of a request's images, with exactly the noise of a run of its own."""
-        scale = manifest.latents.downscale
-        shape = (manifest.latents.channels, request.height // scale, request.width // scale)
+        _, *shape = manifest.latents.shape(1, request.height, request.width)
         state: State = {"history.0": np.zeros((HISTORY, *shape), np.float32)}
         for buffer, tensor in host_inputs(manifest, manifest.phases).items():
             state[buffer] = host_row(manifest, request, index, tensor)

@@ -28,7 +28,7 @@ Manifest read_manifest(const fs::path& path) {
       const std::string hint =
           fs::exists(path) ? ": it has no " + std::string(kManifest) : ": no such folder";
       throw Error(ErrorKind::bundle, path.string() + " is not a bundle" + hint +
-                                         "; make one with `tgate-export build`");
+                                         ": make one with `tgate-export build`");
     }
     throw Error(ErrorKind::bundle, "cannot read " + file.string() + ": " + reason_of(error));
   } catch (const std::invalid_argument& error) {

@@ -73,7 +73,7 @@ void check_graphs(const Bundle& bundle, const std::vector<Phase>& phases,
   throw Error(ErrorKind::request,
               join(given, " and ") +
                   ": this bundle was built without the graphs that reuse self-attention like "
-                  "that; build it with them: " +
+                  "that: build it with them: " +
                   rebuild_command(bundle, lacking));
 }
 

@@ -64,6 +64,7 @@ class Family:
         prompt_encoder: makes the module that reads what is to be drawn -> the conditions of
             `Conditioning.prompt`. Of a text: token ids (and masks) in the order of `tokenizers`; of
             a video: its image, for the bundle's size.
+        vae_decoder: makes the module that decodes latents, where they are no images'.
         parameters: what a caller may set besides the parameters of every run.
         extras: further components whose configuration counts.
         size: width and height in pixels, where the configuration of the denoiser does not say.
@@ -89,6 +90,7 @@ class Family:
     check: Callable[[ModelSource], None]
     conditioning: Callable[[ModelSource], Conditioning]
     prompt_encoder: Callable[[ModelSource, Components, Size], nn.Module]
+    vae_decoder: Callable[[ModelSource, Components], nn.Module] | None = None
     parameters: Callable[[ModelSource], Mapping[str, Parameter]] = lambda _source: {}
     extras: tuple[str, ...] = ()
     size: tuple[int, int] | None = None

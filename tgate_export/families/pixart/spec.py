@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.bundle.origins import FromFormula
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family, TokenizerSpec
+from tgate_export.families.spec import Family, TokenizerSpec
 from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _bias(mask: Any, sample: Any, patch_size: int) -> Any:
 
 
 def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
-    from tgate_export.families.modules import T5TextEncoder
+    from tgate_export.families.pixart.modules import T5TextEncoder
 
     return T5TextEncoder(parts["text_encoder"])
 
@@ -109,7 +109,7 @@ def _check(source: ModelSource) -> None:
         )
 
 
-PIXART = Family(
+FAMILY = Family(
     name="pixart",
     title="PixArt-alpha and PixArt-Sigma",
     pipelines=tuple(_TOKENS),

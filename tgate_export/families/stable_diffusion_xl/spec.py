@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.bundle.origins import FromFormula
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family, TokenizerSpec, declared
-from tgate_export.families.stable_diffusion import (
+from tgate_export.families.spec import Family, TokenizerSpec, declared
+from tgate_export.families.unets import (
     CLIP_TOKENIZER,
     check_unet,
     clip_layers,
@@ -83,7 +83,7 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
 
 
 def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
-    from tgate_export.families.modules import DualClipTextEncoder
+    from tgate_export.families.stable_diffusion_xl.modules import DualClipTextEncoder
 
     first: Any = parts["text_encoder"]
     second: Any = parts["text_encoder_2"]
@@ -126,7 +126,7 @@ def _zero_negative(source: ModelSource) -> bool:
     return bool(source.index().get("force_zeros_for_empty_prompt", True))
 
 
-STABLE_DIFFUSION_XL = Family(
+FAMILY = Family(
     name="stable-diffusion-xl",
     title="Stable Diffusion XL",
     pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),

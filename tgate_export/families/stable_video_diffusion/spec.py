@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.bundle.origins import FromFormula, FromGraph
 from tgate_export.common.errors import ModelError
-from tgate_export.families.base import Family, declared
-from tgate_export.families.stable_diffusion import context_width
+from tgate_export.families.spec import Family, declared
+from tgate_export.families.unets import context_width
 from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -61,12 +61,18 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
 
 
 def _prompt_encoder(source: ModelSource, parts: Components, _size: Size) -> nn.Module:
-    from tgate_export.families.modules import ClipImageEncoder
+    from tgate_export.families.stable_video_diffusion.modules import ClipImageEncoder
 
     normalization = source.config("feature_extractor")
     return ClipImageEncoder(
         parts["image_encoder"], normalization["image_mean"], normalization["image_std"]
     )
+
+
+def _vae_decoder(source: ModelSource, parts: Components) -> nn.Module:
+    from tgate_export.families.stable_video_diffusion.modules import VideoVaeDecoder
+
+    return VideoVaeDecoder(parts["vae"], source.config("unet")["num_frames"])
 
 
 def _check(source: ModelSource) -> None:
@@ -85,7 +91,7 @@ def _check(source: ModelSource) -> None:
         )
 
 
-STABLE_VIDEO_DIFFUSION = Family(
+FAMILY = Family(
     name="stable-video-diffusion",
     title="Stable Video Diffusion",
     pipelines=("StableVideoDiffusionPipeline",),
@@ -101,6 +107,7 @@ STABLE_VIDEO_DIFFUSION = Family(
     check=_check,
     conditioning=_conditioning,
     prompt_encoder=_prompt_encoder,
+    vae_decoder=_vae_decoder,
     parameters=lambda _source: declared(
         "image", "fps", "motion_bucket_id", "noise_aug_strength", "min_guidance_scale"
     ),

@@ -1,0 +1,43 @@
+"""Options that choose a backend and how it runs: their help is made of what the backends specify.
+
+It is made when it is shown, to which alone it imports the backends' modules.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import fields
+
+import click
+
+BACKENDS = "{backends}"
+"""Stands in the help of a `BackendOption` for the list of backends."""
+
+
+class BackendOption(click.Option):
+    """An option that names a backend."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option, and its help with the list of backends."""
+        from tgate_export.runtime.backends import AUTO, specs
+
+        listed = [f"{AUTO} (the fastest that works here)"]
+        for summary, group in itertools.groupby(specs().values(), lambda spec: spec.summary):
+            listed.append(f"{', '.join(spec.name for spec in group)} ({summary})")
+        found = super().get_help_record(ctx)
+        return found and (found[0], found[1].replace(BACKENDS, "; ".join(listed)))
+
+
+class RunOption(click.Option):
+    """An option of the name of a field of `BackendOptions`, whose help it shows."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option, and the field's help with the backends that take it."""
+        from tgate_export.runtime.backends import specs
+        from tgate_export.runtime.backends.base import BackendOptions
+
+        (field,) = (field for field in fields(BackendOptions) if field.name == self.name)
+        takers = [spec.name for spec in specs().values() if field.name in spec.options]
+        found = super().get_help_record(ctx)
+        text = f"{field.metadata['help']} For {', '.join(takers)}. {found[1] if found else ''}"
+        return found and (found[0], text.strip())
