@@ -123,7 +123,7 @@ def build_bundle(
         out = out or default_folder(source, options)
         hashes = source.hashes()
         record = source.record(hashes)
-        key = build_key(record, options)
+        key = build_key(source, record, options)
         request = BuildRequest(source, hashes, record, options, key)
         cache = user_content_cache()
         check_replaceable(out, force=force)
