@@ -57,7 +57,7 @@ _ARGUMENTS = {
     "negative_prompt": "what to avoid; one for all prompts, or one each. Without one it is the "
     "empty text, or zero embeddings for a model that was trained so (SDXL).",
     "prompt_embeds": "instead of `prompt`, what the text encoder makes of it [B, T, D]; where it "
-    "makes more than one tensor (`inspect --json`), a mapping from each one's name to its array, "
+    "makes more than one tensor, a mapping from the name of each of its outputs to its array, "
     "such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or tensors of torch, of any "
     "type and on any device.",
     "negative_prompt_embeds": "the same instead of `negative_prompt`; one for all prompts, or one "
@@ -78,7 +78,7 @@ _OTHERS = {
     "output_type": ("str", '"pil"', '"pil", "np" or "latent".'),
     "parameters": (
         "Mapping[str, Any] | None", "None",
-        "further ones that the bundle has (`inspect --json`), by name.",
+        "further ones of the bundle's `Manifest.parameters`, by name.",
     ),
     "callback_on_step_end": (
         "Callable[[StepInfo], None] | None", "None",

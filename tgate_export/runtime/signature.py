@@ -67,9 +67,9 @@ class Generate:
             negative_prompt: what to avoid; one for all prompts, or one each. Without one it is the
                 empty text, or zero embeddings for a model that was trained so (SDXL).
             prompt_embeds: instead of `prompt`, what the text encoder makes of it [B, T, D]; where
-                it makes more than one tensor (`inspect --json`), a mapping from each one's name to
-                its array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or
-                tensors of torch, of any type and on any device.
+                it makes more than one tensor, a mapping from the name of each of its outputs to its
+                array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or tensors
+                of torch, of any type and on any device.
             negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
                 one each.
             num_inference_steps: denoising steps.
@@ -114,7 +114,7 @@ class Generate:
             latents: starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance,
                 instead of a seed.
             output_type: "pil", "np" or "latent".
-            parameters: further ones that the bundle has (`inspect --json`), by name.
+            parameters: further ones of the bundle's `Manifest.parameters`, by name.
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
                 It cannot call this pipeline, nor wait for another thread that does.
 
