@@ -305,7 +305,7 @@ def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
 def test_a_second_build_exports_nothing(
     folder_and_bundle: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of another default: its files are those of the first but for what is derived from defaults."""
+    """Of another default; its files are those of the first."""
 
     def refuse(*_arguments: Any, **_options: Any) -> None:
         pytest.fail("something was exported")
