@@ -56,8 +56,8 @@ T parse_number(const std::string& name, const std::string& text) {
 
 enum Id : int {
   kPrompt = 256, kNegativePrompt, kSteps, kGateStep, kSpInterval, kFiInterval, kWarmUp,
-  kGuidanceScale, kGuidanceRescale, kClipSkip, kScheduler, kSet, kSeed, kImage, kStrength, kNumImages,
-  kSize, kBackend, kNoCudaGraphs, kOut, kJson, kVersion, kHelpId,
+  kGuidanceScale, kGuidanceRescale, kClipSkip, kScheduler, kSet, kSeed, kImage, kStrength,
+  kNumImages, kSize, kBackend, kNoCudaGraphs, kOut, kJson, kVersion, kHelpId,
 };
 
 constexpr option kOptions[] = {

@@ -58,7 +58,9 @@ Settings::Values repeat(const Settings::Values& values, int times) {
   Settings::Values repeated;
   for (const auto& [name, each] : values) {
     std::vector<std::optional<Scalar>> copies;
-    for (const auto& value : each) copies.insert(copies.end(), static_cast<std::size_t>(times), value);
+    for (const auto& value : each) {
+      copies.insert(copies.end(), static_cast<std::size_t>(times), value);
+    }
     repeated.add(name, std::move(copies));
   }
   return repeated;
@@ -84,14 +86,16 @@ int images_of(const Manifest& manifest, std::size_t prompts, int each) {
   const std::int64_t images =
       prompts > kMost ? kMost + 1 : static_cast<std::int64_t>(prompts) * each;
   if (images > kMost) {
-    refuse("num_images_per_prompt", "a call draws " + std::to_string(kMost) +
-           " images at most: give fewer prompts, or a smaller num_images");
+    refuse("num_images_per_prompt",
+           "a call draws " + std::to_string(kMost) +
+               " images at most: give fewer prompts, or a smaller num_images_per_prompt");
   }
   const std::int64_t rest = images % manifest.batch.max;  // images of the last call
   if (0 < rest && rest < manifest.batch.min) {
-    refuse("num_images_per_prompt", std::to_string(images) + " image(s) cannot be split into batches of " +
-           str(manifest.batch) + ", which this bundle was built for: ask for " +
-           std::to_string(images - rest + manifest.batch.min) + " in all");
+    refuse("num_images_per_prompt",
+           std::to_string(images) + " image(s) cannot be split into batches of " +
+               str(manifest.batch) + ", which this bundle was built for: ask for " +
+               std::to_string(images - rest + manifest.batch.min) + " in all");
   }
   return static_cast<int>(images);
 }
@@ -102,9 +106,10 @@ void check_latents(const Manifest& manifest, const Call& call) {
                                         call.settings.height / manifest.latent_downscale,
                                         call.settings.width / manifest.latent_downscale};
   if (call.latents->shape != shape || elements_of(shape) != call.latents->data.size()) {
-    refuse("latents", "latents have shape " + shape_text(call.latents->shape) + ", expected " + shape_text(shape) +
-           " for " + std::to_string(call.images) + " image(s) of " +
-           std::to_string(call.settings.width) + "x" + std::to_string(call.settings.height));
+    refuse("latents", "latents have shape " + shape_text(call.latents->shape) + ", expected " +
+                          shape_text(shape) + " for " + std::to_string(call.images) +
+                          " image(s) of " + std::to_string(call.settings.width) + "x" +
+                          std::to_string(call.settings.height));
   }
   for (const float value : call.latents->data) {
     if (!std::isfinite(value)) refuse("latents", "latents hold values that are not finite");

@@ -86,7 +86,8 @@ Named<FileRecord> read_files(const Value& value) {
 Manifest read_manifest(const Json& json, Unknown unknown) {
   Fields fields(Value(json, "", unknown));
   Manifest manifest;
-  if (const Value version = fields.required("schema_version"); version.integer() != kSchemaVersion) {
+  const Value version = fields.required("schema_version");
+  if (version.integer() != kSchemaVersion) {
     version.refuse("it must be " + std::to_string(kSchemaVersion));
   }
   if (const auto minor = fields.optional("schema_minor")) minor->integer_from(0);
@@ -136,7 +137,7 @@ Manifest read_manifest(const Json& json, Unknown unknown) {
     manifest.dimensions = named<Dimension>(*dimensions, read_dimension);
   }
   manifest.samplers = named<SamplerSpec>(fields.required("samplers"), read_sampler);
-  for (const auto& [name, version] : fields.required("versions").object()) version.string();
+  for (const auto& [name, number] : fields.required("versions").object()) number.string();
   manifest.files = read_files(fields.required("files"));
   fields.end();
   check_references(manifest);

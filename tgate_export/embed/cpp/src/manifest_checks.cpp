@@ -159,9 +159,8 @@ void check_methods(const Manifest& manifest) {
   for (const auto& [name, method] : manifest.methods) {
     for (const std::string& parameter : method.parameters) {
       if (is_counter(manifest.parameters.find(parameter))) continue;
-      throw RecordError("methods." + name + ".parameters", "it reads " + quote(parameter) +
-                                                               ", which is no whole number with "
-                                                               "a default");
+      throw RecordError("methods." + name + ".parameters",
+                        "it reads " + quote(parameter) + ", which is no whole number with a default");
     }
     for (const Guard& guard : method.rule) {
       for (const Comparison& comparison : guard.all) {

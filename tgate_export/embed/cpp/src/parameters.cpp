@@ -18,8 +18,10 @@ namespace {
 
 // Holds every integer and every number as it is.
 long double wide(const Scalar& value) {
-  const auto* integer = std::get_if<std::int64_t>(&value);
-  return integer ? static_cast<long double>(*integer) : static_cast<long double>(std::get<double>(value));
+  if (const auto* integer = std::get_if<std::int64_t>(&value)) {
+    return static_cast<long double>(*integer);
+  }
+  return static_cast<long double>(std::get<double>(value));
 }
 
 bool is_number(const Scalar& value) {

@@ -10,11 +10,10 @@
 #include "bundle_files.hpp"
 #include "call.hpp"
 #include "files.hpp"
-#include "text.hpp"
 #include "rebuild.hpp"
 #include "run.hpp"
-#include "step_plan.hpp"
 #include "sampler_table.hpp"
+#include "step_plan.hpp"
 
 namespace tgate {
 namespace {

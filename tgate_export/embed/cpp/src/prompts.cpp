@@ -52,9 +52,9 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
   std::vector<std::string> names;
   for (const TensorSpec& tensor : outputs) names.push_back(tensor.name);
   if (!same_names(embeds, names)) {
-    refuse(argument, argument + " has " + listed(embeds) + ", but the text encoder of this bundle's family " +
-           manifest.family + " makes " + join(names) +
-           ": give a mapping from each name to its array");
+    refuse(argument, argument + " has " + listed(embeds) +
+                         ", but the text encoder of this bundle's family " + manifest.family +
+                         " makes " + join(names) + ": give a mapping from each name to its array");
   }
   for (const TensorSpec& tensor : outputs) {
     const Tensor& value = embeds.at(tensor.name);
@@ -87,8 +87,8 @@ void check_token_ids(const Manifest& manifest, const std::string& argument, cons
   std::vector<std::string> names;
   for (const auto& [name, tokenizer] : manifest.tokenizers) names.push_back(name);
   if (!same_names(ids, names)) {
-    refuse(argument, argument + " has " + listed(ids) + ", but the text encoder takes token ids of " +
-           join(names));
+    refuse(argument, argument + " has " + listed(ids) +
+                         ", but the text encoder takes token ids of " + join(names));
   }
   for (const auto& [name, tokenizer] : manifest.tokenizers) {
     const auto& rows = ids.at(name);
@@ -167,7 +167,9 @@ std::optional<Prompts> check_negatives(const Manifest& manifest,
   if (!given && manifest.absent_negative_prompt == "zeros") return std::nullopt;
   Prompts negatives = given.value_or(Texts{""});
   if (const auto* texts = std::get_if<Texts>(&negatives)) {
-    if (!all_text(*texts)) refuse("negative_prompt", "negative_prompt must be text, or a list of texts");
+    if (!all_text(*texts)) {
+      refuse("negative_prompt", "negative_prompt must be text, or a list of texts");
+    }
   } else if (const auto* ids = std::get_if<TokenIds>(&negatives)) {
     check_token_ids(manifest, "negative_prompt", *ids);
   } else {
@@ -175,8 +177,8 @@ std::optional<Prompts> check_negatives(const Manifest& manifest,
   }
   if (count(negatives) == 1) negatives = repeat(negatives, prompts);
   if (count(negatives) != prompts) {
-    refuse("negative_prompt", std::to_string(count(negatives)) + " negative prompts for " + std::to_string(prompts) +
-           " prompts: give one, or one each");
+    refuse("negative_prompt", std::to_string(count(negatives)) + " negative prompts for " +
+                                  std::to_string(prompts) + " prompts: give one, or one each");
   }
   return negatives;
 }

@@ -216,7 +216,8 @@ class Engine {
     const Shape shape = shape_of(context_->getTensorShape(tensor.c_str()));
     if (shape != view.shape) {
       throw misfit(tensor,
-                   "the plan has shape " + shape_text(shape) + ", the buffer " + shape_text(view.shape));
+                   "the plan has shape " + shape_text(shape) + ", the buffer " +
+                       shape_text(view.shape));
     }
     if (view.address == nullptr ||
         reinterpret_cast<std::uintptr_t>(view.address) % kAlignment != 0) {
