@@ -89,9 +89,9 @@ def test_damaged_index(pipeline: Path, content: str) -> None:
         ("StableDiffusion3Pipeline", "jointly"),
         (
             "StableDiffusionXLInpaintPipeline",
-            "and StableDiffusionImg2ImgPipeline (Stable Diffusion)",
+            "(Stable Diffusion 1.x and 2.x)",
         ),
-        ("StableDiffusionInpaintPipeline", "and StableDiffusionImg2ImgPipeline (Stable Diffusion)"),
+        ("StableDiffusionInpaintPipeline", "(Stable Diffusion 1.x and 2.x)"),
     ],
 )
 def test_other_pipelines_are_refused_with_the_reason(

@@ -111,7 +111,7 @@ def test_ungated_as_diffusers(built: Built, negative: dict[str, str]) -> None:
 
 def test_sdxl_is_told_sizes_as_by_diffusers(built: Built) -> None:
     if built.pipeline.manifest.family != "stable-diffusion-xl":
-        with pytest.raises(InvalidRequestError, match="original_size .* it is for SDXL"):
+        with pytest.raises(InvalidRequestError, match=r"original_size .* it is for SDXL"):
             built.pipeline(PROMPTS, original_size=(64, 128))
         return
     latents = noise(built, 8)

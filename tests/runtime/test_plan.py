@@ -76,8 +76,10 @@ def test_reused_self_attention_was_written_before(reusing: Manifest) -> None:
 
 def replay(found: BindingPlan) -> None:
     evaluations = len(found.steps)
-    written = {Slot(name) for name in ("input_ids", "negative_input_ids", "guidance_scale",
-                                       "guidance_rescale", "clip_skip", "negative_clip_skip",
+    written = {Slot(name) for name in ("tokens/input_ids", "negative_tokens/input_ids",
+                                       "parameter/guidance_scale",
+                                       "parameter/guidance_rescale", "parameter/clip_skip",
+                                       "negative_parameter/clip_skip",
                                        "sample.0", "denoiser_input", "history.0")}  # fmt: skip
     written.add(Slot("noise"))
     written |= {Slot(name, row) for name in ("timestep", "weights") for row in range(evaluations)}
