@@ -178,7 +178,7 @@ def planned(manifest: Manifest, batch: int, height: int, width: int) -> BindingP
     ],
 )
 def test_buffers_and_launches(
-    driver: Driver, request: pytest.FixtureRequest, bundle: str, size: dict[str, int]
+    driver: Driver, request: pytest.FixtureRequest, bundle: str, size: dict[str, Any]
 ) -> None:
     text = (request.getfixturevalue(bundle) / "manifest.json").read_text()
     manifest = parse_manifest(text, Path("x"))
