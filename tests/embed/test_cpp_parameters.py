@@ -178,7 +178,7 @@ def planned(manifest: Manifest, batch: int, height: int, width: int) -> BindingP
     ],
 )
 def test_buffers_and_launches(
-    driver: Driver, request: pytest.FixtureRequest, bundle: str, size: dict[str, int]
+    driver: Driver, request: pytest.FixtureRequest, bundle: str, size: dict[str, Any]
 ) -> None:
     text = (request.getfixturevalue(bundle) / "manifest.json").read_text()
     manifest = parse_manifest(text, Path("x"))
@@ -334,3 +334,21 @@ def test_a_parameter_without_a_default_is_asked_for(driver: Driver, made_up_bund
     request["parameters"] = {"tint": 0.5}
     request["num_inference_steps"] = 1
     assert driver("run", bundle=str(made_up_bundle), request=request)["images"]
+
+
+def test_what_this_runtime_cannot_do_is_refused(driver: Driver, tiny_bundle_copy: Path) -> None:
+    """Videos, and conditions that another graph makes than the one that reads the text."""
+    raw = json.loads((tiny_bundle_copy / "manifest.json").read_text())
+    decoder = raw["graphs"]["vae_decoder"]
+    name, shape = decoder["outputs"][0]["name"], decoder["outputs"][0]["shape"]
+    origin = {"graph": "vae_decoder", "output": name}
+    raw["graphs"]["full"]["inputs"] += [
+        {"name": "made_up", "dtype": "float32", "shape": shape, "from": origin}
+    ]
+    found = driver.refusal("plan", text=json.dumps(raw), request={"prompt": texts("x")})
+    assert found.kind == "bundle"
+    assert "'vae_decoder'" in found.text
+    relist(tiny_bundle_copy, lambda manifest: manifest["latents"].update(frames=2))
+    found = driver.refusal("run", bundle=str(tiny_bundle_copy), request={"prompt": texts("x")})
+    assert found.kind == "request"
+    assert "this runtime makes no videos" in found.text

@@ -214,7 +214,7 @@ def test_the_same_is_refused(
 def test_a_bundle_is_built_again_by_the_same_command(
     driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline
 ) -> None:
-    options = {"sp_interval": 3, "fi_interval": 2, "gate_step": 8}
+    options: dict[str, Any] = {"sp_interval": 3, "fi_interval": 2, "gate_step": 8}
     with pytest.raises(InvalidRequestError) as caught:
         tiny_pipeline("x", **options)
     message = driver.error(
