@@ -230,6 +230,21 @@ def test_a_newer_minor_version_may_have_more_fields() -> None:
     assert "Extra" in refused(raw | {"schema_minor": 0})
 
 
+def test_an_origin_has_one_name() -> None:
+    raw = copy.deepcopy(VALID)
+    entry = raw["graphs"]["full"]["inputs"][0]
+    entry["origin"] = entry.pop("from")
+    assert "graphs.full.inputs.0.from" in refused(raw)
+
+
+def test_a_method_needs_no_gate() -> None:
+    raw = copy.deepcopy(VALID)
+    for name in ("gate_step", "sp_interval", "fi_interval", "warm_up"):
+        del raw["parameters"][name]
+    raw["methods"] = {"none": {"parameters": [], "rule": [{"phase": "full", "all": []}]}}
+    assert parse_manifest(json.dumps(raw), WHERE).defaults.gate_step == 25
+
+
 def test_an_ability_that_this_reader_lacks_is_named() -> None:
     raw = VALID | {"schema_minor": 1, "requires": ["telepathy"]}
     assert "needs 'telepathy'" in refused(raw)

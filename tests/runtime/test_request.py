@@ -12,7 +12,7 @@ import pytest
 from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.parameters import table_entry
+from tgate_export.parameters import Parameter, table_entry
 from tgate_export.runtime.inputs import host_inputs, host_row
 from tgate_export.runtime.request import Request, check_split, make_request
 
@@ -239,3 +239,18 @@ def test_images_must_fill_batches(smallest: int, largest: int, images: int, fits
     else:
         with pytest.raises(InvalidRequestError, match=f"{images} image.* batches of"):
             check_split(manifest(batch=batch), images)
+
+
+def test_what_a_graph_reads_has_a_value() -> None:
+    entry = Parameter(type="number", help="Of which nothing is the default.")
+    tinted = with_input("tint", ["batch"], {"parameter": "tint"}, tint=entry)
+    with pytest.raises(InvalidRequestError, match="tint is missing"):
+        request(of=tinted)
+    assert request(of=tinted, tint=2).values["tint"] == (2.0,)
+
+
+def test_a_default_never_gives_way_below_its_limit() -> None:
+    methods = copy.deepcopy(VALID["methods"])
+    methods["tgate"]["at_least"] = {"warm_up": "sp_interval"}
+    with pytest.raises(InvalidRequestError, match="sp_interval must be at least 1, got 0"):
+        request(of=manifest(methods=methods), warm_up=0)

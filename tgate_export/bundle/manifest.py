@@ -16,7 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 from tgate_export.bundle.fields import MAX_RANK, BundleModel, BundlePath, Count, Name, Positive
 from tgate_export.bundle.json_file import parse_json
 from tgate_export.bundle.manifest_checks import ReferenceFaultError, check_references
-from tgate_export.bundle.origins import FromCache, FromGraph, FromImage, FromTokens, Origin
+from tgate_export.bundle.origins import (
+    FromCache,
+    FromGraph,
+    FromImage,
+    FromParameter,
+    FromTokens,
+    Origin,
+)
 from tgate_export.common.errors import BundleError
 from tgate_export.parameters import Parameter
 from tgate_export.steps.rule import Guard
@@ -303,8 +310,9 @@ class Manifest(BundleModel):
             for name in Defaults.model_fields
             if name in self.parameters
         }
-        # The scale at which classifier-free guidance is the prompt's pass alone.
-        return Defaults.model_validate({"guidance_scale": 1.0} | fields)
+        # The scale at which classifier-free guidance is the prompt's pass alone, and no gate.
+        without = {"guidance_scale": 1.0, "gate_step": fields["num_inference_steps"]}
+        return Defaults.model_validate(without | fields)
 
     @property
     def prompt_encoder(self) -> str:
@@ -327,6 +335,16 @@ class Manifest(BundleModel):
             isinstance(tensor.origin, FromTokens)
             for graph in self.graphs.values()
             for tensor in graph.inputs
+        )
+
+    @cached_property
+    def graph_parameters(self) -> frozenset[str]:
+        """The parameters that graphs take as they are, so that there has to be a value."""
+        return frozenset(
+            tensor.origin.parameter
+            for graph in self.graphs.values()
+            for tensor in graph.inputs
+            if isinstance(tensor.origin, FromParameter)
         )
 
     @cached_property
@@ -391,7 +409,10 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         )
     try:
         return Manifest.model_validate_json(
-            text, extra="ignore" if minor > SCHEMA_MINOR else "forbid"
+            text,
+            extra="ignore" if minor > SCHEMA_MINOR else "forbid",
+            by_alias=True,
+            by_name=False,
         )
     except ValidationError as error:
         field, fault = first_fault(error, raw)

@@ -30,11 +30,17 @@ def parameter_values(
         of_image = name == "strength" and given.get("image") is not None
         if value is not None and name not in manifest.parameters and not of_image:
             _refuse_absent(manifest, name, value)
-    return {
+    values = {
         name: _each(name, entry, given.get(name), prompts)
         for name, entry in manifest.parameters.items()
         if entry.type != "image"
     }
+    for name in sorted(manifest.graph_parameters):
+        if None in values[name]:
+            raise InvalidRequestError(
+                f"{short_name(name)} is missing: this bundle has no default for it", field=name
+            )
+    return values
 
 
 def method_values(
@@ -74,6 +80,9 @@ def method_values(
             raise InvalidRequestError(
                 at_least_fault(name, values[name], least, values[least]), field=name
             )
+    for name, value in values.items():
+        if fault := manifest.parameters[name].fault(value):  # a default that gave way
+            raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)
     return values
 
 
