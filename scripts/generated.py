@@ -66,7 +66,7 @@ _ARGUMENTS = {
 _OTHERS = {
     "seed": ("int | None", "None", "0 .. 2^64 - 1; random when not given."),
     "num_images_per_prompt": (
-        "int", "1", "images of each prompt, with different starting latents.",
+        "int", "1", "images of each prompt; image i of a call is that of seed + i.",
     ),
     "height": ("int | None", "None", "pixels; the bundle's default when not given."),
     "width": ("int | None", "None", "pixels; the bundle's default when not given."),

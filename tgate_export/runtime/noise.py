@@ -13,21 +13,23 @@ IMAGE_NOISE = 2**32
 def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int = 0) -> np.ndarray:
     """Draw unit-variance latents for one image, or the noise of one of its steps.
 
-    Philox4x64-10 (Salmon et al. 2011) with key (seed, image) and counters (k, draw, 0, 0), where
-    k = 1, 2, 3, ... is the lowest word, gives 64-bit words; the upper 53 bits of each, plus one,
+    Philox4x64-10 (Salmon et al. 2011) with key (seed + image, 0) and counters (k, draw, 0, 0),
+    where k = 1, 2, 3, ... is the lowest word, gives 64-bit words; the upper 53 bits of each, plus one,
     over 2^53 are uniform in (0, 1]; consecutive pairs (u, v) become normals by Box-Muller:
     sqrt(-2 ln u) cos(2 pi v), then sqrt(-2 ln u) sin(2 pi v), computed in f64, rounded to f32.
 
     Args:
         shape: [C, h, w].
         seed: 0 .. 2^64 - 1.
-        image: index of the image in its call, so that every image of a batch differs.
+        image: index of the image in its call: image i is that of a call of its own with seed + i,
+            modulo 2^64.
         draw: 0 for the starting latents, i + 1 for the noise of evaluation i, `IMAGE_NOISE`.
     """
     count = math.prod(shape)
     # numpy increments the counter before it is first used.
     counter = np.array([0, draw, 0, 0], dtype=np.uint64)
-    philox = np.random.Philox(key=np.array([seed, image], dtype=np.uint64), counter=counter)
+    key = np.array([(seed + image) % 2**64, 0], dtype=np.uint64)
+    philox = np.random.Philox(key=key, counter=counter)
     words = philox.random_raw(count + count % 2)
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
     radius = np.sqrt(-2.0 * np.log(uniform[0::2]))

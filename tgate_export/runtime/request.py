@@ -177,7 +177,7 @@ def make_request(
             for name, found in pictures.items()
         },
         begins_with_image=begins_with_image,
-        seed=seed,
+        seed=int(seed),
         height=height,
         width=width,
         latents=_latents(manifest, latents, images, height, width),

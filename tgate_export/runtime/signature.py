@@ -108,7 +108,7 @@ class Generate:
             min_guidance_scale: of a video: the first frame's guidance scale, which rises to that of
                 the last. Where neither is above 1 no frame is guided. 1.0 when not given.
             seed: 0 .. 2^64 - 1; random when not given.
-            num_images_per_prompt: images of each prompt, with different starting latents.
+            num_images_per_prompt: images of each prompt; image i of a call is that of seed + i.
             height: pixels; the bundle's default when not given.
             width: pixels; the bundle's default when not given.
             latents: starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance,

@@ -41,7 +41,7 @@ std::vector<float> standard_normal(std::size_t count, std::uint64_t seed, std::u
   std::vector<float> values;
   values.reserve(count + 4);
   for (std::uint64_t block = 1; values.size() < count; ++block) {
-    const Words words = philox({block, draw, 0, 0}, seed, image);
+    const Words words = philox({block, draw, 0, 0}, seed + image, 0);
     for (const std::size_t i : {0U, 2U}) {
       const double radius = std::sqrt(-2.0 * std::log(uniform(words[i])));
       const double angle = kTwoPi * uniform(words[i + 1]);
