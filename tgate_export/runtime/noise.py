@@ -14,8 +14,8 @@ def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int
     """Draw unit-variance latents for one image, or the noise of one of its steps.
 
     Philox4x64-10 (Salmon et al. 2011) with key (seed + image, 0) and counters (k, draw, 0, 0),
-    where k = 1, 2, 3, ... is the lowest word, gives 64-bit words; the upper 53 bits of each, plus one,
-    over 2^53 are uniform in (0, 1]; consecutive pairs (u, v) become normals by Box-Muller:
+    where k = 1, 2, 3, ... is the lowest word, gives 64-bit words; the upper 53 bits of each, plus
+    one, over 2^53 are uniform in (0, 1]; consecutive pairs (u, v) become normals by Box-Muller:
     sqrt(-2 ln u) cos(2 pi v), then sqrt(-2 ln u) sin(2 pi v), computed in f64, rounded to f32.
 
     Args:
