@@ -88,14 +88,14 @@ def cold(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`bundle`, and `cache`, in which its units are and nothing else."""
     folder = tmp_path_factory.mktemp("cold")
     build(tiny_pipeline_dir, folder / "bundle")  # which may be out of what tests share
-    take = ContentCache.take
+    load = ContentCache.load
     with pytest.MonkeyPatch.context() as patch:
 
-        def take_and_copy(cache: ContentCache, key: str, target: Path) -> object:
+        def load_and_copy(cache: ContentCache, key: str, target: Path) -> object:
             shutil.copytree(cache.folder / key, folder / "cache" / "graphs" / key)
-            return take(cache, key, target)
+            return load(cache, key, target)
 
-        patch.setattr(ContentCache, "take", take_and_copy)
+        patch.setattr(ContentCache, "load", load_and_copy)
         build(tiny_pipeline_dir, folder / "again")
     shutil.copytree(cache_folder("samplers"), folder / "cache" / "samplers")
     return folder

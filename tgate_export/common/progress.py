@@ -9,7 +9,7 @@ from tgate_export.common.hints import Call
 
 
 class Progress:
-    """Stages of a job. This one is silent."""
+    """Stages of long work. This one is silent."""
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[None]:
