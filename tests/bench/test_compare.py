@@ -153,11 +153,11 @@ def test_every_round_holds_every_row_in_random_order(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
-    draw = type(setup.pipeline).__call__
+    call = type(setup.pipeline).__call__
 
     def spy(pipeline: Any, prompt: Any, **options: Any) -> Any:
         calls.append({"prompt": prompt, **options})
-        return draw(pipeline, prompt, **options)
+        return call(pipeline, prompt, **options)
 
     monkeypatch.setattr(type(setup.pipeline), "__call__", spy)
     comparison = run([setup])

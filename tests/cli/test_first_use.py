@@ -52,7 +52,7 @@ def test_a_folder_of_that_name_comes_first(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["generate", "tiny"], '--prompt is missing: what to draw, such as --prompt "a red'),
+        (["generate", "tiny"], '--prompt is missing: what to show, such as --prompt "a red'),
         (["generate", "tinny", "--prompt", "x"], "tinny is not a bundle: no such folder"),
         (
             ["generate", "tiny", "--prompt", "x", "--backend", "cuda"],

@@ -1,4 +1,4 @@
-"""`generate`: pictures on disk, and one clear line for everything that cannot be drawn."""
+"""`generate`: pictures on disk, and one clear line for everything that cannot be done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def generate(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, folder: Path) -> Generate:
-    """Draw a picture with the tiny bundle; later options override earlier ones."""
+    """Generate a picture with the tiny bundle; later options override earlier ones."""
 
     def call(*options: object, bundle: Path = tiny_bundle, prompt: str = "a circle") -> Result:
         return run(
@@ -231,9 +231,9 @@ def test_long_prompt_is_cut_as_by_diffusers(
     assert warning.startswith("warning: the prompt is longer than the 77 tokens")
     shown = warning.split("left out: ")[1]
     assert shown.replace(" ", "") == repr(cut.replace(" ", ""))
-    drawn = pixels(folder / "x.png")
+    before = pixels(folder / "x.png")
     assert "warning" not in generate(prompt=fits).err
-    assert np.array_equal(drawn, pixels(folder / "x.png"))
+    assert np.array_equal(before, pixels(folder / "x.png"))
 
     spec = read_manifest(tiny_bundle).tokenizers["input_ids"]
     with pytest.warns(UserWarning, match="left out"):

@@ -96,7 +96,7 @@ def test_same_latents_as_onnxruntime(
     assert ("cudaGraphLaunch" in gpu.cuda.calls) == cuda_graphs
 
 
-def test_plans_of_one_image_draw_several(
+def test_plans_of_one_image_make_several(
     gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
 ) -> None:
     write_emulated(tiny_bundle_copy, batch=(1, 1, 1))

@@ -42,7 +42,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield what is drawn; see `Console.render`."""
+        """Yield what is shown; see `Console.render`."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

@@ -42,7 +42,7 @@ _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
 
 
 class Batcher:
-    """Draws what many callers ask for at once, each step of all of them in shared engine calls.
+    """Generates what many callers ask for at once, each step of all of them in shared engine calls.
 
     Requests may differ in everything but the bundle: steps, gate, sampler, guidance, seed, size.
     Before every call the images in flight are sorted by how long they can wait (`policy`), and one
@@ -113,7 +113,7 @@ class Batcher:
         bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
         if bundle.manifest.latents.video:
             raise InvalidRequestError(
-                f"{path} draws videos, which are not drawn in flight: use TGatePipeline"
+                f"{path} generates videos, which are not batched in flight: use TGatePipeline"
             )
         return cls(bundle, select(backend, bundle), options)
 
