@@ -83,8 +83,6 @@ class Parameter(BaseModel):
 
     def _limit_fault(self, value: Any) -> str:
         bounded = self.min is not None and self.max is not None
-        if not bounded and not _is_finite(value):
-            return f"must be a finite number, got {value}"
         if self.above is not None and not value > self.above:
             return f"must be above {self.above}{self._up_to}, got {value}"
         if bounded and not self.min <= value <= self.max:
@@ -95,7 +93,7 @@ class Parameter(BaseModel):
         if self.max is not None and not value <= self.max:
             above = "" if self.above is None else f"above {self.above} and "
             return f"must be {above}at most {self.max}, got {value}"
-        return ""
+        return "" if _is_finite(value) else f"must be a finite number, got {value}"
 
     @property
     def _up_to(self) -> str:

@@ -40,14 +40,14 @@ def test_what_a_build_depends_on(
 ) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
     options = check_options(source, "fp32", None, Range(min=1, opt=1, max=8), None)
-    key = build_key(source.record(), options)
-    assert build_key(source.record(), options) == key
+    key = build_key(source, source.record(), options)
+    assert build_key(source, source.record(), options) == key
     if changed == "code":
-        monkeypatch.setattr(options_module, "code_sha256", lambda module: f"other {module}")
+        monkeypatch.setattr(options_module, "code_sha256", lambda *modules: f"other {modules}")
     else:
         version = versions.metadata.version
         monkeypatch.setattr(
             versions.metadata, "version",
             lambda name: "0" if name == changed else version(name),
         )  # fmt: skip
-    assert build_key(source.record(), options) != key
+    assert build_key(source, source.record(), options) != key

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import FIXED
 from tgate_export.build import assembly
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.manifest import Range, Size
@@ -27,7 +28,7 @@ def test_graphs_are_proven_on_a_reduced_copy(
     tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Videos need it, whose graphs take the exporter longest; an image model's do as well."""
-    large, small, one = (Range(min=n, opt=n, max=n) for n in (24, 16, 1))
+    large, small = (Range(min=n, opt=n, max=n) for n in (24, 16))
 
     def smaller(_source: ModelSource, size: Size) -> Size:
         return size.model_copy(update={"height": small, "width": small})
@@ -37,7 +38,7 @@ def test_graphs_are_proven_on_a_reduced_copy(
     monkeypatch.setattr(assembly, "is_compared", lambda _unit: False)
     progress, out = Notes(), tmp_path / "bundle"
     result = build_bundle(
-        str(tiny_pipeline_dir), size=(large, large), batch=one, out=out, progress=progress
+        str(tiny_pipeline_dir), size=(large, large), batch=FIXED, out=out, progress=progress
     )
     assert "comparing with PyTorch at 16x16, on a copy" in progress.notes
     assert result.manifest.size.width == large

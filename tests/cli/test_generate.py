@@ -89,7 +89,7 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--steps", 0], "steps must be 1 to 100, got 0"),
+        (["--steps", 0], "steps must be at least 1, got 0"),
         (["--steps", 101], "steps must be 1 to 100, got 101"),
         (["--steps", "x"], "not a valid integer"),
         (["--gate-step", 0], "gate_step must be at least 1, got 0"),

@@ -12,8 +12,9 @@ import pytest
 
 from tgate_export.common import code_hash
 from tgate_export.common.code_hash import PACKAGE, code_sha256, imported_files
+from tgate_export.families.registry import FAMILIES, family_module
 
-ROOTS = ("build.assemble", "samplers.table_cache", "compile.builder")
+ROOTS = ("build.assemble", "export.export_unit", "samplers.table_cache", "compile.builder")
 
 
 @pytest.fixture
@@ -62,14 +63,25 @@ def test_nothing_that_python_imports_is_missing(root: str) -> None:
     # What runs before a module of its folder makes nothing; see `imported_files`.
     bystanders = set(imported_files(PACKAGE, "runtime")) | {"runtime", "common.telemetry"}
     modules = {name for name in names if not PACKAGE.joinpath(*name.split(".")).is_dir()}
-    found = set(imported_files(PACKAGE, root))
+    families = map(family_module, FAMILIES.values())  # found by scanning: keys name one of them
+    found = set(imported_files(PACKAGE, root, *families))
     assert root in modules
     assert modules - bystanders <= found
+
+
+def test_what_exporting_imports() -> None:
+    """No graph is exported anew for what runs, times, serves or checks it."""
+    names = imported_files(PACKAGE, "export.export_unit")
+    assert {"export.onnx_export", "methods.phases", "families.modules"} <= names.keys()
+    rooms = {name.partition(".")[0] for name in names}
+    others = {"runtime", "samplers", "verify", "compile", "build", "bench", "embed", "cli", "data"}
+    assert not rooms & others
 
 
 @pytest.mark.parametrize(
     ("root", "inside", "outside"),
     [
+        ("export.export_unit", "methods.phases", "samplers.tables"),
         ("build.assemble", "verify.graphs", "cli.build"),
         ("samplers.table_cache", "samplers.fit", "methods.phases"),
         ("compile.builder", "compile.checks", "runtime.pipeline"),

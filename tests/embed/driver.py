@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.embed.cpp_project import onnxruntime_library, openvino_cmake
+from tgate_export.runtime.backends.base import BackendError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "embed-cpp"
@@ -27,6 +30,44 @@ class CppBuild:
     generate: Path
     driver: Path
     threads: Path
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error of the library; its words are its own."""
+
+    kind: str
+    field: str
+    text: str
+
+
+# The kinds of the library's errors, by Python's.
+KINDS: dict[type[TGateError], str] = {
+    InvalidRequestError: "request",
+    BackendError: "backend",
+    BundleError: "bundle",
+    TGateError: "job",
+}
+
+
+def assert_alike(found: Refusal, expected: TGateError) -> None:
+    """Check that an error of the library is of the kind and of the field of Python's.
+
+    Where Python names no field the library may; of a fault in an origin or in an entry of the table
+    of parameters the path of that is enough, as libraries differ in how they look inside.
+    """
+    kind = next(name for cls, name in KINDS.items() if isinstance(expected, cls))
+    assert (found.kind, _known(found.field)) == (
+        kind, _known(expected.field) if expected.field else _known(found.field)
+    ), (found.text, str(expected))  # fmt: skip
+
+
+def _known(field: str) -> str:
+    origin = re.match(r"graphs\..*?\.inputs\.\d+\.from", field)
+    if origin:
+        return origin[0]
+    parts = field.split(".")
+    return ".".join(parts[:2]) if parts[0] == "parameters" else field
 
 
 class Driver:
@@ -48,11 +89,16 @@ class Driver:
         assert "crash" not in reply, reply["crash"]
         return reply
 
+    def refusal(self, op: str, **arguments: Any) -> Refusal:
+        """Return the error that a request must end with."""
+        reply = self(op, **arguments)
+        assert reply.keys() == {"error", "field", "kind"}, reply
+        assert "\n" not in reply["error"]
+        return Refusal(reply["kind"], reply["field"], reply["error"])
+
     def error(self, op: str, **arguments: Any) -> str:
         """Return the text of the error that a request must end with."""
-        text: str = self(op, **arguments)["error"]
-        assert "\n" not in text
-        return text
+        return self.refusal(op, **arguments).text
 
     def close(self) -> None:
         """End the process, which must end well."""

@@ -1,4 +1,4 @@
-"""`tgate_generate` has the options, the exit codes and the errors of `tgate-export generate`."""
+"""`tgate_generate` has the options, the exit codes and the report of `tgate-export generate`."""
 
 from __future__ import annotations
 
@@ -52,17 +52,37 @@ def test_picture_and_report_are_those_of_the_python_command(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report.keys() == theirs.keys()
+    assert list(report) == list(theirs)
     for key in report.keys() - {"images", "backend_reason", "timings"}:
         assert report[key] == theirs[key]
     assert report["timings"].keys() == theirs["timings"].keys()
-    for key, value in theirs["timings"]["phases"].items():
-        assert report["timings"]["phases"][key]["evaluations"] == value["evaluations"]
+    phases, expected = (
+        [(name, entry["evaluations"]) for name, entry in each["timings"]["phases"].items()]
+        for each in (report, theirs)
+    )
+    assert phases == expected == [("full", 2), ("gated", 1)]
     for index, file in enumerate(report["images"]):
         assert file == str(tmp_path / f"x-{index}.png")
         mine, other = (
             np.asarray(Image.open(f)).astype(int) for f in (file, theirs["images"][index])
         )
         assert np.abs(mine - other).max() <= 1
+
+
+def test_parameters_by_name(
+    generate: Generate, capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    options = [
+        *OPTIONS, "--json", "--set", "gate_step=2", "--set", "guidance_scale=4.5",
+        "--set", "scheduler=euler",
+    ]  # fmt: skip
+    theirs = run(capsys, "generate", tiny_bundle, *options, "--out", tmp_path / "python.png").json()
+    done = generate(*options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for key in report.keys() - {"images", "backend_reason", "timings"}:
+        assert report[key] == theirs[key]
+    assert (report["gate_step"], report["scheduler"]) == (2, "euler")
 
 
 def test_without_json_stdout_is_empty(generate: Generate, tmp_path: Path) -> None:
@@ -92,8 +112,9 @@ def test_usage_errors_are_those_of_the_python_command(
 ) -> None:
     theirs = run(capsys, "generate", tiny_bundle, *map(str, OPTIONS), *options)
     done = generate(*OPTIONS, *options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert (theirs.code, theirs.err) == (2, done.stderr)
+    assert (theirs.code, done.returncode, done.stdout) == (2, 2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == theirs.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -106,6 +127,11 @@ def test_usage_errors_are_those_of_the_python_command(
         (["--backend", "magic"], "unknown backend 'magic': choose one of auto, "),
         (["--out", "x.jpg"], "--out x.jpg must end in .png"),
         (["--image", "x.png"], "tgate_generate draws from text alone: image-to-image is in"),
+        (["--set", "gate_step"], "--set gate_step has no value: give NAME=VALUE"),
+        (["--set", "tint=1"], "--set tint: this bundle has num_inference_steps, "),
+        (["--set", "gate_step=2.5"], "--set gate_step '2.5' is not a number"),
+        (["--set", "gate_step=0"], "gate_step must be at least 1, got 0"),
+        (["--gate-step", "2", "--set", "gate_step=2"], "gate_step is set twice"),
         (["--surprise"], "no such option, or one without its value: --surprise"),
         (["--prompt"], "no such option, or one without its value: --prompt"),
         (["second"], "give one BUNDLE"),

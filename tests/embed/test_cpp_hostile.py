@@ -46,7 +46,7 @@ def test_json_that_is_nested_deep(driver: Driver, manifest: dict[str, Any]) -> N
         found = driver.error("manifest", text=text, where="x")
         assert "nested more than 64 deep" in found
     text = f'{json.dumps(manifest)[:-1]}, "x": {nested(63)}}}'
-    assert "x: Extra inputs" in driver.error("manifest", text=text, where="x")
+    assert driver.refusal("manifest", text=text, where="x").field == "x"
 
 
 def test_json_that_is_nested_deep_elsewhere(driver: Driver, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_json_has_one_reading(driver: Driver, manifest: dict[str, Any]) -> None:
 def test_objects_of_many_keys_take_no_long_time(driver: Driver) -> None:
     keys = ",".join(f'"{index}":0' for index in range(400_000))
     begin = time.monotonic()
-    found = driver.error("manifest", text=f'{{"schema_version":1,"x":{{{keys}}}}}', where="x")
+    found = driver.error("manifest", text=f'{{"schema_version":2,"x":{{{keys}}}}}', where="x")
     assert "more than 4096 keys" in found
     assert time.monotonic() - begin < 20
 
@@ -137,7 +137,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(
     escape = "\x1b[2J\x07\u202eALL CHECKS PASSED\x1b[8m"
     (tiny_bundle_copy / escape).write_text("")
     found = [driver.error("open", bundle=str(tiny_bundle_copy))]
-    for keys in (("graphs",), ("samplers",), ("tokenizers",), ("conditioning",), ("files",)):
+    for keys in (("graphs",), ("samplers",), ("tokenizers",), ("parameters",), ("files",)):
         changed = copy.deepcopy(manifest)
         changed[keys[0]][escape] = {}
         found.append(refuse(driver, changed))
@@ -147,10 +147,12 @@ def test_names_do_not_reach_the_terminal_as_they_are(
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/x", ".x", "", "x" * 65, "a b", "[red]"])
-@pytest.mark.parametrize("field", ["graphs", "samplers", "tokenizers", "conditioning"])
+@pytest.mark.parametrize(
+    "field", ["graphs", "samplers", "tokenizers", "parameters", "methods", "caches", "dimensions"]
+)
 def test_names_are_plain(driver: Driver, manifest: dict[str, Any], field: str, name: str) -> None:
     changed = copy.deepcopy(manifest)
-    changed[field][name] = "time_ids"
+    changed[field][name] = {}
     assert "is not a plain name" in refuse(driver, changed)
 
 
@@ -166,8 +168,11 @@ def plan_error(driver: Driver, manifest: dict[str, Any], **request: Any) -> str:
 
 def test_settings_that_do_not_fit_an_int(driver: Driver, manifest: dict[str, Any]) -> None:
     changed = copy.deepcopy(manifest)
-    changed["defaults"] |= {"gate_step": INT, "num_inference_steps": 1}
-    assert plan(driver, changed, num_inference_steps=100)["gate_step"] == INT
+    for gate, place in ((INT, 100 * INT), (2**63 - 1, 2**53)):
+        changed["parameters"]["gate_step"]["default"] = gate
+        changed["parameters"]["num_inference_steps"]["default"] = 1
+        found = plan(driver, changed, num_inference_steps=100)
+        assert found["parameters"]["gate_step"] == place
     assert "65536 images" in plan_error(driver, manifest, num_images_per_prompt=INT)
     many = {"texts": ["a"] * 65}
     assert "65536 images" in plan_error(driver, manifest, prompt=many, num_images_per_prompt=1009)
@@ -197,7 +202,18 @@ def test_tensors_of_many_dimensions(driver: Driver, manifest: dict[str, Any]) ->
     changed = copy.deepcopy(manifest)
     tensor = changed["graphs"]["text_encoder"]["outputs"][0]
     tensor["shape"] = ["batch", *[0x41414141] * 11]
-    assert "at most 8 items after validation, not 12" in refuse(driver, changed)
+    assert "it must have at most 8 entries, not 12" in refuse(driver, changed)
+
+
+def rename(manifest: dict[str, Any], output: str, name: str) -> None:
+    """Rename an output of the text encoder, for its readers, too."""
+    for graph in manifest["graphs"].values():
+        for tensor in graph["inputs"]:
+            if tensor["from"].get("output") == output:
+                tensor["from"]["output"] = name
+    for tensor in manifest["graphs"]["text_encoder"]["outputs"]:
+        if tensor["name"] == output:
+            tensor["name"] = name
 
 
 @pytest.mark.parametrize("name", ["images", "sample.0", "noise_pred", "timestep"])
@@ -207,8 +223,11 @@ def test_a_tensor_that_takes_one_of_ours(
     """As an int64 it is twice as long as the floats that are read from it."""
     changed = copy.deepcopy(manifest)
     tensor = changed["graphs"]["text_encoder"]["outputs"][0]
-    tensor |= {"name": name, "dtype": "int64"}
-    assert f"two tensors of the bundle are called '{name}'" in plan_error(driver, changed)
+    rename(changed, tensor["name"], name)
+    tensor["dtype"] = "int64"
+    found = plan_error(driver, changed)
+    assert f"tensor '{name}' is int64" in found
+    assert f"but buffer '{name}' is float32" in found
 
 
 def test_numbers_that_no_id_is(driver: Driver, manifest: dict[str, Any]) -> None:
@@ -230,6 +249,53 @@ def test_prompts_of_another_length_than_the_buffer(
     for tokenizer in changed["tokenizers"].values():
         tokenizer["max_length"] = length
     assert f"of {length} tokens" in refuse(driver, changed)
+
+
+def test_a_rule_never_divides_by_zero(driver: Driver, manifest: dict[str, Any]) -> None:
+    """Not even by a parameter that follows another one."""
+    changed = copy.deepcopy(manifest)
+    method = changed["methods"]["tgate"]
+    method["at_least"] = {"gate_step": "sp_interval"}
+    changed["parameters"]["gate_step"]["min"] = -(2**63)
+    changed["parameters"]["sp_interval"]["default"] = 3
+    for gate in (0, -1, -(2**31)):
+        found = driver.refusal(
+            "plan", text=json.dumps(changed), request={"prompt": texts("a"), "gate_step": gate}
+        )
+        assert (found.kind, found.field) == ("request", "sp_interval")
+    del changed["parameters"]["sp_interval"]["min"]
+    assert "which may be 0" in refuse(driver, changed)
+
+
+@pytest.mark.parametrize("type_", ["number", "choice", "pair", "image"])
+@pytest.mark.parametrize("name", ["num_inference_steps", "gate_step", "scheduler"])
+def test_parameters_of_another_type(
+    driver: Driver, manifest: dict[str, Any], name: str, type_: str
+) -> None:
+    """What every run reads is of the type that it is read as."""
+    if (name, type_) == ("scheduler", "choice"):
+        return
+    changed = copy.deepcopy(manifest)
+    changed["parameters"][name]["type"] = type_
+    refuse(driver, changed)
+
+
+@pytest.mark.parametrize("shape", [[], ["batch"], [7, 77, 32], ["batch", 77, "tokens_0"], [1]])
+def test_embeddings_of_another_shape_than_their_buffer(
+    driver: Driver, tiny_bundle_copy: Path, shape: list[int | str]
+) -> None:
+    """Nothing is read past the end of what a caller brings."""
+
+    def reshape(manifest: dict[str, Any]) -> None:
+        for graph in manifest["graphs"].values():
+            for tensor in (*graph["inputs"], *graph["outputs"]):
+                if tensor["name"].endswith("prompt_embeds"):
+                    tensor["shape"] = shape
+
+    relist(tiny_bundle_copy, reshape)
+    embeds = {"prompt_embeds": {"shape": [1, 77, 32], "data": [0.5] * (77 * 32)}}
+    request = {"prompt": {"embeds": embeds}, "num_inference_steps": 1}
+    driver.refusal("run", bundle=str(tiny_bundle_copy), request=request)
 
 
 def test_buffers_that_no_machine_has(driver: Driver, tiny_bundle_copy: Path) -> None:

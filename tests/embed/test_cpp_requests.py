@@ -1,4 +1,4 @@
-"""What a call may ask for, family by family: the same results, and the same refusals."""
+"""What a call may ask for, family by family: the same results; the same argument is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tests.embed.driver import CppBuild, Driver
+from tests.embed.driver import CppBuild, Driver, Refusal, assert_alike
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.runtime.test_cpus import QUOTAS, write
 from tgate_export import TGatePipeline
@@ -21,7 +21,6 @@ from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.steps.tgate import check_settings, tgate_plan
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -201,14 +200,32 @@ def python_arguments(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("request_", REFUSALS)
-def test_refusals_are_worded_alike(
+def test_the_same_is_refused(
     driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline, request_: dict[str, Any]
 ) -> None:
     request = {"prompt": texts("x"), **request_}
     with pytest.raises(InvalidRequestError) as caught:
         tiny_pipeline(**python_arguments(request))
-    reply = driver("run", bundle=str(tiny_bundle), request=request)
-    assert reply == {"error": caught.value.worded(on_command_line), "exit_code": 2}
+    found = driver.refusal("run", bundle=str(tiny_bundle), request=request)
+    assert_alike(found, caught.value)
+    assert found.text.isprintable()
+
+
+def test_a_bundle_is_built_again_by_the_same_command(
+    driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline
+) -> None:
+    options = {"sp_interval": 3, "fi_interval": 2, "gate_step": 8}
+    with pytest.raises(InvalidRequestError) as caught:
+        tiny_pipeline("x", **options)
+    message = driver.error(
+        "run", bundle=str(tiny_bundle), request={"prompt": texts("x"), **options}
+    )
+    assert message.startswith("sp_interval 3 and fi_interval 2: ")
+    commands = [
+        text.partition("tgate-export build ")[2]
+        for text in (message, caught.value.worded(on_command_line))
+    ]
+    assert commands[0] == commands[1] != ""
 
 
 @pytest.mark.parametrize(
@@ -234,8 +251,8 @@ def test_token_ids_outside_the_vocabulary_are_an_error(driver: Driver, tiny_bund
 def test_a_callback_ends_a_run_between_steps(driver: Driver, tiny_bundle: Path) -> None:
     request = {"prompt": texts("a"), "num_inference_steps": 5}
     call: dict[str, Any] = {"bundle": str(tiny_bundle), "request": request}
-    reply = driver("run", **call, stop_after=2)
-    assert reply == {"error": "cancelled after step 3 of 5", "exit_code": 130}
+    found = driver.refusal("run", **call, stop_after=2)
+    assert found == Refusal("cancelled", "", "cancelled after step 3 of 5")
     assert len(driver("run", **call)["steps"]) == 5
 
 
@@ -253,33 +270,6 @@ def test_pipelines_in_threads_share_nothing(cpp_build: CppBuild, tiny_bundle: Pa
     )
     assert run.returncode == 0, run.stderr
     assert "drew what each draws alone" in run.stdout
-
-
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    st.tuples(
-        st.integers(1, 30), st.integers(-1, 32), st.integers(0, 1), st.integers(-1, 6),
-        st.integers(-1, 6), st.integers(-1, 12),
-    )
-)  # fmt: skip
-def test_schedules(driver: Driver, values: tuple[int, ...]) -> None:
-    steps, gate, extra, sp, fi, warm_up = values
-    found = driver(
-        "phases", num_inference_steps=steps, gate_step=gate, extra_evaluations=extra,
-        sp_interval=sp, fi_interval=fi, warm_up=warm_up,
-    )  # fmt: skip
-    intervals = {"sp_interval": sp, "fi_interval": fi, "warm_up": warm_up}
-    assert found == planned(steps, gate, extra, intervals)
-
-
-def planned(steps: int, gate: int, extra: int, intervals: dict[str, int]) -> dict[str, Any]:
-    try:
-        check_settings(gate, **intervals)
-    except ValueError as error:
-        return {"fault": str(error)}
-    return {"phases": list(tgate_plan(steps, gate, extra, **intervals).phases)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
@@ -305,12 +295,14 @@ def test_half_precision(driver: Driver) -> None:
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(value=st.floats(allow_nan=False, allow_infinity=False), text=st.text(max_size=12))
-def test_values_are_written_as_by_python(driver: Driver, value: float, text: str) -> None:
-    assert driver("number", value=value)["text"] == repr(value)
+@given(text=st.text(max_size=12))
+def test_what_is_quoted_can_be_printed(driver: Driver, text: str) -> None:
+    quoted = driver("quote", text=text)["text"]
+    assert len(quoted) >= 2 + len(text)
+    assert quoted[0] == quoted[-1] == "'"
     known = all(character.isprintable() or ord(character) < 0x100 for character in text)
     if known:  # what is printable depends on the version of Unicode
-        assert driver("repr", value=text)["text"] == repr(text)
+        assert quoted.isprintable()
 
 
 Build = Callable[[Path], Path]

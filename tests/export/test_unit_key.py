@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tgate_export.bundle.manifest import Range, Size
-from tgate_export.common import versions
+from tgate_export.common import code_hash, versions
 from tgate_export.export import unit as unit_module
 from tgate_export.export.unit import EXPORTERS, tokenizer_key, unit_key
 from tgate_export.families.graphs import denoiser_cache, graph_exports
@@ -138,6 +138,34 @@ def test_code(tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(source)
     monkeypatch.setattr(unit_module, "code_sha256", lambda *_modules: "other")
     assert changed(before, keys(source)) == {*ALL, "tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("edited", "units"),
+    [
+        ("families/stable_diffusion/spec.py", ALL),
+        ("families/stable_diffusion/modules.py", ALL),
+        ("families/pixart/modules.py", set()),
+        ("methods/phases.py", ALL),
+        ("families/staging.py", {*ALL, "tokenizer"}),
+        ("runtime/pipeline.py", set()),
+    ],
+)
+def test_files_of_our_own(
+    tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str,
+    units: set[str],
+) -> None:  # fmt: skip
+    source = resolve_source(str(tiny_pipeline_dir))
+    before = keys(source)
+    copy = Path(shutil.copytree(code_hash.PACKAGE, tmp_path / "tgate_export"))
+    with (copy / edited).open("a") as file:
+        file.write("# edited\n")
+    monkeypatch.setattr(code_hash, "PACKAGE", copy)
+    code_hash.code_sha256.cache_clear()
+    try:
+        assert changed(before, keys(source)) == units
+    finally:
+        code_hash.code_sha256.cache_clear()
 
 
 def test_another_pipeline_of_the_same_parts(tiny_pipeline_dir: Path) -> None:

@@ -16,6 +16,7 @@ from tests.oracle.families import diffusers_embeds, diffusers_run, official_late
 from tests.runtime.batching.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
+from tgate_export.bundle.integrity import read_manifest
 from tgate_export.common.errors import InvalidRequestError
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
@@ -299,3 +300,23 @@ def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
         alone = batcher.submit(batcher.request(PROMPTS[0], output_type="latent", **STEPS_OF_ONE))
         pair = built.pipeline((PROMPTS[0], PROMPTS[0]), output_type="latent", **STEPS_OF_ONE)
         assert relative(alone.result(60).images, np.asarray(pair.images)[:1]) < RELATIVE
+
+
+def test_a_second_build_exports_nothing(
+    folder_and_bundle: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another default; its files are those of the first."""
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        pytest.fail("something was exported")
+
+    folder, bundle = folder_and_bundle
+    monkeypatch.setattr("tgate_export.export.onnx_export.torch.onnx.export", refuse)
+    kind = tiny.PIPELINES[read_manifest(bundle).name]
+    with tiny.only_samplers("ddim", "euler", "dpm++2m"):
+        again = build_bundle(
+            str(folder), size=tiny.SIZE, batch=kind.batch, gate_step=3, out=tmp_path / "again"
+        )
+    assert again.manifest.files == read_manifest(bundle).files
+    assert again.manifest.build_key != read_manifest(bundle).build_key
+    assert len(again.differences) > 5

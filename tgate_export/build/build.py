@@ -82,6 +82,8 @@ def build_bundle(
 ) -> BuildResult:
     """Compile a diffusers pipeline into a bundle, verify it, and put it in place atomically.
 
+    Graphs that were exported and compared with PyTorch before come out of the user's cache.
+
     Args:
         model: a name of `NAMED_MODELS`, a diffusers folder, or a Hugging Face id, which may
             end with `@` and a revision.
@@ -121,7 +123,7 @@ def build_bundle(
         out = out or default_folder(source, options)
         hashes = source.hashes()
         record = source.record(hashes)
-        key = build_key(record, options)
+        key = build_key(source, record, options)
         request = BuildRequest(source, hashes, record, options, key)
         cache = user_content_cache()
         check_replaceable(out, force=force)

@@ -24,6 +24,7 @@ from tgate_export.common.hints import Argument
 from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
+from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
 from tgate_export.steps.tgate import CacheKind, check_settings
 
@@ -156,7 +157,7 @@ def default_folder(source: ModelSource, options: BuildOptions) -> Path:
     return Path("engines") / f"{source.name}-{label}"
 
 
-def build_key(record: Source, options: BuildOptions) -> str:
+def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str:
     """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -167,7 +168,7 @@ def build_key(record: Source, options: BuildOptions) -> str:
         "step_plan": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
-        "code": code_sha256("build.assemble"),
+        "code": code_sha256("build.assemble", family_module(source.family)),
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -146,7 +146,8 @@ def command(
     Exports the two denoiser graphs (full and gated), the text encoder and the VAE decoder, compiles
     the samplers, and compares every graph with PyTorch before the bundle appears in its folder.
     With --target tensorrt or tensorrt-rtx every graph is then compiled to a plan.
-    A second build of the same thing does nothing.
+    A second build of the same thing does nothing, and one of other defaults exports nothing: graphs
+    are kept in the user's cache (tgate-export cache).
     """
     ranges = parse_size(size) if size else None
     batch_range = parse_range(batch, "--batch") if batch else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
 from tgate_export.cli._console import (
     parse_size,
     print_json,
@@ -39,24 +40,14 @@ _VIDEOS = (".gif", ".webp", ".png")
 @click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN.")
 @click.option(
     "--backend",
+    cls=BackendOption,
     type=BackendName(),
     default="auto",
     show_default=True,
-    help="auto (the fastest that works here); tensorrt or tensorrt-rtx (the bundle's plans); "
-    "openvino, or openvino:bf16; onnxruntime, or onnxruntime:cpu, :cuda, :tensorrt, :tensorrt-rtx.",
+    help=f"What runs the graphs: {BACKENDS}.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    help="What openvino computes in. bf16: up to twice as fast on a CPU that has it, and slightly "
-    "different pictures. Default: fp32.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Threads on a CPU. Default: as many as the backend likes, or as a container's CPU quota "
-    "has processors.",
-)
+@click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"]))
+@click.option("--threads", cls=RunOption, type=click.IntRange(min=1))
 @click.option("--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging.")
 @click.option(
     "--weight-streaming-budget",

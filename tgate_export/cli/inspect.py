@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tgate_export.bundle.manifest import Defaults
     from tgate_export.bundle.plans import PlanSet
+    from tgate_export.parameters import Parameter
 
 
 @click.command(name="inspect")
@@ -60,6 +61,14 @@ def command(bundle: Path, as_json: bool) -> None:
             "\n".join(_tensor(t.name, t.dtype, t.shape) for t in graph.outputs),
         )
     console.print(graphs)
+    parameters = Table(
+        "parameter", "default", Column("what it is", overflow="fold"), title="Parameters",
+        title_justify="left",
+    )  # fmt: skip
+    for name, entry in manifest.parameters.items():
+        default = "" if entry.default is None else str(entry.default)
+        parameters.add_row(name, default, f"{entry.help}{_limits(entry)}")
+    console.print(parameters)
     module_column = Column("module", overflow="fold")
     caches = Table("tensor", "layer", module_column, title="Attention caches", title_justify="left")
     for name, cache in manifest.caches.items():
@@ -120,3 +129,10 @@ def _self_attention(defaults: Defaults) -> str:
 def _tensor(name: str, dtype: str, shape: tuple[int | str, ...]) -> str:
     short = {"float32": "f32", "float16": "f16", "int64": "i64"}[dtype]
     return f"{name} {short} [{','.join(str(dim) for dim in shape)}]"
+
+
+def _limits(entry: Parameter) -> str:
+    """Return which values a parameter may have, as far as its help does not say it."""
+    if entry.min is not None and entry.max is not None:
+        return f" {entry.min} to {entry.max}."
+    return ""

@@ -14,6 +14,7 @@ from tgate_export.bundle.fields import BundleModel, Name
 from tgate_export.bundle.manifest import Cache, Dimension, File, Graph, Precision, Range, Size
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
+from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
 from tgate_export.families.spec import TokenizerSpec
 from tgate_export.families.units import DENOISER, Unit
@@ -107,7 +108,7 @@ def unit_key(
             "size": size.model_dump(),
             "batch": batch.model_dump(),
             "denoising": denoising if unit.name == DENOISER else None,
-            "code": code_sha256("export.export_unit"),
+            "code": code_sha256("export.export_unit", family_module(family)),
             "versions": versions_of(EXPORTERS),
         }
     )
@@ -121,7 +122,7 @@ def tokenizer_key(source: ModelSource, spec: TokenizerSpec, hashes: Mapping[Path
             "weights": "random" if source.kind == "random" else "files",
             "files": _files(source, spec.component, hashes),
             "encoder": source.config(spec.encoder),
-            "code": code_sha256("export.tokenizer"),
+            "code": code_sha256("export.tokenizer", "families.loading"),
             "versions": versions_of(_TOKENIZER_LIBRARIES),
         }
     )

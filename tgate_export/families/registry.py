@@ -27,6 +27,14 @@ def family_folder(family: Family) -> Path:
     return FOLDER / family.name.replace("-", "_")
 
 
+def family_module(family: Family) -> str:
+    """Return the module that a family begins with, as `code_sha256` takes it.
+
+    Families are found by scanning, so no import says which one code depends on.
+    """
+    return f"families.{family_folder(family).name}.spec"
+
+
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 
 

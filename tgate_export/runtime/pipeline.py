@@ -15,6 +15,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions
+from tgate_export.runtime.image_state import ImageState
 from tgate_export.runtime.plan import RunShape, Slot
 from tgate_export.runtime.prompts import needs_encoding
 from tgate_export.runtime.request import Request, check_split, make_request
@@ -143,10 +144,14 @@ class TGatePipeline(Generate):
         )  # fmt: skip
         started = perf_counter()
         mark, seconds = self.backend.mark, self.backend.seconds
+        states = [
+            ImageState.of(self.manifest, request, index, run_plan)
+            for index in range(part.start, part.stop)
+        ]
         image_started = mark()
-        image_latents = run.image_latents(self.manifest, request, part)
+        run.encode_pictures(states)
         image_encoded = mark()
-        run.write_inputs(self.manifest, self._tokenizers, request, part, sampler, image_latents)
+        run.begin(self.manifest, self._tokenizers, states)
         # Launches may only be queued: nothing waits for the device before the end.
         encode_started = mark()
         for execute, prompts in zip(
@@ -154,7 +159,7 @@ class TGatePipeline(Generate):
         ):
             if prompts is not None and needs_encoding(self.manifest, prompts):
                 execute()
-        run.replace_negatives(self.manifest, request, part)
+        run.replace_negatives(self.manifest, states)
         encoded = mark()
         marks = []
         for index, (denoise, solve) in enumerate(run.steps):
@@ -182,7 +187,7 @@ class TGatePipeline(Generate):
         )
         return result, Timings(
             seconds(encode_started, encoded), steps, seconds(decode_started, decoded),
-            ended - started, 0.0 if image_latents is None else image_seconds,
+            ended - started, image_seconds if run.encode_image else 0.0,
         )  # fmt: skip
 
     def _prepare(self, shape: RunShape) -> PreparedRun:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.origins import FromImage
-from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.backends.launching import bind
 from tgate_export.runtime.buffers import NEGATIVE
-from tgate_export.runtime.guidance import by_prompt_alone
-from tgate_export.runtime.inputs import host_inputs, host_row
-from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
+from tgate_export.runtime.image_state import ImageState
 from tgate_export.runtime.plan import BindingPlan, RunShape, Slot, plan_run
 from tgate_export.runtime.prompts import encoder_buffer, encoder_rows, encoder_values
-from tgate_export.runtime.request import Request
 from tgate_export.runtime.tokenizer import PromptTokenizer
 
 
@@ -75,73 +70,62 @@ class PreparedRun:
             decode=bind(backend, plan.decode, memory),
         )
 
-    def image_latents(self, manifest: Manifest, request: Request, part: slice) -> np.ndarray | None:
-        """Encode the images that the run begins with [B, C, h, w] f32, if it does.
-
-        Those of a video stay where the denoiser reads them.
-        """
-        launch = self.plan.encode_image
-        if self.encode_image is None or launch is None:
-            return None
-        (tensor,) = manifest.graph(launch.graph).inputs
-        assert isinstance(tensor.origin, FromImage)  # the manifest was checked
-        images = request.pictures[tensor.origin.image][part]
-        if tensor.origin.noise is not None:
-            # The graph maps [0, 1] to [-1, 1], where the noise has this deviation.
-            deviations = np.array(request.values[tensor.origin.noise][part], np.float32) / 2
-            noise = _draw((len(images), 3, *images.shape[1:3]), request.seed, part.start,
-                          IMAGE_NOISE)  # fmt: skip
-            images = images + deviations[:, None, None, None] * noise.transpose(0, 2, 3, 1)
-        (slot,) = launch.inputs.values()
-        self.memory.write(slot, images)
-        self.encode_image()
-        if not request.begins_with_image:
-            return None
-        (latents,) = launch.outputs.values()
-        return self.memory.read(latents)
-
-    def write_inputs(
+    def begin(
         self,
         manifest: Manifest,
         tokenizers: Mapping[str, PromptTokenizer],
-        request: Request,
-        part: slice,
-        sampler: SamplerSteps,
-        image_latents: np.ndarray | None,
+        states: Sequence[ImageState],
     ) -> None:
-        """Fill every host-made buffer; after this the loop only launches."""
-        batch = self.shape.batch
-        write = self.memory.write
-        self._write_prompts(manifest, tokenizers, request, part)
-        for buffer, tensor in host_inputs(manifest, self.shape.step_plan.phases).items():
-            indices = range(part.start, part.stop)
-            rows = [host_row(manifest, request, index, tensor) for index in indices]
-            write(Slot(buffer), np.stack(rows))
+        """Fill every host-made buffer; after this the loop only launches.
+
+        Args:
+            manifest: the bundle's.
+            tokenizers: the bundle's, by name.
+            states: of the images, at their first evaluations; all run the same plan.
+        """
+        for buffer, spec in self.plan.buffers.items():
+            rows = [state.state.get(buffer) for state in states]
+            given = [row for row in rows if row is not None]
+            if given:
+                # Of images whose negative conditions are their prompts', which follow.
+                other = np.zeros(spec.shape[1:], spec.dtype)
+                self.memory.write(Slot(buffer), np.stack([other if r is None else r for r in rows]))
+        for prefix in ("", NEGATIVE):
+            if any(prefix in state.texts for state in states):
+                self._write_texts(manifest, tokenizers, states, prefix)
+        sampler = states[0].run_plan.sampler
         for step, (timestep, weights) in enumerate(
             zip(sampler.timesteps, sampler.weights, strict=True)
         ):
-            write(Slot("timestep", step), np.full(batch, timestep, dtype=np.float32))
-            write(Slot("weights", step), np.tile(weights, (batch, 1)))
-        shape = self.plan.buffers["sample.0"].shape
-        if request.latents is not None:
-            latents = request.latents[part]
-        else:
-            latents = _draw(shape, request.seed, part.start)
-        if sampler.draws_noise:
-            for step in range(len(sampler.timesteps)):
-                write(Slot("noise", step), _draw(shape, request.seed, part.start, step + 1))
-        sample, denoiser_input = first_sample(sampler, latents, image_latents)
-        write(Slot("sample.0"), sample)
-        write(Slot("denoiser_input"), denoiser_input)
-        write(Slot("history.0"), np.zeros((batch, HISTORY, *shape[1:]), dtype=np.float32))
+            batch = len(states)
+            self.memory.write(Slot("timestep", step), np.full(batch, timestep, dtype=np.float32))
+            self.memory.write(Slot("weights", step), np.tile(weights, (batch, 1)))
+            if sampler.draws_noise:
+                noise = np.stack([state.noise(step) for state in states])
+                self.memory.write(Slot("noise", step), noise)
 
-    def replace_negatives(self, manifest: Manifest, request: Request, part: slice) -> None:
+    def encode_pictures(self, states: Sequence[ImageState]) -> None:
+        """Encode what the VAE is to encode, if anything, before a run begins.
+
+        What a video's denoiser is told stays where it reads it.
+        """
+        launch = self.plan.encode_image
+        if self.encode_image is None or launch is None:
+            return
+        (slot,), (output,) = launch.inputs.values(), launch.outputs.values()
+        pictures = [state.image for state in states if state.image is not None]
+        self.memory.write(slot, np.stack(pictures))
+        self.encode_image()
+        if states[0].request.begins_with_image:
+            for state, latents in zip(states, self.memory.read(output), strict=True):
+                state.begin_with_image(latents)
+
+    def replace_negatives(self, manifest: Manifest, states: Sequence[ImageState]) -> None:
         """Give the images that are not guided their prompt's conditions as the negative ones.
 
         To be called once the prompts are encoded.
         """
-        scales = request.guidance_scales[part]
-        rows = [row for row, scale in enumerate(scales) if by_prompt_alone(manifest, scale)]
+        rows = [row for row, state in enumerate(states) if state.alone]
         if not rows:
             return
         for tensor in manifest.graph(manifest.prompt_encoder).outputs:
@@ -150,33 +134,24 @@ class PreparedRun:
                 Slot(NEGATIVE + tensor.name), dict(zip(rows, values, strict=True))
             )
 
-    def _write_prompts(
+    def _write_texts(
         self,
         manifest: Manifest,
         tokenizers: Mapping[str, PromptTokenizer],
-        request: Request,
-        part: slice,
+        states: Sequence[ImageState],
+        prefix: str,
     ) -> None:
-        """Fill the prompt encoder's inputs, or its outputs where the call brings them."""
-        both = ((False, request.prompts), (True, request.negative_prompts))
-        for negative, prompts in both if manifest.takes_negative else both[:1]:
-            if prompts is None:  # or the prompts' own, once they are encoded
-                rows = {
-                    tensor.name: np.zeros(self.plan.buffers[NEGATIVE + tensor.name].shape,
-                                          tensor.dtype)
-                    for tensor in manifest.graph(manifest.prompt_encoder).outputs
-                }  # fmt: skip
-            elif isinstance(prompts, dict):
-                rows = {name: value[part] for name, value in prompts.items()}
-            else:
-                values = {name: each[part] for name, each in request.values.items()}
-                rows = encoder_rows(
-                    manifest, tokenizers, prompts[part],
-                    encoder_values(manifest, values, negative=negative),
-                )  # fmt: skip
-            for name, array in rows.items():
-                buffer = encoder_buffer(manifest, name, negative=negative)
-                self.memory.write(Slot(buffer), array)
+        """Fill what the text encoder reads for the prompts, or for the negative ones."""
+        request, negative = states[0].request, bool(prefix)
+        values = {
+            name: [each[state.index] for state in states] for name, each in request.values.items()
+        }
+        rows = encoder_rows(
+            manifest, tokenizers, [state.texts.get(prefix, "") for state in states],
+            encoder_values(manifest, values, negative=negative),
+        )  # fmt: skip
+        for name, array in rows.items():
+            self.memory.write(Slot(encoder_buffer(manifest, name, negative=negative)), array)
 
     def step_info(self, index: int, timestep: float) -> StepInfo:
         """Return what a callback is told after evaluation `index`."""
@@ -187,25 +162,3 @@ class PreparedRun:
             index, len(phases), phases[index], timestep, lambda: self.memory.read(latents),
             lambda name: self.memory.read(Slot(name)),
         )  # fmt: skip
-
-
-def first_sample(
-    sampler: SamplerSteps, latents: np.ndarray, image_latents: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where a run begins, and that as the denoiser takes it.
-
-    Args:
-        sampler: the run's steps.
-        latents: of unit variance [..., C, h, w] f32.
-        image_latents: those of the image that it begins with, if it does; of the same shape.
-    """
-    sample = latents * np.float32(sampler.sample_scale)
-    if image_latents is not None:
-        sample += image_latents * np.float32(sampler.image_scale)
-    return sample, sample * np.float32(sampler.input_scale)
-
-
-def _draw(shape: tuple[int, ...], seed: int, first: int, draw: int = 0) -> np.ndarray:
-    """Draw unit-variance noise [B, C, h, w] for images `first`, `first + 1`, ... of a call."""
-    images = range(first, first + shape[0])
-    return np.stack([standard_normal(shape[1:], seed, image, draw) for image in images])

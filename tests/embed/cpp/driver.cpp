@@ -1,10 +1,13 @@
 // Answers requests of the tests: a JSON object on each line of stdin, another on stdout.
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <string>
+#include <variant>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -17,9 +20,9 @@
 #include "files.hpp"
 #include "half.hpp"
 #include "noise.hpp"
-#include "python_text.hpp"
-#include "step_plan.hpp"
 #include "sampler_table.hpp"
+#include "step_plan.hpp"
+#include "text.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 
@@ -49,6 +52,21 @@ void set(const Json& json, const char* name, std::optional<T>& member) {
   if (json.contains(name)) member = json[name].get<T>();
 }
 
+tgate::Scalar scalar_of(const Json& json) {
+  if (json.is_string()) return json.get<std::string>();
+  if (json.is_array()) return json.get<std::array<int, 2>>();
+  if (json.is_number_integer()) return json.get<std::int64_t>();
+  return json.get<double>();
+}
+
+// A list is of one value each, [[height, width]] of a pair for all prompts.
+tgate::ParameterValue value_of(const Json& json) {
+  if (!json.is_array()) return scalar_of(json);
+  std::vector<tgate::Scalar> values;
+  for (const Json& value : json) values.push_back(scalar_of(value));
+  return values;
+}
+
 tgate::Request request_of(const Json& json) {
   tgate::Request request;
   request.prompt = prompts_of(json.at("prompt"));
@@ -68,11 +86,30 @@ tgate::Request request_of(const Json& json) {
   set(json, "crops_coords_top_left", request.crops_coords_top_left);
   set(json, "target_size", request.target_size);
   if (json.contains("guidance_scale")) json["guidance_scale"].get_to(request.guidance_scale);
-  request.guidance_rescale = json.value("guidance_rescale", 0.0);
-  request.clip_skip = json.value("clip_skip", 0);
+  set(json, "guidance_rescale", request.guidance_rescale);
+  set(json, "clip_skip", request.clip_skip);
+  if (json.contains("parameters")) {
+    for (const auto& [name, value] : json["parameters"].items()) {
+      request.parameters[name] = value_of(value);
+    }
+  }
+  if (json.contains("images")) {
+    for (const auto& [name, value] : json["images"].items()) {
+      request.images[name] = tensor_of(value);
+    }
+  }
   request.num_images_per_prompt = json.value("num_images_per_prompt", 1);
   if (json.contains("latents")) request.latents = tensor_of(json["latents"]);
   return request;
+}
+
+Json settings_json(const tgate::Settings& settings) {
+  Json parameters = Json::object();  // of the first image
+  for (const auto& [name, values] : settings.parameters) {
+    Json& value = parameters[name];
+    if (values.at(0)) std::visit([&](const auto& scalar) { value = scalar; }, *values[0]);
+  }
+  return parameters;
 }
 
 // Pipelines that were opened, by what they were opened with.
@@ -110,7 +147,7 @@ Json run(const Json& json) {
   return {{"images", images},
           {"latents", latents},
           {"steps", steps},
-          {"gate_step", result.settings.gate_step},
+          {"parameters", settings_json(result.settings)},
           {"warnings", result.warnings},
           {"outside_engines", result.timings.outside_engines()},
           {"total", result.timings.total}};
@@ -129,18 +166,25 @@ Json encode(const Json& json) {
   return {{"ids", rows}, {"decoded", decoded}};
 }
 
+// The phases of a bundle's method; its parameters' values are those of a request.
 Json phases(const Json& json) {
-  const tgate::Intervals intervals{json.at("sp_interval"), json.at("fi_interval"),
-                                   json.at("warm_up")};
-  const std::string fault = tgate::step_plan_fault(json.at("gate_step"), intervals);
-  if (!fault.empty()) return {{"fault", fault}};
+  const tgate::Manifest manifest =
+      tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), "manifest.json");
+  tgate::Request request = request_of(json.at("request"));
+  const tgate::Call call = tgate::make_call(manifest, request);
   Json names = Json::array();
-  for (const tgate::Phase phase :
-       tgate::tgate_plan(json.at("num_inference_steps"), json.at("gate_step"),
-                            json.at("extra_evaluations"), intervals)) {
-    names.push_back(tgate::name_of(phase));
+  for (const tgate::Guard* guard :
+       tgate::plan_steps(manifest.method(), call.method, call.num_inference_steps(),
+                         json.at("extra_evaluations"))) {
+    names.push_back(guard->phase);
   }
   return {{"phases", names}};
+}
+
+Json slots_json(const tgate::Bound& bound) {
+  Json slots = Json::object();
+  for (const auto& [tensor, slot] : bound) slots[tensor] = slot.buffer;
+  return slots;
 }
 
 Json answer(const Json& json) {
@@ -165,16 +209,37 @@ Json answer(const Json& json) {
     tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), json.at("where"));
     return {{"ok", true}};
   }
+  if (op == "values") {  // of the parameters of a call, completed
+    const tgate::Manifest manifest =
+        tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), "manifest.json");
+    const tgate::Call call = tgate::make_call(manifest, request_of(json.at("request")));
+    return {{"parameters", settings_json(call.settings)}};
+  }
   if (op == "plan") {  // what a call would run, without engines
     const tgate::Manifest manifest =
         tgate::parse_manifest(json.at("text").get_ref<const std::string&>(), "manifest.json");
     const tgate::Call call = tgate::make_call(manifest, request_of(json.at("request")));
+    std::vector<std::string> graphs;
+    for (const auto& [name, graph] : manifest.graphs) {
+      if (manifest.is_phase(name)) graphs.push_back(name);
+    }
     const tgate::BindingPlan plan = tgate::plan_run(
         manifest, {std::min<std::int64_t>(call.images, manifest.batch.max), call.settings.height,
-                   call.settings.width, {tgate::Phase::full, tgate::Phase::gated}, false});
+                   call.settings.width, graphs, false});
+    Json launches = Json::array();
+    for (const tgate::Launch* launch : plan.launches()) {
+      launches.push_back({{"graph", launch->graph},
+                          {"inputs", slots_json(launch->inputs)},
+                          {"outputs", slots_json(launch->outputs)}});
+    }
+    Json buffers = Json::object();
+    for (const auto& [name, spec] : plan.buffers) {
+      buffers[name] = {{"dtype", tgate::name_of(spec.dtype)}, {"shape", spec.shape}};
+    }
     return {{"images", call.images},
-            {"gate_step", call.settings.gate_step},
-            {"buffers", plan.buffers.size()}};
+            {"parameters", settings_json(call.settings)},
+            {"launches", launches},
+            {"buffers", buffers}};
   }
   if (op == "png") {
     const tgate::Image image{json.at("width"), json.at("height"),
@@ -198,8 +263,7 @@ Json answer(const Json& json) {
     for (const Json& value : json.at("values")) values.push_back(tgate::to_half(value));
     return {{"values", values}};
   }
-  if (op == "number") return {{"text", tgate::repr(json.at("value").get<double>())}};
-  if (op == "repr") return {{"text", tgate::repr(json.at("value").get<std::string>())}};
+  if (op == "quote") return {{"text", tgate::quote(json.at("text").get<std::string>())}};
   throw std::invalid_argument("no op " + op);
 }
 
@@ -211,7 +275,9 @@ int main() {
     try {
       reply = answer(Json::parse(line));
     } catch (const tgate::Error& error) {
-      reply = {{"error", error.what()}, {"exit_code", error.exit_code()}};
+      reply = {{"error", error.what()},
+               {"field", error.field()},
+               {"kind", tgate::name_of(error.kind())}};
     } catch (const std::exception& error) {
       reply = {{"crash", error.what()}};
     }

@@ -15,8 +15,8 @@ from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Memory
 from tgate_export.runtime.backends.onnxruntime_memory import OrtMemory
-from tgate_export.runtime.batching.image_state import ImageState
 from tgate_export.runtime.batching.input_batch import InputBatch, arrange
+from tgate_export.runtime.image_state import ImageState
 from tgate_export.runtime.plan import Slot
 from tgate_export.runtime.request import make_request
 from tgate_export.runtime.run_plan import RunPlans

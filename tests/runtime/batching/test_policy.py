@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tgate_export.runtime.batching.image_state import Stage
 from tgate_export.runtime.batching.policy import TIGHTNESS, CallCosts, choose, due
+from tgate_export.runtime.image_state import Stage
 
 
 @dataclass(eq=False)

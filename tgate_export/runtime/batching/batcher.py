@@ -18,7 +18,6 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.batching.image_state import ImageState, Stage
 from tgate_export.runtime.batching.model_runner import ModelRunner
 from tgate_export.runtime.batching.policy import CallCosts, choose, due
 from tgate_export.runtime.batching.request_state import (
@@ -34,6 +33,7 @@ from tgate_export.runtime.batching.request_state import (
 )
 from tgate_export.runtime.batching.stats import BatcherStats, Recorder
 from tgate_export.runtime.batching.texts import TextEncoder
+from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.run_plan import RunPlans
 

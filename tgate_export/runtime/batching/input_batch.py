@@ -8,8 +8,8 @@ import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.backends.base import Backend, Execute
-from tgate_export.runtime.batching.image_state import ImageState
 from tgate_export.runtime.batching.plan import plan_calls
+from tgate_export.runtime.image_state import ImageState
 from tgate_export.runtime.plan import Launch, Slot
 
 

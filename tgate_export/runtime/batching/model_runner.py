@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.batching.image_state import ImageState, Stage
 from tgate_export.runtime.batching.input_batch import InputBatch
 from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.image_state import ImageState, Stage
 
 
 class ModelRunner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from tgate_export.runtime.batching.image_state import Stage
+from tgate_export.runtime.image_state import Stage
 
 # When an image is due: after this share of the time that all its evaluations take in the largest
 # batches. 1 would be just possible. Less hurries long runs, which decide the slowest answers; more

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tgate_export.common.errors import TGateError, ordinary
-from tgate_export.runtime.batching.image_state import ImageState, Stage
 from tgate_export.runtime.batching.stats import Outcome
+from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.pipeline import to_pil
 from tgate_export.runtime.request import Request
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tgate_export.runtime.batching.image_state import Stage
+from tgate_export.runtime.image_state import Stage
 
 Outcome = Literal["done", "cancelled", "late", "failed", "refused"]
 

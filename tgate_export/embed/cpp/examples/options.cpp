@@ -25,6 +25,8 @@ Draw with a bundle: full graph before the gate step, gated graph from it on.
   --guidance-rescale X     0 to 1.
   --clip-skip N            Skip this many of the CLIP text encoder's last layers.
   --scheduler NAME         Sampler.
+  --set NAME=VALUE         Any parameter of the bundle's table; `tgate-export inspect` lists them.
+                           A pair is A,B. May be given again.
   --seed N                 Same seed, same picture. Default: random.
   --num-images N
   --size WxH               For a bundle with a dynamic size; N is NxN.
@@ -38,8 +40,8 @@ Draw with a bundle: full graph before the gate step, gated graph from it on.
 Without a default of their own, options have the bundle's.
 )";
 
-[[noreturn]] void refuse(const std::string& message) {
-  throw tgate::Error(tgate::ErrorKind::request, message);
+[[noreturn]] void refuse(const std::string& message, const std::string& field = "") {
+  throw tgate::Error(tgate::ErrorKind::request, message, field);
 }
 
 template <class T>
@@ -54,8 +56,8 @@ T parse_number(const std::string& name, const std::string& text) {
 
 enum Id : int {
   kPrompt = 256, kNegativePrompt, kSteps, kGateStep, kSpInterval, kFiInterval, kWarmUp,
-  kGuidanceScale, kGuidanceRescale, kClipSkip, kScheduler, kSeed, kImage, kStrength, kNumImages,
-  kSize, kBackend, kNoCudaGraphs, kOut, kJson, kVersion, kHelpId,
+  kGuidanceScale, kGuidanceRescale, kClipSkip, kScheduler, kSet, kSeed, kImage, kStrength,
+  kNumImages, kSize, kBackend, kNoCudaGraphs, kOut, kJson, kVersion, kHelpId,
 };
 
 constexpr option kOptions[] = {
@@ -70,6 +72,7 @@ constexpr option kOptions[] = {
     {"guidance-rescale", required_argument, nullptr, kGuidanceRescale},
     {"clip-skip", required_argument, nullptr, kClipSkip},
     {"scheduler", required_argument, nullptr, kScheduler},
+    {"set", required_argument, nullptr, kSet},
     {"seed", required_argument, nullptr, kSeed},
     {"image", required_argument, nullptr, kImage},
     {"strength", required_argument, nullptr, kStrength},
@@ -110,7 +113,46 @@ void check_writable(const std::filesystem::path& out) {
   }
 }
 
+tgate::Scalar parse_value(const std::string& name, const tgate::Parameter& parameter,
+                          const std::string& text) {
+  const std::string option = "--set " + name;
+  switch (parameter.type) {
+    case tgate::ParameterType::integer: return parse_number<std::int64_t>(option, text);
+    case tgate::ParameterType::number: return parse_number<double>(option, text);
+    case tgate::ParameterType::choice: return text;
+    case tgate::ParameterType::pair: {
+      const auto comma = text.find(',');
+      if (comma == std::string::npos) refuse(option + " '" + text + "' is not A,B", name);
+      return std::array<int, 2>{parse_number<int>(option, text.substr(0, comma)),
+                                parse_number<int>(option, text.substr(comma + 1))};
+    }
+    default:
+      refuse(option + " is a picture: tgate_generate reads none, give it in a program of your own",
+             name);
+  }
+}
+
 }  // namespace
+
+void add_settings(const tgate::Manifest& manifest, const std::vector<std::string>& settings,
+                  tgate::Request& request) {
+  for (const std::string& setting : settings) {
+    const auto equals = setting.find('=');
+    if (equals == std::string::npos) {
+      refuse("--set " + setting + " has no value: give NAME=VALUE");
+    }
+    const std::string name = setting.substr(0, equals);
+    const tgate::Parameter* parameter = manifest.parameters.find(name);
+    if (parameter == nullptr) {
+      std::string names;
+      for (const auto& [known, entry] : manifest.parameters) {
+        names += (names.empty() ? "" : ", ") + known;
+      }
+      refuse("--set " + name + ": this bundle has " + names, name);
+    }
+    request.parameters[name] = parse_value(name, *parameter, setting.substr(equals + 1));
+  }
+}
 
 Arguments parse_arguments(int argc, char** argv) {
   Arguments arguments;
@@ -139,6 +181,7 @@ Arguments parse_arguments(int argc, char** argv) {
         break;
       case kClipSkip: request.clip_skip = integer("--clip-skip"); break;
       case kScheduler: request.scheduler = value; break;
+      case kSet: arguments.settings.push_back(value); break;
       case kSeed: request.seed = parse_seed(value); break;
       case kImage:
       case kStrength:

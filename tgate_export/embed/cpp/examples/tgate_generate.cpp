@@ -41,18 +41,16 @@ std::vector<std::filesystem::path> save(const std::vector<tgate::Image>& images,
   return files;
 }
 
-nlohmann::ordered_json timings_json(const tgate::Timings& timings) {
+using Json = nlohmann::ordered_json;
+
+Json timings_json(const tgate::Timings& timings) {
   double sampler = 0;
-  nlohmann::ordered_json phases, steps = nlohmann::ordered_json::array();
-  for (const char* phase : {"full", "full_reuse", "gated", "gated_reuse"}) {
-    int evaluations = 0;
-    double seconds = 0;
-    for (const tgate::StepTiming& step : timings.steps) {
-      if (step.phase != phase) continue;
-      ++evaluations;
-      seconds += step.denoiser;
-    }
-    phases[phase] = {{"evaluations", evaluations}, {"seconds", seconds}};
+  Json phases = Json::object(), steps = Json::array();
+  for (const tgate::StepTiming& step : timings.steps) {  // in the order in which they first ran
+    Json& phase = phases[step.phase];
+    if (phase.is_null()) phase = {{"evaluations", 0}, {"seconds", 0.0}};
+    phase["evaluations"] = phase["evaluations"].get<int>() + 1;
+    phase["seconds"] = phase["seconds"].get<double>() + step.denoiser;
   }
   for (const tgate::StepTiming& step : timings.steps) {
     sampler += step.sampler;
@@ -70,30 +68,29 @@ nlohmann::ordered_json timings_json(const tgate::Timings& timings) {
           {"steps", steps}};
 }
 
+// What a parameter is called where names are short.
+std::string short_name(const std::string& name) {
+  return name == "num_inference_steps" ? "steps" : name;
+}
+
 void print_json(const tgate::Pipeline& pipeline, const tgate::Result& result,
                 const std::vector<std::filesystem::path>& files) {
   const tgate::Settings& settings = result.settings;
-  nlohmann::ordered_json images = nlohmann::ordered_json::array();
+  Json images = Json::array();
   for (const auto& file : files) images.push_back(file.string());
-  const nlohmann::ordered_json report{{"images", images},
-                                      {"backend", pipeline.backend()},
-                                      {"backend_reason", pipeline.backend_reason()},
-                                      {"device_memory", nullptr},
-                                      {"seed", settings.seed},
-                                      {"steps", settings.num_inference_steps},
-                                      {"gate_step", settings.gate_step},
-                                      {"sp_interval", settings.sp_interval},
-                                      {"fi_interval", settings.fi_interval},
-                                      {"warm_up", settings.warm_up},
-                                      {"guidance_scale", settings.guidance_scales.at(0)},
-                                      {"guidance_rescale", settings.guidance_rescale},
-                                      {"clip_skip", settings.clip_skip},
-                                      {"strength", nullptr},
-                                      {"scheduler", settings.scheduler},
-                                      {"width", settings.width},
-                                      {"height", settings.height},
-                                      {"timings", timings_json(result.timings)}};
-  std::printf("%s\n", report.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  Json report{{"images", images},
+              {"backend", pipeline.backend()},
+              {"backend_reason", pipeline.backend_reason()},
+              {"device_memory", nullptr},
+              {"seed", settings.seed}};
+  for (const auto& [name, values] : settings.parameters) {
+    Json& value = report[short_name(name)];
+    if (values.at(0)) std::visit([&](const auto& scalar) { value = scalar; }, *values[0]);
+  }
+  report["width"] = settings.width;
+  report["height"] = settings.height;
+  report["timings"] = timings_json(result.timings);
+  std::printf("%s\n", report.dump(1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
 void generate(int argc, char** argv) {
@@ -103,6 +100,7 @@ void generate(int argc, char** argv) {
     interrupted = 1;
     std::signal(SIGINT, SIG_DFL);  // a second one ends a step that does not
   });
+  add_settings(pipeline.manifest(), arguments.settings, arguments.request);
   arguments.request.on_step_end = on_step;
   const tgate::Result result = pipeline(arguments.request);
   for (const std::string& warning : result.warnings) {

@@ -1,9 +1,13 @@
 #include "binding_plan.hpp"
 
+#include <algorithm>
+#include <set>
+#include <variant>
+
 #include <tgate/error.hpp>
 
 #include "counts.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 #include "sampler_table.hpp"
 
 namespace tgate {
@@ -11,115 +15,163 @@ namespace {
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-Shape with_batch(std::int64_t batch, const TensorSpec& tensor) {
-  Shape shape{batch};
-  for (std::size_t i = 1; i < tensor.shape.size(); ++i) {
-    if (tensor.shape[i].size == 0) {
-      throw Error(ErrorKind::bundle, "dimension " + repr(tensor.shape[i].name) + " of " +
-                                         repr(tensor.name) + " should be fixed in the manifest");
+using Dims = std::map<std::string, std::int64_t>;
+
+Dims named_dims(const Manifest& manifest, const RunShape& shape) {
+  const std::int64_t h = shape.height / manifest.latent_downscale;
+  const std::int64_t w = shape.width / manifest.latent_downscale;
+  Dims dims{{"batch", shape.batch},   {"channels", manifest.latent_channels},
+            {"height", shape.height}, {"width", shape.width},
+            {"latent_height", h},     {"latent_width", w}};
+  for (const auto& [name, dimension] : manifest.dimensions) {
+    // The sides are below 2^31: of three factors, the product of two cannot overflow.
+    const std::int64_t area =
+        divide_up(h, dimension.downsample) * divide_up(w, dimension.downsample);
+    const auto tokens = elements_of({dimension.times, std::max<std::int64_t>(area, 1)});
+    if (!tokens) {
+      throw Error(ErrorKind::bundle, "dimension " + quote(name) + " cannot be allocated",
+                  "dimensions." + name);
     }
-    shape.push_back(tensor.shape[i].size);
+    dims.emplace(name, static_cast<std::int64_t>(*tokens));
+  }
+  return dims;
+}
+
+std::string dims_text(const TensorSpec& tensor) {
+  std::vector<std::string> dims;
+  for (const Dim& dim : tensor.shape) {
+    dims.push_back(dim.size ? std::to_string(dim.size) : quote(dim.name));
+  }
+  return "[" + join(dims) + "]";
+}
+
+Shape concrete(const std::string& graph, const TensorSpec& tensor, const Dims& dims) {
+  Shape shape;
+  for (const Dim& dim : tensor.shape) {
+    const auto named = dims.find(dim.name);
+    if (dim.size == 0 && named == dims.end()) {
+      throw Error(ErrorKind::bundle, "graph " + quote(graph) + ": " + quote(tensor.name) +
+                                         " has a dimension " + quote(dim.name) +
+                                         " that nothing says the size of");
+    }
+    shape.push_back(dim.size ? dim.size : named->second);
   }
   return shape;
 }
 
-Buffers make_buffers(const Manifest& manifest, const RunShape& shape) {
-  const std::int64_t batch = shape.batch;
-  const std::int64_t h = shape.height / manifest.latent_downscale;
-  const std::int64_t w = shape.width / manifest.latent_downscale;
-  const int evaluations = static_cast<int>(shape.phases.size());
-  const Shape latents{batch, manifest.latent_channels, h, w};
-  const Shape history{batch, kHistory, manifest.latent_channels, h, w};
-  constexpr DType kFloat = DType::float32;
-  Buffers buffers{
-      {"guidance_scale", {kFloat, {batch}}},
-      {"guidance_rescale", {kFloat, {batch}}},
-      {"timestep", {kFloat, {batch}, evaluations}},
-      {"weights", {kFloat, {batch, kNumWeights}, evaluations}},
-      // Zeros that every step shares, unless the sampler draws some.
-      {"noise", {kFloat, latents, shape.draws_noise ? evaluations : 0}},
-      {"denoiser_input", {kFloat, latents}},
-      {"noise_pred", {kFloat, latents}},
-      {"images", {kFloat, {batch, shape.height, shape.width, 3}}},
-  };
-  for (const char* parity : {"0", "1"}) {
-    buffers[std::string("sample.") + parity] = {kFloat, latents};
-    buffers[std::string("history.") + parity] = {kFloat, history};
-  }
-  // A tensor of a manifest that took one of ours, of another type, would be read as what ours is.
-  const auto add = [&](const std::string& name, BufferSpec spec) {
-    if (!buffers.emplace(name, std::move(spec)).second) {
-      throw Error(ErrorKind::bundle,
-                  "two tensors of the bundle are called " + repr(name) + ": build the bundle again");
+// Plans the launches of one run.
+class Planner {
+ public:
+  Planner(const Manifest& manifest, const RunShape& shape)
+      : manifest_(manifest), dims_(named_dims(manifest, shape)) {
+    add_loop(shape);
+    add_graph(kPromptEncoder);
+    add_graph("vae_decoder");
+    for (const std::string& phase : shape.phases) {
+      if (added_.count(phase) == 0) add_graph(phase);
     }
-  };
-  const Graph& encoder = manifest.graph("text_encoder");
-  for (const auto* tensors : {&encoder.inputs, &encoder.outputs}) {
-    for (const TensorSpec& tensor : *tensors) {
-      const BufferSpec spec{tensor.dtype, with_batch(batch, tensor)};
-      add(tensor.name, spec);
-      add(kNegative + tensor.name, spec);
-    }
+    if (manifest.takes_negative()) add_graph(kPromptEncoder, true);
   }
-  for (const TensorSpec& tensor : manifest.graph("full").inputs) {
-    if (manifest.conditioning.contains(tensor.name)) {
-      add(tensor.name, {kFloat, with_batch(batch, tensor)});
-    }
-  }
-  for (const Cache& cache : manifest.cache) {
-    Shape stacked{batch};
-    if (cache.passes) stacked.push_back(*cache.passes);
-    stacked.push_back(cache.layers);
-    const auto downsample = cache.downsample;
-    stacked.push_back(downsample ? divide_up(h, *downsample) * divide_up(w, *downsample) : 1);
-    stacked.push_back(cache.width);
-    DType dtype = kFloat;
-    for (const TensorSpec& tensor : manifest.graph("full").outputs) {
-      if (tensor.name == cache.tensor) dtype = tensor.dtype;
-    }
-    add(cache.tensor, {dtype, stacked});
-  }
-  return buffers;
-}
 
-void check_fit(const std::string& graph, const TensorSpec& tensor, const Buffers& buffers,
-               const Slot& slot) {
-  const auto found = buffers.find(slot.buffer);
-  bool fits = found != buffers.end() && found->second.dtype == tensor.dtype &&
-              found->second.shape.size() == tensor.shape.size();
-  for (std::size_t i = 0; fits && i < tensor.shape.size(); ++i) {
-    fits = tensor.shape[i].size == 0 || tensor.shape[i].size == found->second.shape[i];
-  }
-  if (fits) return;
-  std::vector<std::string> dims;
-  for (const Dim& dim : tensor.shape) {
-    dims.push_back(dim.size ? std::to_string(dim.size) : repr(dim.name));
-  }
-  const std::string has =
-      found == buffers.end()
-          ? "nothing"
-          : std::string(name_of(found->second.dtype)) + " " + repr(found->second.shape);
-  throw Error(ErrorKind::bundle, "graph " + repr(graph) + ": tensor " + repr(tensor.name) +
-                                     " is " + name_of(tensor.dtype) + " [" + join(dims) +
-                                     "], but buffer " + repr(slot.buffer) + " is " + has);
-}
-
-// Binds a graph's tensors to `slots`, and the others to the buffers of their own names.
-Launch bind(const Manifest& manifest, const Buffers& buffers, const std::string& name,
-            const std::map<std::string, Slot>& slots) {
-  const Graph& graph = manifest.graph(name);
-  const auto bound = [&](const std::vector<TensorSpec>& tensors) {
-    Bound result;
-    for (const TensorSpec& tensor : tensors) {
-      const auto given = slots.find(tensor.name);
-      Slot slot = given == slots.end() ? Slot{tensor.name} : given->second;
-      check_fit(name, tensor, buffers, slot);
-      result.emplace_back(tensor.name, std::move(slot));
+  // Binds a graph's tensors. `loop`: slots of what the step loop gives it, by what it is;
+  // `outputs`: slots of outputs that are not in the buffers of their own names.
+  Launch bind(const std::string& name, const std::map<std::string, Slot>& loop = {},
+              const std::map<std::string, Slot>& outputs = {}, bool negative = false) const {
+    const Graph& graph = manifest_.graph(name);
+    Launch launch{name, {}, {}};
+    for (const InputSpec& tensor : graph.inputs) {
+      Slot slot{buffer_of(tensor, negative)};
+      if (const auto* origin = std::get_if<FromLoop>(&tensor.origin)) {
+        const auto given = loop.find(origin->loop);
+        slot = given == loop.end() ? Slot{origin->loop} : given->second;
+      }
+      check_fit(name, tensor, slot);
+      launch.inputs.emplace_back(tensor.name, std::move(slot));
     }
-    return result;
-  };
-  return {name, bound(graph.inputs), bound(graph.outputs)};
-}
+    for (const TensorSpec& tensor : graph.outputs) {
+      const auto given = outputs.find(tensor.name);
+      Slot slot = given == outputs.end() ? Slot{(negative ? kNegative : "") + tensor.name}
+                                         : given->second;
+      check_fit(name, tensor, slot);
+      launch.outputs.emplace_back(tensor.name, std::move(slot));
+    }
+    return launch;
+  }
+
+  Buffers take_buffers() { return std::move(buffers_); }
+
+ private:
+  void add_loop(const RunShape& shape) {
+    const int evaluations = static_cast<int>(shape.phases.size());
+    const Shape latents{shape.batch, dims_.at("channels"), dims_.at("latent_height"),
+                        dims_.at("latent_width")};
+    Shape history = latents;
+    history.insert(history.begin() + 1, kHistory);
+    constexpr DType kFloat = DType::float32;
+    buffers_ = {
+        {"timestep", {kFloat, {shape.batch}, evaluations}},
+        {"weights", {kFloat, {shape.batch, kNumWeights}, evaluations}},
+        // Zeros that every step shares, unless the sampler draws some.
+        {"noise", {kFloat, latents, shape.draws_noise ? evaluations : 0}},
+        {"denoiser_input", {kFloat, latents}},
+        {"noise_pred", {kFloat, latents}},
+        {"images", {kFloat, {shape.batch, shape.height, shape.width, 3}}},
+    };
+    for (const char* parity : {"0", "1"}) {
+      buffers_[std::string("sample.") + parity] = {kFloat, latents};
+      buffers_[std::string("history.") + parity] = {kFloat, history};
+    }
+  }
+
+  void add_graph(const std::string& name, bool negative = false) {
+    const Graph& graph = manifest_.graph(name);
+    added_.insert(name);
+    for (const InputSpec& tensor : graph.inputs) {
+      check_origin(name, tensor);
+      if (!std::holds_alternative<FromLoop>(tensor.origin)) {
+        add(buffer_of(tensor, negative), name, tensor);
+      }
+    }
+    for (const TensorSpec& tensor : graph.outputs) {
+      add((negative ? kNegative : "") + tensor.name, name, tensor);
+    }
+  }
+
+  void add(const std::string& buffer, const std::string& graph, const TensorSpec& tensor) {
+    // The first decides: `check_fit` finds out where another one differs.
+    buffers_.emplace(buffer, BufferSpec{tensor.dtype, concrete(graph, tensor, dims_)});
+  }
+
+  // A run has a single graph before its loop.
+  void check_origin(const std::string& name, const InputSpec& tensor) const {
+    const auto* origin = std::get_if<FromGraph>(&tensor.origin);
+    if (origin == nullptr || origin->graph == kPromptEncoder) return;
+    throw Error(ErrorKind::bundle, "graph " + quote(name) + " reads what graph " +
+                                       quote(origin->graph) +
+                                       " makes, which this runtime does not run: use the Python "
+                                       "one");
+  }
+
+  void check_fit(const std::string& graph, const TensorSpec& tensor, const Slot& slot) const {
+    const auto found = buffers_.find(slot.buffer);
+    if (found != buffers_.end() && found->second.dtype == tensor.dtype &&
+        found->second.shape == concrete(graph, tensor, dims_)) {
+      return;
+    }
+    const std::string has =
+        found == buffers_.end()
+            ? "nothing"
+            : std::string(name_of(found->second.dtype)) + " " + shape_text(found->second.shape);
+    throw Error(ErrorKind::bundle, "graph " + quote(graph) + ": tensor " + quote(tensor.name) +
+                                       " is " + name_of(tensor.dtype) + " " + dims_text(tensor) +
+                                       ", but buffer " + quote(slot.buffer) + " is " + has);
+  }
+
+  const Manifest& manifest_;
+  Dims dims_;
+  Buffers buffers_;
+  std::set<std::string> added_;
+};
 
 Slot alternating(const char* name, std::size_t step) {
   return {std::string(name) + (step % 2 ? ".1" : ".0")};
@@ -127,24 +179,54 @@ Slot alternating(const char* name, std::size_t step) {
 
 }  // namespace
 
+std::string buffer_of(const InputSpec& tensor, bool negative) {
+  struct Namer {
+    const std::string& name;
+    std::string prefix;
+
+    std::string operator()(const FromParameter& origin) const {
+      return (origin.of ? prefix : "") + "parameter/" + origin.parameter;
+    }
+    std::string operator()(const FromTokens& origin) const {
+      return prefix + "tokens/" + origin.tokenizer;
+    }
+    std::string operator()(const FromMask& origin) const {
+      return prefix + "mask/" + origin.tokenizer;
+    }
+    std::string operator()(const FromGraph& origin) const {
+      return (origin.of == Of::negative_prompt ? kNegative : "") + origin.output;
+    }
+    std::string operator()(const FromImage& origin) const {
+      return "image/" + origin.image + "/" + number_text(origin.range[0]) + "/" +
+             number_text(origin.range[1]) + "/" + origin.noise.value_or("");
+    }
+    std::string operator()(const FromFormula& origin) const {
+      return std::string("formula/") + name_of(origin.formula);
+    }
+    std::string operator()(const FromCache& origin) const { return origin.cache; }
+    std::string operator()(const FromLoop&) const { return name; }  // its slots are the run's
+  };
+  return std::visit(Namer{tensor.name, negative ? kNegative : ""}, tensor.origin);
+}
+
 std::size_t BufferSpec::row_elements() const {
   if (const auto count = elements_of(shape)) return *count;
-  throw Error(ErrorKind::bundle, "a tensor of shape " + repr(shape) + " cannot be allocated");
+  throw Error(ErrorKind::bundle, "a tensor of shape " + shape_text(shape) + " cannot be allocated");
 }
 
 const BufferSpec& check_slot(const Buffers& buffers, const Slot& slot, std::size_t bytes) {
   const auto found = buffers.find(slot.buffer);
   const std::string again = ": build the bundle again";
   if (found == buffers.end()) {
-    throw Error(ErrorKind::bundle, "no graph has a tensor " + repr(slot.buffer) + again);
+    throw Error(ErrorKind::bundle, "no graph has a tensor " + quote(slot.buffer) + again);
   }
   const BufferSpec& spec = found->second;
   if (slot.row >= spec.slots()) {
-    throw Error(ErrorKind::bundle, "buffer " + repr(slot.buffer) + " has no row " +
+    throw Error(ErrorKind::bundle, "buffer " + quote(slot.buffer) + " has no row " +
                                        std::to_string(slot.row) + again);
   }
   if (spec.row_bytes() != bytes) {
-    throw Error(ErrorKind::bundle, "buffer " + repr(slot.buffer) + " has " +
+    throw Error(ErrorKind::bundle, "buffer " + quote(slot.buffer) + " has " +
                                        std::to_string(spec.row_bytes()) + " bytes, not " +
                                        std::to_string(bytes) + again);
   }
@@ -168,32 +250,28 @@ std::vector<const Launch*> BindingPlan::launches() const {
 }
 
 BindingPlan plan_run(const Manifest& manifest, const RunShape& shape) {
+  Planner planner(manifest, shape);
   BindingPlan plan;
-  plan.buffers = make_buffers(manifest, shape);
-  plan.encode.push_back(bind(manifest, plan.buffers, "text_encoder", {}));
-  if (manifest.guidance == "classifier-free") {
-    std::map<std::string, Slot> negative;
-    const Graph& encoder = manifest.graph("text_encoder");
-    for (const auto* tensors : {&encoder.inputs, &encoder.outputs}) {
-      for (const TensorSpec& tensor : *tensors) negative[tensor.name] = {kNegative + tensor.name};
-    }
-    plan.encode.push_back(bind(manifest, plan.buffers, "text_encoder", negative));
+  plan.encode.push_back(planner.bind(kPromptEncoder));
+  if (manifest.takes_negative()) {
+    plan.encode.push_back(planner.bind(kPromptEncoder, {}, {}, true));
   }
   for (std::size_t step = 0; step < shape.phases.size(); ++step) {
     const int row = static_cast<int>(step);
     plan.steps.push_back(
-        {bind(manifest, plan.buffers, name_of(shape.phases[step]),
-              {{"sample", {"denoiser_input"}}, {"timestep", {"timestep", row}}}),
-         bind(manifest, plan.buffers, "sampler",
-              {{"sample", alternating("sample", step)},
-               {"history", alternating("history", step)},
-               {"weights", {"weights", row}},
-               {"noise", {"noise", shape.draws_noise ? row : -1}},
-               {"next_sample", alternating("sample", step + 1)},
-               {"next_history", alternating("history", step + 1)}})});
+        {planner.bind(shape.phases[step],
+                      {{"sample", {"denoiser_input"}}, {"timestep", {"timestep", row}}}),
+         planner.bind("sampler",
+                      {{"sample", alternating("sample", step)},
+                       {"history", alternating("history", step)},
+                       {"weights", {"weights", row}},
+                       {"noise", {"noise", shape.draws_noise ? row : -1}}},
+                      {{"next_sample", alternating("sample", step + 1)},
+                       {"next_history", alternating("history", step + 1)}})});
   }
   plan.latents = alternating("sample", shape.phases.size());
-  plan.decode = bind(manifest, plan.buffers, "vae_decoder", {{"latents", plan.latents}});
+  plan.decode = planner.bind("vae_decoder", {{"latents", plan.latents}});
+  plan.buffers = planner.take_buffers();
   return plan;
 }
 

@@ -9,12 +9,12 @@
 
 #include <tgate/manifest.hpp>
 
-#include "step_plan.hpp"
-
 namespace tgate {
 
-// The text encoder's tensors of the negative prompt have the names of the prompt's after this.
+// Buffers of the negative prompt have the names of the prompt's after this.
 inline const std::string kNegative = "negative_";
+// The graph that reads what is to be drawn.
+inline const std::string kPromptEncoder = "text_encoder";
 
 using Shape = std::vector<std::int64_t>;
 
@@ -36,6 +36,10 @@ struct BufferSpec {
 
 using Buffers = std::map<std::string, BufferSpec>;
 
+// The buffer that fills an input: equal origins share one. `negative`: its graph encodes the
+// negative prompt.
+std::string buffer_of(const InputSpec& tensor, bool negative = false);
+
 // The buffer of a slot that `bytes` are copied to or from. Throws Error where there is no such
 // buffer or row, or where it has another size: the manifest contradicts itself.
 const BufferSpec& check_slot(const Buffers& buffers, const Slot& slot, std::size_t bytes);
@@ -54,7 +58,7 @@ struct RunShape {
   std::int64_t batch;
   std::int64_t height;  // pixels
   std::int64_t width;
-  std::vector<Phase> phases;
+  std::vector<std::string> phases;  // the graph of every evaluation
   bool draws_noise;
 
   bool operator==(const RunShape& other) const;
@@ -67,7 +71,7 @@ struct Step {
 
 struct BindingPlan {
   Buffers buffers;
-  std::vector<Launch> encode;  // for the prompt, and the negative one where there is guidance
+  std::vector<Launch> encode;  // for the prompt, and the negative one if there is one
   std::vector<Step> steps;
   Launch decode;
   Slot latents;  // the final ones

@@ -1,8 +1,18 @@
 #include <tgate/error.hpp>
 
-#include "python_text.hpp"
+#include "text.hpp"
 
 namespace tgate {
+
+const char* name_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::bundle: return "bundle";
+    case ErrorKind::request: return "request";
+    case ErrorKind::backend: return "backend";
+    case ErrorKind::job: return "job";
+    default: return "cancelled";
+  }
+}
 
 std::string Error::printable(const std::string& message) {
   std::string line = message;

@@ -4,7 +4,7 @@
 #include <limits>
 #include <unordered_set>
 
-#include "python_text.hpp"
+#include "text.hpp"
 #include "unicode.hpp"
 
 namespace tgate {
@@ -31,7 +31,7 @@ J parse(std::string_view text, std::size_t most_keys) {
     if (event == Event::key) {
       const auto& key = parsed.template get_ref<const std::string&>();
       if (!keys.back().insert(key).second) {
-        throw std::invalid_argument("the key " + repr(key) + " is there twice");
+        throw std::invalid_argument("the key " + quote(key) + " is there twice");
       }
       if (keys.back().size() > most_keys) {
         throw std::invalid_argument("it has an object of more than " + std::to_string(most_keys) +
@@ -58,28 +58,6 @@ nlohmann::json parse_large_json(std::string_view text) {
   return parse<nlohmann::json>(text, std::numeric_limits<std::size_t>::max());
 }
 
-std::string python_repr(const Json& value) {
-  if (value.is_null()) return "None";
-  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
-  if (value.is_string()) return repr(value.get_ref<const std::string&>());
-  if (value.is_number_float()) return repr(value.get<double>());
-  if (!value.is_structured()) return value.dump();
-  std::vector<std::string> parts;
-  for (const auto& [key, item] : value.items()) {
-    parts.push_back((value.is_object() ? repr(key) + ": " : "") + python_repr(item));
-  }
-  return value.is_object() ? "{" + join(parts) + "}" : "[" + join(parts) + "]";
-}
-
-const char* python_type(const Json& value) {
-  if (value.is_null()) return "NoneType";
-  if (value.is_boolean()) return "bool";
-  if (value.is_string()) return "str";
-  if (value.is_number_float()) return "float";
-  if (value.is_number()) return "int";
-  return value.is_array() ? "list" : "dict";
-}
-
 std::string inside_bundle(const std::string& path) {
   std::vector<std::string> parts;
   bool leaves = path.empty() || path[0] == '/' || path.find('\\') != std::string::npos ||
@@ -91,14 +69,14 @@ std::string inside_bundle(const std::string& path) {
     if (!part.empty() && part != ".") parts.push_back(part);
     begin = end + 1;
   }
-  if (leaves) return "path " + repr(path) + " leaves the bundle";
+  if (leaves) return "path " + quote(path) + " leaves the bundle";
   const std::string plain = parts.empty() ? "." : join(parts, "/");
   if (plain != path || parts.empty()) {
-    return "path " + repr(path) + " is not in its plain form " + repr(plain);
+    return "path " + quote(path) + " is not in its plain form " + quote(plain);
   }
   const std::u32string text = decode_utf8(path);
   if (!std::all_of(text.begin(), text.end(), is_printable)) {
-    return "path " + repr(path) + " has characters that cannot be printed";
+    return "path " + quote(path) + " has characters that cannot be printed";
   }
   return {};
 }
@@ -113,48 +91,45 @@ bool is_plain_name(const std::string& name) {
 
 void check_name(const std::string& name, const std::string& path) {
   if (!is_plain_name(name)) {
-    throw RecordError(path, "Value error, name " + repr(name) + " is not a plain name");
+    throw RecordError(path, "name " + quote(name) + " is not a plain name");
   }
 }
 
 std::int64_t Value::integer() const {
-  if (!json_->is_number_integer()) refuse("Input should be a valid integer");
+  if (!json_->is_number_integer()) refuse("it must be a whole number");
   if (json_->is_number_unsigned() &&
       json_->get<std::uint64_t>() >
           static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-    refuse("Input should be a valid integer");
+    refuse("it must be below 2^63");
   }
   return json_->get<std::int64_t>();
 }
 
 std::int64_t Value::integer_from(std::int64_t least, std::int64_t most) const {
   const std::int64_t value = integer();
-  if (value < least) {
-    refuse(least == 1 ? "Input should be greater than 0"
-                      : "Input should be greater than or equal to " + std::to_string(least));
-  }
-  if (value > most) refuse("Input should be less than or equal to " + std::to_string(most));
+  if (value < least) refuse("it must be at least " + std::to_string(least));
+  if (value > most) refuse("it must be at most " + std::to_string(most));
   return value;
 }
 
 std::uint64_t Value::bytes() const {
   const std::int64_t value = integer();
-  if (value < 0) refuse("Input should be greater than or equal to 0");
+  if (value < 0) refuse("it must be at least 0");
   return static_cast<std::uint64_t>(value);
 }
 
 double Value::number() const {
-  if (!json_->is_number()) refuse("Input should be a valid number");
+  if (!json_->is_number()) refuse("it must be a number");
   return json_->get<double>();
 }
 
 bool Value::boolean() const {
-  if (!json_->is_boolean()) refuse("Input should be a valid boolean");
+  if (!json_->is_boolean()) refuse("it must be true or false");
   return json_->get<bool>();
 }
 
 std::string Value::string() const {
-  if (!json_->is_string()) refuse("Input should be a valid string");
+  if (!json_->is_string()) refuse("it must be a text");
   return json_->get<std::string>();
 }
 
@@ -170,17 +145,13 @@ std::string Value::one_of(const std::vector<std::string>& values) const {
     if (std::find(values.begin(), values.end(), text) != values.end()) return text;
   }
   std::vector<std::string> quoted;
-  for (const std::string& value : values) quoted.push_back("'" + value + "'");
-  const std::string last = quoted.back();
-  quoted.pop_back();
-  refuse("Input should be " + (quoted.empty() ? last : join(quoted) + " or " + last));
+  for (const std::string& value : values) quoted.push_back(quote(value));
+  refuse("it must be one of " + join(quoted));
 }
 
 std::string Value::bundle_path() const {
   std::string path = string();
-  if (const std::string fault = inside_bundle(path); !fault.empty()) {
-    refuse("Value error, " + fault);
-  }
+  if (const std::string fault = inside_bundle(path); !fault.empty()) refuse(fault);
   return path;
 }
 
@@ -189,36 +160,48 @@ std::string Value::sha256() const {
   const bool hex = std::all_of(text.begin(), text.end(), [](char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
   });
-  if (text.size() != 64 || !hex) refuse("String should match pattern '^[0-9a-f]{64}$'");
+  if (text.size() != 64 || !hex) refuse("it must be 64 digits of 0-9 and a-f");
   return text;
 }
 
 std::vector<Value> Value::array() const {
-  if (!json_->is_array()) refuse("Input should be a valid array");
+  if (!json_->is_array()) refuse("it must be a list");
   std::vector<Value> values;
   values.reserve(json_->size());
   for (const Json& item : *json_) {
-    values.emplace_back(item, path_ + "." + std::to_string(values.size()));
+    values.emplace_back(item, path_ + "." + std::to_string(values.size()), unknown_);
   }
   return values;
 }
 
-void Value::check_items(std::size_t items, std::size_t most) const {
+std::vector<std::string> Value::strings() const {
+  return list_of<std::string>(*this, [](const Value& item) { return item.string(); });
+}
+
+std::vector<std::string> Value::names() const {
+  return list_of<std::string>(*this, [](const Value& item) { return item.name(); });
+}
+
+void Value::check_items(std::size_t items, std::size_t least, std::size_t most) const {
+  if (items < least) refuse("it must have at least " + std::to_string(least) + " entries");
   if (items > most) {
-    refuse("Tuple should have at most " + std::to_string(most) +
-           " items after validation, not " + std::to_string(items));
+    refuse("it must have at most " + std::to_string(most) + " entries, not " +
+           std::to_string(items));
   }
 }
 
 Named<Value> Value::object() const {
-  if (!json_->is_object()) refuse("Input should be an object");
+  if (!json_->is_object()) refuse("it must be an object");
   Named<Value> values;
-  for (const auto& [key, item] : json_->items()) values.add(key, {item, path_ + "." + key});
+  for (const auto& [key, item] : json_->items()) {
+    values.add(key, {item, path_ + "." + key, unknown_});
+  }
   return values;
 }
 
-Fields::Fields(const Value& value) : object_(&value.json()), path_(value.path()) {
-  if (!object_->is_object()) value.refuse("Input should be an object");
+Fields::Fields(const Value& value)
+    : object_(&value.json()), path_(value.path()), unknown_(value.unknown()) {
+  if (!object_->is_object()) value.refuse("it must be an object");
 }
 
 std::string Fields::path_of(const std::string& name) const {
@@ -227,20 +210,26 @@ std::string Fields::path_of(const std::string& name) const {
 
 Value Fields::required(const char* name) {
   if (std::optional<Value> value = optional(name)) return *value;
-  throw RecordError(path_of(name), "Field required");
+  throw RecordError(path_of(name), "it is missing");
 }
 
 std::optional<Value> Fields::optional(const char* name) {
   read_.emplace_back(name);
   const auto found = object_->find(name);
   if (found == object_->end()) return std::nullopt;
-  return Value(*found, path_of(name));
+  return Value(*found, path_of(name), unknown_);
+}
+
+std::optional<Value> Fields::optional_not_null(const char* name) {
+  std::optional<Value> value = optional(name);
+  return value && value->null() ? std::nullopt : value;
 }
 
 void Fields::end() const {
+  if (unknown_ == Unknown::ignored) return;
   for (const auto& [key, value] : object_->items()) {
     if (std::find(read_.begin(), read_.end(), key) == read_.end()) {
-      throw RecordError(path_of(key), "Extra inputs are not permitted");
+      throw RecordError(path_of(key), "no field has that name");
     }
   }
 }

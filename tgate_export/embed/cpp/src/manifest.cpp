@@ -1,92 +1,25 @@
 #include <tgate/manifest.hpp>
 
+#include <algorithm>
+#include <set>
 #include <stdexcept>
 
 #include <tgate/error.hpp>
 
 #include "json_reader.hpp"
 #include "manifest_checks.hpp"
-#include "python_text.hpp"
+#include "manifest_parts.hpp"
+#include "text.hpp"
 
 namespace tgate {
 namespace {
 
-constexpr std::int64_t kSchemaVersion = 1;
-
-DType dtype_of(const Value& value) {
-  const std::string name = value.one_of({"float32", "float16", "int64"});
-  return name == "int64" ? DType::int64 : name == "float16" ? DType::float16 : DType::float32;
-}
-
-Dim read_dim(const Value& value) {
-  if (value.json().is_string() && is_plain_name(value.string())) return {0, value.string()};
-  // A dimension is a number or a name; what is neither is told of the number.
-  return {Value(value.json(), value.path() + ".constrained-int").integer_from(1), {}};
-}
-
-template <class T, class Read>
-std::vector<T> list_of(const Value& value, Read read) {
-  std::vector<T> items;
-  for (const Value& item : value.array()) items.push_back(read(item));
-  return items;
-}
-
-template <class T, class Read>
-Named<T> named(const Value& value, Read read) {
-  Named<T> items;
-  for (const auto& [name, item] : value.object()) {
-    check_name(name, item.path() + ".[key]");
-    items.add(name, read(item));
-  }
-  return items;
-}
-
-TensorSpec read_tensor(const Value& value) {
-  Fields fields(value);
-  TensorSpec tensor;
-  tensor.name = fields.required("name").name();
-  tensor.dtype = dtype_of(fields.required("dtype"));
-  const Value shape = fields.required("shape");
-  tensor.shape = list_of<Dim>(shape, read_dim);
-  shape.check_items(tensor.shape.size(), kMostDims);
-  fields.end();
-  return tensor;
-}
-
-std::string read_precision(const Value& value) { return value.one_of({"fp32", "fp16"}); }
-
-Graph read_graph(const Value& value) {
-  Fields fields(value);
-  Graph graph;
-  graph.file = fields.required("file").bundle_path();
-  const Value weights = fields.required("weights");
-  if (!weights.null()) graph.weights = weights.bundle_path();
-  graph.precision = read_precision(fields.required("precision"));
-  if (const auto attention = fields.optional("float32_attention")) attention->boolean();
-  if (const auto layers = fields.optional("float32_layers")) layers->integer_from(0);
-  fields.required("parameters").integer();
-  graph.inputs = list_of<TensorSpec>(fields.required("inputs"), read_tensor);
-  graph.outputs = list_of<TensorSpec>(fields.required("outputs"), read_tensor);
-  fields.end();
-  return graph;
-}
-
-Cache read_cache(const Value& value) {
-  Fields fields(value);
-  Cache cache;
-  cache.tensor = fields.required("tensor").name();
-  fields.required("kind").one_of({"cross_cache", "self_passes", "self_cache"});
-  const Value passes = fields.required("passes");
-  if (!passes.null()) cache.passes = passes.integer_from(1);
-  const Value downsample = fields.required("downsample");
-  if (!downsample.null()) cache.downsample = downsample.integer_from(1);
-  cache.width = fields.required("width").integer_from(1);
-  const auto layers = fields.required("layers").array();
-  for (const Value& layer : layers) layer.string();
-  cache.layers = static_cast<std::int64_t>(layers.size());
-  fields.end();
-  return cache;
-}
+// A newer minor version adds fields, which older readers ignore; what a reader cannot ignore is in
+// `requires` as well.
+constexpr std::int64_t kSchemaVersion = 2;
+constexpr std::int64_t kSchemaMinor = 0;
+// Abilities beyond those of 2.0 that this reader has.
+const std::set<std::string> kAbilities{};
 
 Range read_range(const Value& value) {
   Fields fields(value);
@@ -96,27 +29,19 @@ Range read_range(const Value& value) {
   range.max = fields.required("max").integer_from(1);
   fields.end();
   if (range.min > range.opt || range.opt > range.max) {
-    value.refuse("Value error, " + str(range) + " is not in the order MIN <= OPT <= MAX");
+    value.refuse(str(range) + " is not in the order MIN <= OPT <= MAX");
   }
   return range;
 }
 
-Defaults read_defaults(const Value& value) {
+Dimension read_dimension(const Value& value) {
   Fields fields(value);
-  Defaults defaults{};
-  const auto with_default = [&](const char* name, std::int64_t least, std::int64_t otherwise) {
-    const auto field = fields.optional(name);
-    return field ? field->integer_from(least) : otherwise;
-  };
-  defaults.num_inference_steps = fields.required("num_inference_steps").integer_from(1);
-  defaults.gate_step = fields.required("gate_step").integer_from(1);
-  defaults.guidance_scale = fields.required("guidance_scale").number();
-  defaults.scheduler = fields.required("scheduler").string();
-  defaults.sp_interval = with_default("sp_interval", 1, 1);
-  defaults.fi_interval = with_default("fi_interval", 1, 1);
-  defaults.warm_up = with_default("warm_up", 0, 0);
+  Dimension dimension{};
+  dimension.downsample = fields.required("downsample").integer_from(1);
+  const auto times = fields.optional("times");
+  dimension.times = times ? times->integer_from(1) : 1;
   fields.end();
-  return defaults;
+  return dimension;
 }
 
 SamplerSpec read_sampler(const Value& value) {
@@ -137,8 +62,6 @@ TokenizerSpec read_tokenizer(const Value& value) {
   tokenizer.max_length = fields.required("max_length").integer_from(1, 1 << 16);
   tokenizer.pad_token_id = fields.required("pad_token_id").integer_from(0);
   tokenizer.eos_token_id = fields.required("eos_token_id").integer_from(0);
-  const Value mask = fields.required("mask");
-  if (!mask.null()) tokenizer.mask = mask.name();
   fields.end();
   return tokenizer;
 }
@@ -147,7 +70,7 @@ Named<FileRecord> read_files(const Value& value) {
   Named<FileRecord> files;
   for (const auto& [path, item] : value.object()) {
     if (const std::string fault = inside_bundle(path); !fault.empty()) {
-      throw RecordError(item.path() + ".[key]", "Value error, " + fault);
+      throw RecordError(item.path() + ".[key]", fault);
     }
     Fields fields(item);
     FileRecord record;
@@ -160,12 +83,15 @@ Named<FileRecord> read_files(const Value& value) {
 }
 
 // Fields in the order of tgate_export/bundle/manifest.py: of several faults, the first is named.
-Manifest read_manifest(const Json& json) {
-  Fields fields(Value(json, ""));
+Manifest read_manifest(const Json& json, Unknown unknown) {
+  Fields fields(Value(json, "", unknown));
   Manifest manifest;
-  if (fields.required("schema_version").json() != kSchemaVersion) {
-    throw RecordError("schema_version", "Input should be " + std::to_string(kSchemaVersion));
+  const Value version = fields.required("schema_version");
+  if (version.integer() != kSchemaVersion) {
+    version.refuse("it must be " + std::to_string(kSchemaVersion));
   }
+  if (const auto minor = fields.optional("schema_minor")) minor->integer_from(0);
+  if (const auto required = fields.optional("requires")) required->names();
   manifest.name = fields.required("name").string();
   manifest.family = fields.required("family").string();
   {
@@ -180,7 +106,6 @@ Manifest read_manifest(const Json& json) {
   manifest.precision = read_precision(fields.required("precision"));
   fields.required("build_key").string();
   fields.required("prediction_type").one_of({"epsilon", "v_prediction", "sample"});
-  manifest.defaults = read_defaults(fields.required("defaults"));
   manifest.batch = read_range(fields.required("batch"));
   {
     Fields size(fields.required("size"));
@@ -193,27 +118,50 @@ Manifest read_manifest(const Json& json) {
     Fields latents(fields.required("latents"));
     manifest.latent_channels = latents.required("channels").integer_from(1);
     manifest.latent_downscale = latents.required("downscale").integer_from(1);
-    const auto frames = latents.optional("frames");
-    if (frames && !frames->null()) manifest.frames = frames->integer_from(1);
+    if (const auto frames = latents.optional_not_null("frames")) {
+      manifest.frames = frames->integer_from(1);
+    }
     latents.end();
   }
+  manifest.parameters = named<Parameter>(fields.required("parameters"), read_parameter);
   manifest.tokenizers = named<TokenizerSpec>(fields.required("tokenizers"), read_tokenizer);
-  const auto clip_skips = fields.optional("clip_skips");
-  manifest.clip_skips = clip_skips ? clip_skips->integer_from(0, 1000) : 0;
   manifest.guidance = fields.required("guidance").one_of({"classifier-free", "embedded", "none"});
   manifest.absent_negative_prompt =
       fields.required("absent_negative_prompt").one_of({"empty", "zeros"});
-  manifest.conditioning = named<std::string>(fields.required("conditioning"), [](const Value& v) {
-    return v.one_of({"time_ids", "resolution", "aspect_ratio", "video_ids"});
-  });
   manifest.graphs = named<Graph>(fields.required("graphs"), read_graph);
-  manifest.cache = list_of<Cache>(fields.required("cache"), read_cache);
+  const Value methods = fields.required("methods");
+  manifest.methods = named<Method>(methods, read_method);
+  if (manifest.methods.empty()) methods.refuse("there is none");
+  manifest.caches = named<Cache>(fields.required("caches"), read_cache);
+  if (const auto dimensions = fields.optional("dimensions")) {
+    manifest.dimensions = named<Dimension>(*dimensions, read_dimension);
+  }
   manifest.samplers = named<SamplerSpec>(fields.required("samplers"), read_sampler);
-  for (const auto& [name, version] : fields.required("versions").object()) version.string();
+  for (const auto& [name, number] : fields.required("versions").object()) number.string();
   manifest.files = read_files(fields.required("files"));
   fields.end();
   check_references(manifest);
   return manifest;
+}
+
+// The first ability that a manifest requires and this reader lacks, or "".
+std::string lacking(const Json& json) {
+  const auto required = json.find("requires");
+  if (required == json.end() || !required->is_array()) return {};
+  const bool texts = std::all_of(required->begin(), required->end(),
+                                 [](const Json& name) { return name.is_string(); });
+  for (const Json& name : *required) {
+    if (texts && kAbilities.count(name.get<std::string>()) == 0) return name.get<std::string>();
+  }
+  return {};
+}
+
+template <class Predicate>
+bool any_input(const Manifest& manifest, Predicate predicate) {
+  return std::any_of(manifest.graphs.begin(), manifest.graphs.end(), [&](const auto& entry) {
+    const std::vector<InputSpec>& inputs = entry.second.inputs;
+    return std::any_of(inputs.begin(), inputs.end(), predicate);
+  });
 }
 
 }  // namespace
@@ -234,38 +182,71 @@ std::string str(const Range& range) {
 
 const Graph& Manifest::graph(std::string_view graph_name) const {
   if (const Graph* found = graphs.find(graph_name)) return *found;
-  throw Error(ErrorKind::bundle,
-              "bundle " + repr(name) + " has no graph " + repr(graph_name));
+  throw Error(ErrorKind::bundle, "bundle " + quote(name) + " has no graph " + quote(graph_name) +
+                                     ": build it again with `tgate-export build`");
+}
+
+bool Manifest::is_phase(std::string_view graph_name) const {
+  return std::any_of(methods.begin(), methods.end(), [&](const auto& entry) {
+    const std::vector<Guard>& rule = entry.second.rule;
+    return std::any_of(rule.begin(), rule.end(),
+                       [&](const Guard& guard) { return guard.phase == graph_name; });
+  });
+}
+
+bool Manifest::takes_negative() const {
+  return any_input(*this, [](const InputSpec& tensor) {
+    const auto* origin = std::get_if<FromGraph>(&tensor.origin);
+    return origin != nullptr && origin->of == Of::negative_prompt;
+  });
+}
+
+bool Manifest::takes_prompt() const {
+  return any_input(*this, [](const InputSpec& tensor) {
+    return std::holds_alternative<FromTokens>(tensor.origin);
+  });
 }
 
 Manifest parse_manifest(std::string_view text, const std::string& where) {
+  const std::string again = ": build the bundle again";
   Json json;
   try {
     json = parse_json(text);
   } catch (const std::invalid_argument& error) {
-    throw Error(ErrorKind::bundle,
-                where + " is not valid JSON (" + error.what() + "): build the bundle again");
+    throw Error(ErrorKind::bundle, where + " is not valid JSON (" + error.what() + ")" + again);
   }
   const std::string not_a_manifest = where + " is not a bundle manifest: ";
   if (!json.is_object() || !json.contains("schema_version")) {
-    throw Error(ErrorKind::bundle, not_a_manifest + "it has no schema_version");
+    throw Error(ErrorKind::bundle, not_a_manifest + "it has no schema_version", "schema_version");
+  }
+  for (const char* name : {"schema_version", "schema_minor"}) {
+    if (json.contains(name) && !json[name].is_number_integer()) {
+      throw Error(ErrorKind::bundle, not_a_manifest + name + " is no whole number", name);
+    }
   }
   const Json& version = json["schema_version"];
-  if (!version.is_number_integer()) {
-    throw Error(ErrorKind::bundle, not_a_manifest + "schema_version is " + python_repr(version));
-  }
+  const std::string found = where + " has schema version " + version.dump() +
+                            ", this tgate-export reads " + std::to_string(kSchemaVersion);
   if (version > kSchemaVersion) {
-    throw Error(ErrorKind::bundle, where + " has schema version " + version.dump() +
-                                       ", this tgate-export reads up to " +
-                                       std::to_string(kSchemaVersion) +
-                                       ": update tgate-export, or build the bundle again");
+    throw Error(ErrorKind::bundle, found + ": update tgate-export, or build the bundle again",
+                "schema_version");
   }
-  try {
-    return read_manifest(json);
-  } catch (const RecordError& error) {
-    const std::string field = error.where.empty() ? "manifest" : error.where;
+  if (version > 0 && version < kSchemaVersion) {
+    throw Error(ErrorKind::bundle, found + again, "schema_version");
+  }
+  if (const std::string ability = lacking(json); !ability.empty()) {
     throw Error(ErrorKind::bundle,
-                where + ": " + field + ": " + error.what() + ": build the bundle again");
+                where + " needs " + quote(ability) +
+                    ", which this tgate-export cannot do: update tgate-export",
+                "requires");
+  }
+  const bool newer = json.contains("schema_minor") && json["schema_minor"] > kSchemaMinor;
+  try {
+    return read_manifest(json, newer ? Unknown::ignored : Unknown::refused);
+  } catch (const RecordError& error) {
+    const std::string field = error.field.empty() ? "manifest" : error.field;
+    throw Error(ErrorKind::bundle, where + ": " + field + ": " + error.what() + again,
+                error.field);
   }
 }
 

@@ -5,12 +5,11 @@
 #include <set>
 
 #include "json_reader.hpp"
-#include "python_text.hpp"
+#include "parameters.hpp"
+#include "text.hpp"
 
 namespace tgate {
 namespace {
-
-[[noreturn]] void refuse(const std::string& fault) { throw RecordError("", "Value error, " + fault); }
 
 std::string folder_of(const std::string& path) {
   const auto slash = path.rfind('/');
@@ -26,71 +25,205 @@ void check_files(const Manifest& manifest) {
     if (!graph.weights) continue;
     used.insert(*graph.weights);
     if (folder_of(*graph.weights) != folder_of(graph.file)) {
-      refuse("graphs: the weights of " + repr(name) + " do not lie beside it");
+      throw RecordError("graphs." + name + ".weights",
+                        "the weights of graph " + quote(name) + " do not lie beside it");
     }
   }
   for (const std::string& file : used) {
     if (!manifest.files.contains(file)) {
-      refuse("file " + repr(file) + " is used but not listed under files");
+      throw RecordError("files", "file " + quote(file) + " is used but not listed under files");
     }
   }
 }
 
-// The last of that name, as a dictionary has it.
-const TensorSpec* find(const std::vector<TensorSpec>& tensors, const std::string& name) {
-  const auto found = std::find_if(tensors.rbegin(), tensors.rend(),
-                                  [&](const TensorSpec& tensor) { return tensor.name == name; });
-  return found == tensors.rend() ? nullptr : &*found;
+bool has_row(const TensorSpec& tensor, std::int64_t size) {
+  return tensor.shape.size() == 2 && tensor.shape[1].size == size;
 }
 
-// Whether it is [batch, size].
-bool is_row_of(const TensorSpec* tensor, std::int64_t size) {
-  return tensor != nullptr && tensor->shape.size() == 2 && tensor->shape[1].size == size;
+std::string not_listed(const char* kind, const std::string& name) {
+  return std::string("is of ") + kind + " " + quote(name) + ", which is not listed";
 }
 
-void check_prompts(const Manifest& manifest) {
-  const Graph* encoder = manifest.graphs.find("text_encoder");
-  const std::vector<TensorSpec> inputs = encoder ? encoder->inputs : std::vector<TensorSpec>();
-  std::set<std::string> written;
-  if (manifest.clip_skips) written.insert("clip_skip");
-  for (const auto& [name, tokenizer] : manifest.tokenizers) {
-    for (const std::string& tensor : {name, tokenizer.mask.value_or(name)}) {
-      written.insert(tensor);
-      if (!is_row_of(find(inputs, tensor), tokenizer.max_length)) {
-        refuse("tokenizers: graph 'text_encoder' has no input " + repr(tensor) + " of " +
-               std::to_string(tokenizer.max_length) + " tokens");
+// What is wrong with where an input comes from, or "".
+class OriginFault {
+ public:
+  OriginFault(const Manifest& manifest, const InputSpec& tensor)
+      : manifest_(manifest), tensor_(tensor) {}
+
+  std::string operator()(const FromTokens& origin) const { return tokens(origin.tokenizer); }
+  std::string operator()(const FromMask& origin) const { return tokens(origin.tokenizer); }
+
+  std::string operator()(const FromParameter& origin) const {
+    const Parameter* parameter = manifest_.parameters.find(origin.parameter);
+    if (parameter == nullptr) return not_listed("parameter", origin.parameter);
+    const ParameterType type = parameter->type;
+    if (type == ParameterType::choice || type == ParameterType::image) {
+      return "cannot be parameter " + quote(origin.parameter) + ", which is of type " +
+             name_of(type);
+    }
+    const bool fits = type == ParameterType::pair ? has_row(tensor_, 2)
+                                                  : tensor_.shape.size() <= 1;
+    return fits ? "" : "is not of the shape of parameter " + quote(origin.parameter);
+  }
+
+  std::string operator()(const FromFormula& origin) const {
+    // How many numbers of each sample, and the parameters that they are made of.
+    static const std::map<Formula, std::pair<std::int64_t, std::vector<const char*>>> kFormulas{
+        {Formula::time_ids, {6, {"original_size", "crops_coords_top_left", "target_size"}}},
+        {Formula::resolution, {2, {}}},
+        {Formula::aspect_ratio, {1, {}}},
+        {Formula::video_ids, {3, {"fps", "motion_bucket_id", "noise_aug_strength"}}},
+        {Formula::frame_guidance_scale, {0, {"guidance_scale", "min_guidance_scale"}}},
+    };
+    const auto& [numbers, parameters] = kFormulas.at(origin.formula);
+    const std::int64_t width = numbers ? numbers : manifest_.frames.value_or(0);
+    if (width == 0 || !has_row(tensor_, width)) {
+      return std::string("is not of the shape of ") + name_of(origin.formula);
+    }
+    for (const char* name : parameters) {
+      if (!manifest_.parameters.contains(name)) return not_listed("parameter", name);
+    }
+    return {};
+  }
+
+  std::string operator()(const FromImage& origin) const {
+    const Parameter* picture = manifest_.parameters.find(origin.image);
+    if (picture == nullptr) return not_listed("parameter", origin.image);
+    if (picture->type != ParameterType::image) {
+      return "cannot be parameter " + quote(origin.image) + ", which is of type " +
+             name_of(picture->type);
+    }
+    if (origin.noise && !manifest_.parameters.contains(*origin.noise)) {
+      return not_listed("parameter", *origin.noise);
+    }
+    const auto& shape = tensor_.shape;
+    return shape.size() == 4 && shape[3].size == 3 ? "" : "is no picture";
+  }
+
+  std::string operator()(const FromGraph& origin) const {
+    const Graph* graph = manifest_.graphs.find(origin.graph);
+    const std::vector<TensorSpec> outputs = graph ? graph->outputs : std::vector<TensorSpec>();
+    // The last of that name, as a runtime would have it.
+    const auto output =
+        std::find_if(outputs.rbegin(), outputs.rend(), [&](const TensorSpec& candidate) {
+          return candidate.name == origin.output;
+        });
+    if (output == outputs.rend()) {
+      return "is output " + quote(origin.output) + " of graph " + quote(origin.graph) +
+             ", which is not there";
+    }
+    return output->shape == tensor_.shape ? "" : "is not of the shape of " + quote(origin.output);
+  }
+
+  std::string operator()(const FromCache& origin) const {
+    const Cache* cache = manifest_.caches.find(origin.cache);
+    if (cache == nullptr) return not_listed("cache", origin.cache);
+    const bool same = cache->dtype == tensor_.dtype && cache->shape == tensor_.shape;
+    return same ? "" : "is not of the type and shape of cache " + quote(origin.cache);
+  }
+
+  std::string operator()(const FromLoop&) const { return {}; }
+
+ private:
+  std::string tokens(const std::string& name) const {
+    const TokenizerSpec* tokenizer = manifest_.tokenizers.find(name);
+    if (tokenizer == nullptr) return not_listed("tokenizer", name);
+    const bool fits = has_row(tensor_, tokenizer->max_length);
+    return fits ? "" : "is not of " + std::to_string(tokenizer->max_length) + " tokens";
+  }
+
+  const Manifest& manifest_;
+  const InputSpec& tensor_;
+};
+
+void check_origins(const Manifest& manifest) {
+  for (const auto& [name, graph] : manifest.graphs) {
+    for (std::size_t index = 0; index < graph.inputs.size(); ++index) {
+      const InputSpec& tensor = graph.inputs[index];
+      const std::string fault = std::visit(OriginFault(manifest, tensor), tensor.origin);
+      if (fault.empty()) continue;
+      throw RecordError("graphs." + name + ".inputs." + std::to_string(index) + ".from",
+                        "input " + quote(tensor.name) + " of graph " + quote(name) + " " + fault);
+    }
+  }
+}
+
+// Whether a parameter is a whole number with a default.
+bool is_counter(const Parameter* parameter) {
+  return parameter != nullptr && parameter->type == ParameterType::integer &&
+         parameter->default_value &&
+         std::holds_alternative<std::int64_t>(*parameter->default_value);
+}
+
+void check_methods(const Manifest& manifest) {
+  for (const auto& [name, method] : manifest.methods) {
+    for (const std::string& parameter : method.parameters) {
+      if (is_counter(manifest.parameters.find(parameter))) continue;
+      throw RecordError("methods." + name + ".parameters",
+                        "it reads " + quote(parameter) + ", which is no whole number with a default");
+    }
+    for (const Guard& guard : method.rule) {
+      for (const Comparison& comparison : guard.all) {
+        if (!comparison.modulo) continue;
+        const auto& min = manifest.parameters.find(*comparison.modulo)->min;
+        if (min && to_double(*min) >= 1) continue;
+        throw RecordError("methods." + name + ".rule",
+                          "it divides by " + quote(*comparison.modulo) + ", which may be 0");
       }
     }
   }
-  std::set<std::string> missing;
-  for (const TensorSpec& tensor : inputs) {
-    if (written.count(tensor.name) == 0) missing.insert(tensor.name);
+}
+
+void check_caches(const Manifest& manifest) {
+  for (const auto& [name, cache] : manifest.caches) {
+    bool written = false;
+    for (const auto& [graph_name, graph] : manifest.graphs) {
+      if (!manifest.is_phase(graph_name)) continue;
+      for (const TensorSpec& tensor : graph.outputs) {
+        written = written || (tensor.name == name && tensor.dtype == cache.dtype &&
+                              tensor.shape == cache.shape);
+      }
+    }
+    if (!written) throw RecordError("caches." + name, "no graph writes it as it is listed");
   }
-  if (!missing.empty()) {
-    refuse("tokenizers: nothing says what the text encoder's input " + repr(*missing.begin()) + " is");
+}
+
+void check_parameters(const Manifest& manifest) {
+  for (const char* name : {"num_inference_steps", "scheduler"}) {
+    const Parameter* parameter = manifest.parameters.find(name);
+    if (parameter == nullptr || !parameter->default_value) {
+      throw RecordError(std::string("parameters.") + name, "it has no default");
+    }
+  }
+  for (const auto& [name, parameter] : manifest.parameters) {
+    if (!parameter.default_value) continue;
+    if (const auto fault = fault_of(parameter, *parameter.default_value); !fault.empty()) {
+      throw RecordError("parameters." + name + ".default", "it " + fault);
+    }
+  }
+  const Parameter& scheduler = *manifest.parameters.find("scheduler");
+  const std::set<std::string> choices(scheduler.choices.begin(), scheduler.choices.end());
+  std::set<std::string> samplers;
+  for (const auto& [name, sampler] : manifest.samplers) samplers.insert(name);
+  if (choices != samplers) {
+    throw RecordError("parameters.scheduler.choices", "they are not the samplers");
+  }
+  if (scheduler.type != ParameterType::choice) {
+    throw RecordError("parameters.scheduler.type", "it must be a choice");
+  }
+  if (!is_counter(manifest.parameters.find("num_inference_steps"))) {
+    throw RecordError("parameters.num_inference_steps.type", "it must be an integer");
   }
 }
 
 }  // namespace
 
 void check_references(const Manifest& manifest) {
-  // What the host computes -> how many numbers of each sample.
-  static const std::map<std::string, std::int64_t> kHostWidths{
-      {"time_ids", 6}, {"resolution", 2}, {"aspect_ratio", 1}, {"video_ids", 3}};
   check_files(manifest);
-  check_prompts(manifest);
-  const Graph* full = manifest.graphs.find("full");
-  if (full == nullptr) return;  // refused when it is needed, by name
-  for (const auto& [name, host] : manifest.conditioning) {
-    if (!is_row_of(find(full->inputs, name), kHostWidths.at(host))) {
-      refuse("conditioning: graph 'full' has no input " + repr(name) + " for " + host);
-    }
-  }
-  for (const Cache& cache : manifest.cache) {
-    if (find(full->outputs, cache.tensor) == nullptr) {
-      refuse("cache: graph 'full' has no output " + repr(cache.tensor));
-    }
-  }
+  check_origins(manifest);
+  check_methods(manifest);
+  check_caches(manifest);
+  check_parameters(manifest);
 }
 
 }  // namespace tgate

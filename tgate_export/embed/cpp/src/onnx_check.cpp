@@ -10,7 +10,7 @@
 
 #include <tgate/error.hpp>
 
-#include "python_text.hpp"
+#include "text.hpp"
 
 namespace tgate {
 namespace {
@@ -265,7 +265,7 @@ class Check {
       if (field.number != 5) continue;
       const std::string name = tensor(field.message(), depth == 0);
       if (depth == 0 && (name.empty() || !names.insert(name).second)) {
-        fail("tensor " + repr(name) + " is there twice, or has no name");
+        fail("tensor " + quote(name) + " is there twice, or has no name");
       }
     }
   }
@@ -280,7 +280,7 @@ class Check {
     }
     // Others bring code or files with them: a node EPContext of com.microsoft names an engine.
     if (!domain.empty() && domain != "ai.onnx") {
-      fail("node " + repr(name) + " is of the domain " + repr(domain));
+      fail("node " + quote(name) + " is of the domain " + quote(domain));
     }
   }
 
@@ -322,7 +322,7 @@ class Check {
     const auto type = type_of(found.type);
     const bool external = found.external || !found.external_data.empty();
     if (external && !is_initializer) {
-      refuse(found, "is in " + repr(value(found, "location")) + ", and is no initializer");
+      refuse(found, "is in " + quote(value(found, "location")) + ", and is no initializer");
     }
     if (!found.elements || !type) refuse(found, "has no size that fits its shape");
     const std::uint64_t size = *found.elements * type->bytes;
@@ -346,7 +346,7 @@ class Check {
   void check_external(const Tensor& found, std::uint64_t size) const {
     const std::string location = value(found, "location");
     if (!weights_ || location != weights_->name) {
-      refuse(found, "is in " + repr(location) + ", not in the bundle's weights");
+      refuse(found, "is in " + quote(location) + ", not in the bundle's weights");
     }
     for (const auto& [key, text] : found.external_data) {
       if (key != "location" && key != "offset" && key != "length" && key != "checksum") {
@@ -386,7 +386,7 @@ class Check {
                        " it is");
   }
   [[noreturn]] void refuse(const Tensor& tensor, const std::string& fault) const {
-    fail("tensor " + repr(tensor.name) + " " + fault);
+    fail("tensor " + quote(tensor.name) + " " + fault);
   }
   [[noreturn]] void fail(const std::string& fault) const {
     throw Error(ErrorKind::bundle, where_ + ": " + fault + ": build the bundle again");

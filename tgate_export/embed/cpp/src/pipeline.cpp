@@ -10,11 +10,10 @@
 #include "bundle_files.hpp"
 #include "call.hpp"
 #include "files.hpp"
-#include "python_text.hpp"
 #include "rebuild.hpp"
 #include "run.hpp"
-#include "step_plan.hpp"
 #include "sampler_table.hpp"
+#include "step_plan.hpp"
 
 namespace tgate {
 namespace {
@@ -43,11 +42,23 @@ void append(const Tensor& part, Tensor& all) {
   all.data.insert(all.data.end(), part.data.begin(), part.data.end());
 }
 
+// Whether a graph's input is of a video.
+bool is_of_video(const InputSpec& tensor) {
+  const auto* origin = std::get_if<FromFormula>(&tensor.origin);
+  return origin != nullptr && (origin->formula == Formula::video_ids ||
+                               origin->formula == Formula::frame_guidance_scale);
+}
+
 Bundle open_image_bundle(const std::filesystem::path& path, bool check_hashes) {
   Bundle bundle = open_bundle(path, check_hashes);
-  if (bundle.manifest.frames) {
+  const Manifest& manifest = bundle.manifest;
+  bool video = manifest.frames || !manifest.takes_prompt();
+  for (const auto& [name, graph] : manifest.graphs) {
+    video = video || std::any_of(graph.inputs.begin(), graph.inputs.end(), is_of_video);
+  }
+  if (video) {
     throw Error(ErrorKind::request,
-                path.string() + " draws videos, which this runtime does not: use the Python one");
+                path.string() + ": this runtime makes no videos: use the Python one");
   }
   return bundle;
 }
@@ -92,11 +103,13 @@ struct Pipeline::Impl {
 void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallback& callback,
                          Result& result) {
   const Settings& settings = call.settings;
-  const SamplerSteps& sampler = sampler_steps(settings.scheduler, settings.num_inference_steps);
-  const std::vector<Phase> phases =
-      tgate_plan(settings.num_inference_steps, settings.gate_step, sampler.extra_evaluations(),
-                    {settings.sp_interval, settings.fi_interval, settings.warm_up});
-  check_graphs(bundle, phases, settings);
+  const SamplerSteps& sampler = sampler_steps(call.scheduler(), call.num_inference_steps());
+  const std::vector<const Guard*> guards =
+      plan_steps(bundle.manifest.method(), call.method, call.num_inference_steps(),
+                 sampler.extra_evaluations());
+  check_graphs(bundle, guards, call.method);
+  std::vector<std::string> phases;
+  for (const Guard* guard : guards) phases.push_back(guard->phase);
   PreparedRun& run =
       prepare({batch, settings.height, settings.width, phases, sampler.draws_noise()});
   Backend& backend = *selected.backend;
@@ -118,7 +131,7 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
     run.solve(step);
     marks.push_back(backend.mark());
     if (callback && !callback({static_cast<int>(step), static_cast<int>(phases.size()),
-                               name_of(phases[step]), sampler.timesteps[step],
+                               phases[step], sampler.timesteps[step],
                                [&run, step] { return run.latents_after(step); }})) {
       backend.synchronize();
       throw Error(ErrorKind::cancelled, "cancelled after step " + std::to_string(step + 1) +
@@ -140,7 +153,7 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   timings.text_encoder += backend.seconds(encode_started, encoded);
   for (std::size_t step = 0; step < phases.size(); ++step) {
-    timings.steps.push_back({name_of(phases[step]),
+    timings.steps.push_back({phases[step],
                              backend.seconds(marks[3 * step], marks[3 * step + 1]),
                              backend.seconds(marks[3 * step + 1], marks[3 * step + 2])});
   }

@@ -7,7 +7,7 @@
 
 #include "files.hpp"
 #include "json_reader.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 #include "sha256.hpp"
 #include "unicode.hpp"
 
@@ -40,8 +40,7 @@ bool is_compute_capability(const std::string& text) {  // \d+\.\d
 std::vector<std::int64_t> read_shape(const Value& value) {
   std::vector<std::int64_t> shape;
   for (const Value& side : value.array()) shape.push_back(side.integer_from(1));
-  if (shape.empty()) value.refuse("Tuple should have at least 1 item after validation, not 0");
-  value.check_items(shape.size(), kMostDims);
+  value.check_items(shape.size(), 1, kMostDims);
   return shape;
 }
 
@@ -58,12 +57,11 @@ void read_settings(const Value& value, PlanKey& key, Canonical& canonical) {
   Fields fields(value);
   canonical["optimization_level"] = nullptr;
   if (const auto level = fields.optional("optimization_level"); level && !level->null()) {
-    canonical["optimization_level"] = level->integer_from(0);
-    if (level->integer() > 5) level->refuse("Input should be less than or equal to 5");
+    canonical["optimization_level"] = level->integer_from(0, 5);
   }
   canonical["workspace_bytes"] = nullptr;
   if (const auto bytes = fields.optional("workspace_bytes"); bytes && !bytes->null()) {
-    if (bytes->bytes() == 0) bytes->refuse("Input should be greater than 0");
+    if (bytes->bytes() == 0) bytes->refuse("it must be above 0");
     canonical["workspace_bytes"] = bytes->bytes();
   }
   const auto flag = [&](const char* name) {
@@ -96,7 +94,7 @@ void read_key(const Value& value, ReadPlan& read) {
   for (const Value& item : fields.required("compute_capabilities").array()) {
     key.compute_capabilities.push_back(item.string());
     if (!is_compute_capability(key.compute_capabilities.back())) {
-      item.refuse("String should match pattern '^\\d+\\.\\d$'");
+      item.refuse("it must be a compute capability such as 8.9");
     }
   }
   canonical["compute_capabilities"] = key.compute_capabilities;
@@ -110,7 +108,7 @@ void read_key(const Value& value, ReadPlan& read) {
     key.shapes.add(name, range);
   }
   if (key.shapes.empty()) {
-    shapes.refuse("Dictionary should have at least 1 item after validation, not 0");
+    shapes.refuse("there is none");
   }
   read_settings(fields.required("settings"), key, canonical["settings"]);
   canonical["code_sha256"] = fields.required("code_sha256").sha256();
@@ -127,7 +125,7 @@ ReadPlan read_plan(const Value& value) {
   const std::u32string letters = decode_utf8(name);
   if (!std::all_of(letters.begin(), letters.end(), is_printable) || name.empty() ||
       name.find_first_of("/\\") != std::string::npos || name == "." || name == "..") {
-    file.refuse("Value error, " + repr(name) + " is not the plain name of a file");
+    file.refuse(quote(name) + " is not the plain name of a file");
   }
   Fields content(fields.required("content"));
   read.plan.content.sha256 = content.required("sha256").sha256();
@@ -168,7 +166,7 @@ Named<ReadPlan> read_record(const fs::path& set) {
   try {
     Fields fields(Value(json, ""));
     if (fields.required("schema_version").json() != kSchemaVersion) {
-      throw RecordError("schema_version", "Input should be 1");
+      throw RecordError("schema_version", "it must be 1");
     }
     for (const auto& [graph, item] : fields.required("plans").object()) {
       check_name(graph, item.path() + ".[key]");
@@ -176,16 +174,17 @@ Named<ReadPlan> read_record(const fs::path& set) {
     }
     fields.end();
   } catch (const RecordError& error) {
-    const std::string field = error.where.empty() ? "record" : error.where;
+    const std::string field = error.field.empty() ? "record" : error.field;
     throw Error(ErrorKind::bundle,
-                record.string() + ": " + field + ": " + error.what() + ": " + again(set));
+                record.string() + ": " + field + ": " + error.what() + ": " + again(set),
+                error.field);
   }
   if (plans.empty()) {
     throw Error(ErrorKind::bundle, record.string() + " lists no plans: " + again(set));
   }
   for (const auto& [graph, plan] : plans) {
     if (plan.digest != plan.key_sha256 || plan.graph != graph) {
-      throw Error(ErrorKind::bundle, record.string() + ": the key of " + repr(graph) +
+      throw Error(ErrorKind::bundle, record.string() + ": the key of " + quote(graph) +
                                          " was changed after the build: " + again(set));
     }
   }
@@ -194,7 +193,7 @@ Named<ReadPlan> read_record(const fs::path& set) {
 
 std::vector<std::string> stale_parts(const ReadPlan& plan, const Manifest& manifest) {
   const Graph* graph = manifest.graphs.find(plan.graph);
-  if (graph == nullptr) return {"no graph " + repr(plan.graph)};
+  if (graph == nullptr) return {"no graph " + quote(plan.graph)};
   std::vector<std::string> stale;
   const std::string weights = graph->weights ? manifest.files.find(*graph->weights)->sha256 : "";
   if (plan.graph_sha256 != manifest.files.find(graph->file)->sha256) {

@@ -5,15 +5,18 @@
 
 #include <tgate/error.hpp>
 
+#include "binding_plan.hpp"
 #include "counts.hpp"
 #include "half.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 #include "unicode.hpp"
 
 namespace tgate {
 namespace {
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::request, message); }
+[[noreturn]] void refuse(const std::string& argument, const std::string& message) {
+  throw Error(ErrorKind::request, message, argument);
+}
 
 bool all_text(const Texts& texts) {
   return std::all_of(texts.begin(), texts.end(), [](const std::string& t) { return is_utf8(t); });
@@ -41,17 +44,17 @@ void check_counts(const std::string& argument, const Map& map, Size size) {
     equal = equal && size(value) == size(map.begin()->second);
     counts.push_back(std::to_string(size(value)) + " of " + name);
   }
-  if (!equal) refuse(argument + " has " + join(counts) + ": give as many of each");
+  if (!equal) refuse(argument, argument + " has " + join(counts) + ": give as many of each");
 }
 
 void check_embeds(const Manifest& manifest, const std::string& argument, const Embeds& embeds) {
-  const std::vector<TensorSpec>& outputs = manifest.graph("text_encoder").outputs;
+  const std::vector<TensorSpec>& outputs = manifest.graph(kPromptEncoder).outputs;
   std::vector<std::string> names;
   for (const TensorSpec& tensor : outputs) names.push_back(tensor.name);
   if (!same_names(embeds, names)) {
-    refuse(argument + " has " + listed(embeds) + ", but the text encoder of this bundle's family " +
-           manifest.family + " makes " + join(names) +
-           ": give a mapping from each name to its array");
+    refuse(argument, argument + " has " + listed(embeds) +
+                         ", but the text encoder of this bundle's family " + manifest.family +
+                         " makes " + join(names) + ": give a mapping from each name to its array");
   }
   for (const TensorSpec& tensor : outputs) {
     const Tensor& value = embeds.at(tensor.name);
@@ -63,7 +66,7 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
       fits = fits && value.shape[i] == tensor.shape[i].size;
     }
     if (!fits || elements_of(value.shape) != value.data.size()) {
-      refuse(argument + ": " + tensor.name + " has shape " + repr(value.shape) +
+      refuse(argument, argument + ": " + tensor.name + " has shape " + shape_text(value.shape) +
              ", but this bundle's family " + manifest.family + " takes [" + join(wanted) +
              "]: use the text encoder of the bundle's own model");
     }
@@ -72,7 +75,7 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
                                                          : HUGE_VALF;
     for (const float number : value.data) {
       if (!std::isfinite(number) || std::abs(number) >= largest) {
-        refuse(argument + ": " + tensor.name + " holds values that are not finite in " +
+        refuse(argument, argument + ": " + tensor.name + " holds values that are not finite in " +
                name_of(tensor.dtype));
       }
     }
@@ -84,15 +87,15 @@ void check_token_ids(const Manifest& manifest, const std::string& argument, cons
   std::vector<std::string> names;
   for (const auto& [name, tokenizer] : manifest.tokenizers) names.push_back(name);
   if (!same_names(ids, names)) {
-    refuse(argument + " has " + listed(ids) + ", but the text encoder takes token ids of " +
-           join(names));
+    refuse(argument, argument + " has " + listed(ids) +
+                         ", but the text encoder takes token ids of " + join(names));
   }
   for (const auto& [name, tokenizer] : manifest.tokenizers) {
     const auto& rows = ids.at(name);
-    if (rows.empty()) refuse(argument + ": " + name + " has no rows of token ids");
+    if (rows.empty()) refuse(argument, argument + ": " + name + " has no rows of token ids");
     for (const auto& row : rows) {
       if (row.size() > static_cast<std::size_t>(tokenizer.max_length)) {
-        refuse(argument + ": " + name + " has " + std::to_string(row.size()) +
+        refuse(argument, argument + ": " + name + " has " + std::to_string(row.size()) +
                " token ids, the text encoder takes " + std::to_string(tokenizer.max_length));
       }
     }
@@ -141,7 +144,7 @@ Prompts repeat(const Prompts& prompts, std::size_t times) {
 Prompts check_prompts(const Manifest& manifest, const Prompts& prompts) {
   if (const auto* texts = std::get_if<Texts>(&prompts)) {
     if (texts->empty() || !all_text(*texts)) {
-      refuse("prompt must be text, or a non-empty list of texts");
+      refuse("prompt", "prompt must be text, or a non-empty list of texts");
     }
   } else if (const auto* ids = std::get_if<TokenIds>(&prompts)) {
     check_token_ids(manifest, "prompt", *ids);
@@ -153,18 +156,20 @@ Prompts check_prompts(const Manifest& manifest, const Prompts& prompts) {
 
 std::optional<Prompts> check_negatives(const Manifest& manifest,
                                        const std::optional<Prompts>& given, std::size_t prompts) {
-  if (manifest.guidance != "classifier-free") {
+  if (!manifest.takes_negative()) {
     if (given && (!std::holds_alternative<Texts>(*given) || count(*given))) {
       const bool embeds = std::holds_alternative<Embeds>(*given);
-      refuse(std::string(embeds ? "negative_prompt_embeds" : "negative_prompt") +
-             " has no effect: this bundle has no classifier-free guidance; leave it out");
+      const std::string argument = embeds ? "negative_prompt_embeds" : "negative_prompt";
+      refuse(argument, argument + " has no effect: this bundle takes none; leave it out");
     }
     return std::nullopt;
   }
   if (!given && manifest.absent_negative_prompt == "zeros") return std::nullopt;
   Prompts negatives = given.value_or(Texts{""});
   if (const auto* texts = std::get_if<Texts>(&negatives)) {
-    if (!all_text(*texts)) refuse("negative_prompt must be text, or a list of texts");
+    if (!all_text(*texts)) {
+      refuse("negative_prompt", "negative_prompt must be text, or a list of texts");
+    }
   } else if (const auto* ids = std::get_if<TokenIds>(&negatives)) {
     check_token_ids(manifest, "negative_prompt", *ids);
   } else {
@@ -172,8 +177,8 @@ std::optional<Prompts> check_negatives(const Manifest& manifest,
   }
   if (count(negatives) == 1) negatives = repeat(negatives, prompts);
   if (count(negatives) != prompts) {
-    refuse(std::to_string(count(negatives)) + " negative prompts for " + std::to_string(prompts) +
-           " prompts: give one, or one each");
+    refuse("negative_prompt", std::to_string(count(negatives)) + " negative prompts for " +
+                                  std::to_string(prompts) + " prompts: give one, or one each");
   }
   return negatives;
 }

@@ -14,8 +14,8 @@ Prompts repeat(const Prompts& prompts, std::size_t times);  // copies side by si
 // Checked prompts. Throws Error, kind `request`.
 Prompts check_prompts(const Manifest& manifest, const Prompts& prompts);
 
-// Checked negative prompts, one for each of `prompts`; none without classifier-free guidance, and
-// where an absent negative prompt is zeros. Throws Error, kind `request`.
+// Checked negative prompts, one for each of `prompts`; none where the bundle takes none, and where
+// an absent negative prompt is zeros. Throws Error, kind `request`.
 std::optional<Prompts> check_negatives(const Manifest& manifest,
                                        const std::optional<Prompts>& given, std::size_t prompts);
 

@@ -4,7 +4,8 @@
 
 #include <tgate/error.hpp>
 
-#include "python_text.hpp"
+#include "parameters.hpp"
+#include "text.hpp"
 
 namespace tgate {
 namespace {
@@ -20,11 +21,15 @@ std::string size_text(const Manifest& manifest) {
   return join({pair(width.min, height.min), usual, pair(width.max, height.max)}, ":");
 }
 
+std::string option_of(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
 }  // namespace
 
 std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   const Manifest& manifest = bundle.manifest;
-  const Defaults& defaults = manifest.defaults;
   BuildOptions options{
       {"model", manifest.source_model},
       {"weights", manifest.source_kind == "random" ? "random" : "pretrained"},
@@ -33,10 +38,9 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   };
   // Without a batch, graphs take the default range and plans a single image.
   if (str(manifest.batch) != "1:1:8") options.emplace_back("batch", str(manifest.batch));
-  options.emplace_back("gate-step", std::to_string(defaults.gate_step));
-  options.emplace_back("sp-interval", std::to_string(defaults.sp_interval));
-  options.emplace_back("fi-interval", std::to_string(defaults.fi_interval));
-  options.emplace_back("warm-up", std::to_string(defaults.warm_up));
+  for (const std::string& name : manifest.method().parameters) {
+    options.emplace_back(option_of(name), text_of(*manifest.parameters.find(name)->default_value));
+  }
   options.emplace_back("out", bundle.path.string());
   if (manifest.guidance == "none") options.emplace_back("guidance", "none");
   if (manifest.graphs.contains("vae_encoder")) options.emplace_back("image-to-image", "");
@@ -57,24 +61,35 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   return shell_join(words);
 }
 
-void check_graphs(const Bundle& bundle, const std::vector<Phase>& phases,
-                  const Settings& settings) {
-  BuildOptions lacking;
-  std::vector<std::string> given;
-  const auto check = [&](Phase phase, const char* setting, const char* option, int value) {
-    const bool runs = std::find(phases.begin(), phases.end(), phase) != phases.end();
-    if (!runs || bundle.manifest.graphs.contains(name_of(phase))) return;
-    given.push_back(std::string(setting) + " " + std::to_string(value));
-    lacking.emplace_back(option, std::to_string(value));
-  };
-  check(Phase::full_reuse, "sp_interval", "sp-interval", settings.sp_interval);
-  check(Phase::gated_reuse, "fi_interval", "fi-interval", settings.fi_interval);
+void check_graphs(const Bundle& bundle, const std::vector<const Guard*>& steps,
+                  const std::map<std::string, std::int64_t>& values) {
+  std::map<std::string, std::int64_t> lacking;
+  for (const Guard* step : steps) {
+    if (bundle.manifest.graphs.contains(step->phase)) continue;
+    bool by_interval = false;
+    for (const Comparison& comparison : step->all) {
+      if (!comparison.modulo) continue;
+      lacking[*comparison.modulo] = values.at(*comparison.modulo);
+      by_interval = true;
+    }
+    if (!by_interval) bundle.manifest.graph(step->phase);  // says that there is none
+  }
   if (lacking.empty()) return;
+  BuildOptions options;
+  std::vector<std::string> given;
+  for (const std::string& name : bundle.manifest.method().parameters) {
+    const auto found = lacking.find(name);
+    if (found == lacking.end()) continue;
+    const std::string value = std::to_string(found->second);
+    given.push_back(name + " " + value);
+    options.emplace_back(option_of(name), value);
+  }
   throw Error(ErrorKind::request,
               join(given, " and ") +
-                  ": this bundle was built without the graphs that reuse self-attention like "
-                  "that: build it with them: " +
-                  rebuild_command(bundle, lacking));
+                  ": this bundle was built without the graphs of steps in between; build it with "
+                  "them: " +
+                  rebuild_command(bundle, options),
+              lacking.begin()->first);
 }
 
 }  // namespace tgate

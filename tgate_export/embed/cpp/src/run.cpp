@@ -4,10 +4,10 @@
 
 #include "bundle_files.hpp"
 #include "files.hpp"
-#include "half.hpp"
+#include "inputs.hpp"
 #include "noise.hpp"
 #include "prompts.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 
 namespace tgate {
 namespace {
@@ -23,18 +23,18 @@ std::string left_out(const Tokenizer& tokenizer, const std::vector<std::int64_t>
   const auto first = text.find_first_not_of(' ');
   text = first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(' ') + 1 - first);
   return "the prompt is longer than the " + std::to_string(length) +
-         " tokens that the text encoder takes; this part was left out: " + repr(text);
+         " tokens that the text encoder takes; this part was left out: " + quote(text);
 }
 
 }  // namespace
 
-const Tokenizer& Tokenizers::get(const std::string& input) {
-  const auto found = loaded_.find(input);
+const Tokenizer& Tokenizers::get(const std::string& name) {
+  const auto found = loaded_.find(name);
   if (found != loaded_.end()) return found->second;
-  const std::string& file = bundle_.manifest.tokenizers.find(input)->file;
+  const std::string& file = bundle_.manifest.tokenizers.find(name)->file;
   const std::string text = read_bundle_file(bundle_, file, kMostTableBytes);
   const std::string where = bundle_.file(file).string();
-  return loaded_.emplace(input, Tokenizer(text, where)).first->second;
+  return loaded_.emplace(name, Tokenizer(text, where)).first->second;
 }
 
 PreparedRun::PreparedRun(Backend& backend, const Manifest& manifest, RunShape shape)
@@ -75,118 +75,97 @@ std::vector<std::string> PreparedRun::write_inputs(Tokenizers& tokenizers, const
                                                    const SamplerSteps& sampler) {
   std::vector<std::string> warnings;
   const Call& call = part.call;
-  write_prompts(tokenizers, "", call.prompts, part.first, warnings);
+  write_prompts(tokenizers, part, call.prompts, false, warnings);
   if (call.negatives) {
-    write_prompts(tokenizers, kNegative, *call.negatives, part.first, warnings);
-  } else if (manifest_.guidance == "classifier-free") {
-    for (const TensorSpec& tensor : manifest_.graph("text_encoder").outputs) {
+    write_prompts(tokenizers, part, *call.negatives, true, warnings);
+  } else if (manifest_.takes_negative()) {
+    for (const TensorSpec& tensor : manifest_.graph(kPromptEncoder).outputs) {
       const Slot slot{kNegative + tensor.name};
-      write(slot, std::vector<char>(plan_.buffers.at(slot.buffer).row_bytes()));
+      write(slot, Bytes(plan_.buffers.at(slot.buffer).row_bytes()));
     }
   }
-  write_conditions(call, part.first);
+  const auto first = static_cast<std::size_t>(part.first);
+  const auto batch = static_cast<std::size_t>(shape_.batch);
+  for (const auto& [buffer, tensor] : host_inputs(manifest_, shape_.phases)) {
+    write({buffer}, host_rows(manifest_, call, first, batch, *tensor));
+  }
   write_sampler(sampler);
   write_sample(part, sampler);
   return warnings;
 }
 
-void PreparedRun::write_prompts(Tokenizers& tokenizers, const std::string& prefix,
-                                const Prompts& prompts, int first,
-                                std::vector<std::string>& warnings) {
+void PreparedRun::write_prompts(Tokenizers& tokenizers, const Part& part, const Prompts& prompts,
+                                bool negative, std::vector<std::string>& warnings) {
   if (const auto* embeds = std::get_if<Embeds>(&prompts)) {
-    for (const auto& [name, value] : *embeds) write_embeds(prefix + name, value, first);
+    for (const auto& [name, value] : *embeds) {
+      write_embeds((negative ? kNegative : "") + name, value, part.first);
+    }
     return;
   }
-  const auto* given = std::get_if<TokenIds>(&prompts);
-  for (const auto& [input, spec] : manifest_.tokenizers) {
-    std::vector<std::vector<std::int64_t>> rows;
-    for (int image = first; image < first + static_cast<int>(shape_.batch); ++image) {
-      const auto index = static_cast<std::size_t>(image);
-      if (given != nullptr) {
-        rows.push_back(given->at(input)[index]);
-        continue;
-      }
-      const Tokenizer& tokenizer = tokenizers.get(input);
-      const auto length = static_cast<std::size_t>(spec.max_length);
-      std::vector<std::int64_t> ids = tokenizer.encode(std::get<Texts>(prompts)[index], length);
-      if (ids.size() > length) {
-        warnings.push_back(left_out(tokenizer, ids, length));
-        ids.resize(length - 1);
-        ids.push_back(spec.eos_token_id);
-      }
-      rows.push_back(std::move(ids));
+  std::map<std::string, Rows> ids;  // of the part's images, by tokenizer
+  for (const auto& [name, spec] : manifest_.tokenizers) {
+    ids[name] = token_ids(tokenizers, name, spec, prompts, part.first, warnings);
+  }
+  for (const InputSpec& tensor : manifest_.graph(kPromptEncoder).inputs) {
+    const Slot slot{buffer_of(tensor, negative)};
+    if (const auto* tokens = std::get_if<FromTokens>(&tensor.origin)) {
+      write_padded(slot, tokens->tokenizer, ids.at(tokens->tokenizer), false);
+    } else if (const auto* mask = std::get_if<FromMask>(&tensor.origin)) {
+      write_padded(slot, mask->tokenizer, ids.at(mask->tokenizer), true);
+    } else if (std::holds_alternative<FromParameter>(tensor.origin)) {
+      write(slot, encoder_rows(part.call, static_cast<std::size_t>(part.first),
+                               static_cast<std::size_t>(shape_.batch), tensor, negative));
     }
-    write_ids(prefix, input, spec, rows);
   }
 }
 
-void PreparedRun::write_ids(const std::string& prefix, const std::string& input,
-                            const TokenizerSpec& spec,
-                            const std::vector<std::vector<std::int64_t>>& rows) {
+PreparedRun::Rows PreparedRun::token_ids(Tokenizers& tokenizers, const std::string& name,
+                                         const TokenizerSpec& spec, const Prompts& prompts,
+                                         int first, std::vector<std::string>& warnings) const {
+  const auto* given = std::get_if<TokenIds>(&prompts);
   const auto length = static_cast<std::size_t>(spec.max_length);
-  const Slot slot{prefix + input};
+  Rows rows;
+  for (int image = first; image < first + static_cast<int>(shape_.batch); ++image) {
+    const auto index = static_cast<std::size_t>(image);
+    if (given != nullptr) {
+      rows.push_back(given->at(name)[index]);
+      continue;
+    }
+    const Tokenizer& tokenizer = tokenizers.get(name);
+    std::vector<std::int64_t> ids = tokenizer.encode(std::get<Texts>(prompts)[index], length);
+    if (ids.size() > length) {
+      warnings.push_back(left_out(tokenizer, ids, length));
+      ids.resize(length - 1);
+      ids.push_back(spec.eos_token_id);
+    }
+    rows.push_back(std::move(ids));
+  }
+  return rows;
+}
+
+void PreparedRun::write_padded(const Slot& slot, const std::string& tokenizer, const Rows& rows,
+                               bool mask) {
+  const TokenizerSpec& spec = *manifest_.tokenizers.find(tokenizer);
+  const auto length = static_cast<std::size_t>(spec.max_length);
   // Before there are so many.
   check_slot(plan_.buffers, slot, rows.size() * length * sizeof(std::int64_t));
-  std::vector<std::int64_t> ids, mask;
+  std::vector<std::int64_t> values;
   for (const auto& row : rows) {
-    ids.insert(ids.end(), row.begin(), row.end());
-    mask.insert(mask.end(), row.size(), 1);
-    ids.insert(ids.end(), length - row.size(), spec.pad_token_id);
-    mask.insert(mask.end(), length - row.size(), 0);
+    if (mask) {
+      values.insert(values.end(), row.size(), 1);
+    } else {
+      values.insert(values.end(), row.begin(), row.end());
+    }
+    values.insert(values.end(), length - row.size(), mask ? 0 : spec.pad_token_id);
   }
-  write(slot, ids);
-  if (spec.mask) write({prefix + *spec.mask}, mask);
+  write(slot, values);
 }
 
 void PreparedRun::write_embeds(const std::string& slot, const Tensor& value, int first) {
-  const BufferSpec& spec = plan_.buffers.at(slot);
-  const std::size_t elements = spec.row_elements();
-  const std::size_t each = elements / static_cast<std::size_t>(shape_.batch);
-  const auto begin =
-      value.data.begin() + static_cast<std::ptrdiff_t>(each * static_cast<std::size_t>(first));
-  const std::vector<float> part(begin, begin + static_cast<std::ptrdiff_t>(elements));
-  if (spec.dtype == DType::float32) {
-    write({slot}, part);
-  } else if (spec.dtype == DType::float16) {
-    std::vector<std::uint16_t> halves(part.size());
-    std::transform(part.begin(), part.end(), halves.begin(), to_half);
-    write({slot}, halves);
-  } else {
-    write({slot}, std::vector<std::int64_t>(part.begin(), part.end()));
-  }
-}
-
-void PreparedRun::write_conditions(const Call& call, int first) {
-  const auto batch = static_cast<std::size_t>(shape_.batch);
-  for (const auto& [name, kind] : manifest_.conditioning) {
-    const auto height = static_cast<float>(shape_.height);
-    const auto width = static_cast<float>(shape_.width);
-    std::vector<float> row;
-    if (kind == "time_ids") {
-      row.assign(call.told.begin(), call.told.end());
-    } else if (kind == "resolution") {
-      row = {height, width};
-    } else {
-      // In 64 bits, then rounded.
-      row = {static_cast<float>(static_cast<double>(shape_.height) /
-                                static_cast<double>(shape_.width))};
-    }
-    std::vector<float> values;
-    for (std::size_t i = 0; i < batch; ++i) values.insert(values.end(), row.begin(), row.end());
-    write({name}, values);
-  }
-  std::vector<float> scales;
-  for (std::size_t row = 0; row < batch; ++row) {
-    const double scale = call.settings.guidance_scales[static_cast<std::size_t>(first) + row];
-    scales.push_back(by_prompt_alone(manifest_, scale) ? 1.0F : static_cast<float>(scale));
-  }
-  write({"guidance_scale"}, scales);
-  write({"guidance_rescale"},
-        std::vector<float>(batch, static_cast<float>(call.settings.guidance_rescale)));
-  if (manifest_.clip_skips > 0) {
-    write({"clip_skip"}, std::vector<std::int64_t>(batch, call.settings.clip_skip));
-    write({kNegative + "clip_skip"}, std::vector<std::int64_t>(batch, 0));
-  }
+  const std::size_t each = value.data.size() / static_cast<std::size_t>(value.shape[0]);
+  const float* begin = value.data.data() + each * static_cast<std::size_t>(first);
+  const DType dtype = plan_.buffers.at(slot).dtype;
+  write({slot}, converted(begin, each * static_cast<std::size_t>(shape_.batch), dtype));
 }
 
 void PreparedRun::write_sampler(const SamplerSteps& sampler) {
@@ -250,10 +229,10 @@ void PreparedRun::replace_negatives(const Part& part) {
   std::vector<std::size_t> rows;
   for (std::size_t row = 0; row < batch; ++row) {
     const std::size_t image = static_cast<std::size_t>(part.first) + row;
-    if (by_prompt_alone(manifest_, part.call.settings.guidance_scales[image])) rows.push_back(row);
+    if (by_prompt_alone(manifest_, part.call.guidance_scale(image))) rows.push_back(row);
   }
   if (rows.empty()) return;
-  for (const TensorSpec& tensor : manifest_.graph("text_encoder").outputs) {
+  for (const TensorSpec& tensor : manifest_.graph(kPromptEncoder).outputs) {
     const std::size_t bytes = plan_.buffers.at(tensor.name).row_bytes();
     std::vector<char> own(bytes), negative(bytes);
     memory_->read({tensor.name}, own.data(), bytes);

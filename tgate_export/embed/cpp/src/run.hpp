@@ -19,7 +19,7 @@ class Tokenizers {
  public:
   explicit Tokenizers(const Bundle& bundle) : bundle_(bundle) {}
 
-  const Tokenizer& get(const std::string& input);
+  const Tokenizer& get(const std::string& name);
 
  private:
   const Bundle& bundle_;
@@ -52,12 +52,14 @@ class PreparedRun {
   Tensor images() const;                         // [B,H,W,3] in [0, 1]
 
  private:
-  void write_prompts(Tokenizers& tokenizers, const std::string& prefix, const Prompts& prompts,
-                     int first, std::vector<std::string>& warnings);
-  void write_ids(const std::string& prefix, const std::string& input, const TokenizerSpec& spec,
-                 const std::vector<std::vector<std::int64_t>>& rows);
+  using Rows = std::vector<std::vector<std::int64_t>>;
+
+  void write_prompts(Tokenizers& tokenizers, const Part& part, const Prompts& prompts,
+                     bool negative, std::vector<std::string>& warnings);
+  Rows token_ids(Tokenizers& tokenizers, const std::string& name, const TokenizerSpec& spec,
+                 const Prompts& prompts, int first, std::vector<std::string>& warnings) const;
+  void write_padded(const Slot& slot, const std::string& tokenizer, const Rows& rows, bool mask);
   void write_embeds(const std::string& slot, const Tensor& value, int first);
-  void write_conditions(const Call& call, int first);
   void replace_negatives(const Part& part);
   void write_sampler(const SamplerSteps& sampler);
   void write_sample(const Part& part, const SamplerSteps& sampler);

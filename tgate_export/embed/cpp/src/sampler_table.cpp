@@ -8,7 +8,7 @@
 #include <tgate/error.hpp>
 
 #include "json_reader.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 #include "unicode.hpp"
 
 namespace tgate {
@@ -16,9 +16,16 @@ namespace {
 
 constexpr int kSchemaVersion = 1;
 
-// What a field is called where it is, as in "steps[3].weights".
-[[noreturn]] void refuse(const std::string& where, const std::string& fault) {
-  throw std::invalid_argument(where + fault);
+[[noreturn]] void refuse(const std::string& path, const std::string& fault) {
+  throw RecordError(path, fault);
+}
+
+// Paths of what is in the object or the list at a path.
+std::string inside(const std::string& path, const std::string& field) {
+  return path.empty() ? field : path + "." + field;
+}
+std::string inside(const std::string& path, std::size_t index) {
+  return path + "." + std::to_string(index);
 }
 
 enum class Kind { integer, number, text, list };
@@ -28,78 +35,76 @@ struct FieldSpec {
   Kind kind;
 };
 
-void check_fields(const Json& found, const std::string& where,
+void check_fields(const Json& found, const std::string& path,
                   std::initializer_list<FieldSpec> expected) {
-  if (!found.is_object()) {
-    refuse(where.empty() ? "document" : where,
-           std::string(": expected an object, ") + python_type(found));
-  }
+  if (!found.is_object()) refuse(path, "it must be an object");
   for (const FieldSpec& field : expected) {
+    const std::string where = inside(path, field.name);
     const auto value = found.find(field.name);
-    if (value == found.end()) refuse(where + field.name, ": missing");
-    const auto [name, fits] = [&]() -> std::pair<const char*, bool> {
-      switch (field.kind) {
-        case Kind::integer: return {"int", value->is_number_integer()};
-        case Kind::number: return {"float", value->is_number()};
-        case Kind::text: return {"str", value->is_string()};
-        default: return {"list", value->is_array()};
-      }
-    }();
-    if (!fits) {
-      refuse(where + field.name,
-             std::string(": expected ") + name + ", found " + python_type(*value));
+    if (value == found.end()) refuse(where, "it is missing");
+    switch (field.kind) {
+      case Kind::integer:
+        if (!value->is_number_integer()) refuse(where, "it must be a whole number");
+        break;
+      case Kind::number:
+        if (!value->is_number()) refuse(where, "it must be a number");
+        break;
+      case Kind::text:
+        if (!value->is_string()) refuse(where, "it must be a text");
+        break;
+      default:
+        if (!value->is_array()) refuse(where, "it must be a list");
     }
   }
   for (const auto& [key, value] : found.items()) {
     const bool known = std::any_of(expected.begin(), expected.end(),
                                    [&, &name = key](const FieldSpec& f) { return f.name == name; });
-    if (!known) refuse(where + key, ": unknown field");
+    if (!known) refuse(inside(path, key), "no field has that name");
   }
 }
 
-void check_number(const Json& value, const std::string& where) {
-  if (!value.is_number()) refuse(where, std::string(": expected a number, ") + python_type(value));
+// Each is there a thousand times: its path is made when it is wrong.
+void check_numbers(const Json& values, const std::string& path) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!values[i].is_number()) refuse(inside(path, i), "it must be a number");
+  }
 }
 
-void check_rows(const Json& rows, const std::string& where) {
+void check_rows(const Json& rows, const std::string& path) {
   for (std::size_t row = 0; row < rows.size(); ++row) {
-    const std::string place = where + "[" + std::to_string(row) + "]";
-    if (!rows[row].is_array()) {
-      refuse(place, std::string(": expected a list, ") + python_type(rows[row]));
-    }
+    const std::string where = inside(path, row);
+    if (!rows[row].is_array()) refuse(where, "it must be a list");
     if (rows[row].size() != kNumWeights) {
-      refuse(place, ": expected " + std::to_string(kNumWeights) + " numbers, found " +
+      refuse(where, "it must have " + std::to_string(kNumWeights) + " numbers, not " +
                         std::to_string(rows[row].size()));
     }
-    for (std::size_t i = 0; i < kNumWeights; ++i) {
-      check_number(rows[row][i], place + "[" + std::to_string(i) + "]");
-    }
+    check_numbers(rows[row], where);
   }
 }
 
-float to_float(const Json& value, const std::string& where) {
+float to_float(const Json& value, const std::string& path) {
   const auto number = static_cast<float>(value.get<double>());
-  if (!std::isfinite(number)) refuse(where, ": not finite in 32 bits");
+  if (!std::isfinite(number)) refuse(path, "it is not finite in 32 bits");
   return number;
 }
 
-std::vector<WeightRow> to_rows(const Json& rows, const std::string& where) {
+std::vector<WeightRow> to_rows(const Json& rows, const std::string& path) {
   std::vector<WeightRow> weights(rows.size());
   for (std::size_t row = 0; row < rows.size(); ++row) {
-    for (std::size_t i = 0; i < kNumWeights; ++i) weights[row][i] = to_float(rows[row][i], where);
+    for (std::size_t i = 0; i < kNumWeights; ++i) weights[row][i] = to_float(rows[row][i], path);
   }
   return weights;
 }
 
 // Checks how a run begins with an image; returns how many rows are its own.
-std::size_t check_start(const Json& start, const std::string& where) {
-  check_fields(start, where,
+std::size_t check_start(const Json& start, const std::string& path) {
+  check_fields(start, path,
                {{"image_scale", Kind::number}, {"sample_scale", Kind::number},
                 {"input_scale", Kind::number}, {"weights", Kind::list}});
-  check_rows(start["weights"], where + "weights");
-  to_rows(start["weights"], where + "weights");
+  check_rows(start["weights"], inside(path, "weights"));
+  to_rows(start["weights"], inside(path, "weights"));
   for (const char* field : {"image_scale", "sample_scale", "input_scale"}) {
-    to_float(start[field], where + field);
+    to_float(start[field], inside(path, field));
   }
   return start["weights"].size();
 }
@@ -111,60 +116,54 @@ int to_count(const Json& value) {
   return static_cast<int>(std::max(value.get<std::int64_t>(), -kMost));
 }
 
-SamplerSteps read_steps(const Json& entry, const std::string& where,
-                       const std::map<int, SamplerSteps>& before) {
-  check_fields(entry, where,
+SamplerSteps read_steps(const Json& entry, const std::string& path,
+                        const std::map<int, SamplerSteps>& before) {
+  check_fields(entry, path,
                {{"num_inference_steps", Kind::integer}, {"sample_scale", Kind::number},
                 {"input_scale", Kind::number}, {"timesteps", Kind::list},
                 {"weights", Kind::list}, {"starts", Kind::list}});
+  const auto at = [&](const char* field) { return inside(path, field); };
   const Json& timesteps = entry["timesteps"];
-  for (std::size_t i = 0; i < timesteps.size(); ++i) {
-    check_number(timesteps[i], where + "timesteps[" + std::to_string(i) + "]");
-  }
-  check_rows(entry["weights"], where + "weights");
+  check_numbers(timesteps, at("timesteps"));
+  check_rows(entry["weights"], at("weights"));
   SamplerSteps steps;
   steps.num_inference_steps = to_count(entry["num_inference_steps"]);
   const std::string count = std::to_string(steps.num_inference_steps);
   if (before.count(steps.num_inference_steps)) {
-    refuse(where + "num_inference_steps: ", count + " is there twice");
+    refuse(at("num_inference_steps"), count + " is there twice");
   }
   std::vector<std::size_t> starts;
   for (const Json& start : entry["starts"]) {
-    starts.push_back(
-        check_start(start, where + "starts[" + std::to_string(starts.size()) + "]."));
+    starts.push_back(check_start(start, inside(at("starts"), starts.size())));
   }
   if (steps.num_inference_steps < 1) {
-    refuse(where, "num_inference_steps: expected 1 or more, " + count);
+    refuse(at("num_inference_steps"), "it must be at least 1, not " + count);
   }
   for (const Json& value : timesteps) {
-    steps.timesteps.push_back(to_float(value, where + "timesteps"));
+    steps.timesteps.push_back(to_float(value, at("timesteps")));
   }
-  steps.weights = to_rows(entry["weights"], where + "weights");
-  const auto evaluations = static_cast<std::int64_t>(timesteps.size());
-  if (evaluations < steps.num_inference_steps) {
-    refuse(where, "timesteps: expected " + count + " numbers or more, found shape " +
-                      repr(std::vector<std::int64_t>{evaluations}));
+  steps.weights = to_rows(entry["weights"], at("weights"));
+  const std::string evaluations = std::to_string(timesteps.size());
+  if (timesteps.size() < static_cast<std::size_t>(steps.num_inference_steps)) {
+    refuse(at("timesteps"), "it must have " + count + " numbers or more, not " + evaluations);
   }
   if (steps.weights.size() != timesteps.size()) {
-    const auto rows = static_cast<std::int64_t>(steps.weights.size());
-    const auto found = rows ? std::vector<std::int64_t>{rows, kNumWeights}
-                            : std::vector<std::int64_t>{0};
-    refuse(where, "weights: expected shape " + repr({evaluations, kNumWeights}) + ", found " +
-                      repr(found));
+    refuse(at("weights"), "it must have " + evaluations + " rows, one for each timestep, not " +
+                              std::to_string(steps.weights.size()));
   }
   if (!starts.empty() && starts.size() != static_cast<std::size_t>(steps.num_inference_steps)) {
-    refuse(where,
-           "starts: expected none or " + count + ", found " + std::to_string(starts.size()));
+    refuse(at("starts"),
+           "it must have no entry or " + count + ", not " + std::to_string(starts.size()));
   }
   for (std::size_t i = 0; i < starts.size(); ++i) {
     if (starts[i] > timesteps.size() - i) {
-      refuse(where, "starts[" + std::to_string(i) + "].weights: expected " +
-                        std::to_string(timesteps.size() - i) + " rows at most, found " +
-                        std::to_string(starts[i]));
+      refuse(inside(inside(at("starts"), i), "weights"),
+             "it must have " + std::to_string(timesteps.size() - i) + " rows at most, not " +
+                 std::to_string(starts[i]));
     }
   }
-  steps.sample_scale = to_float(entry["sample_scale"], where + "sample_scale");
-  steps.input_scale = to_float(entry["input_scale"], where + "input_scale");
+  steps.sample_scale = to_float(entry["sample_scale"], at("sample_scale"));
+  steps.input_scale = to_float(entry["input_scale"], at("input_scale"));
   return steps;
 }
 
@@ -175,30 +174,29 @@ SamplerTable read_table(const Json& json) {
                 {"scheduler_class", Kind::text}, {"prediction_type", Kind::text},
                 {"residual", Kind::number}, {"steps", Kind::list}});
   if (json["schema_version"] != kSchemaVersion) {
-    refuse("schema_version: expected 1, ", json["schema_version"].dump());
+    refuse("schema_version", "it must be 1, not " + json["schema_version"].dump());
   }
   SamplerTable table;
   table.name = json["name"].get<std::string>();
   std::size_t index = 0;
   for (const Json& entry : json["steps"]) {
-    SamplerSteps steps =
-        read_steps(entry, "steps[" + std::to_string(index++) + "].", table.steps);
+    SamplerSteps steps = read_steps(entry, inside("steps", index++), table.steps);
     table.steps.emplace(steps.num_inference_steps, std::move(steps));
   }
   const int history = to_count(json["history"]);
   if (history < 0 || history > kHistory) {
-    refuse("history: expected 0 to 3, found ", json["history"].dump());
+    refuse("history", "it must be 0 to 3, not " + json["history"].dump());
   }
   const auto residual = json["residual"].get<double>();
   if (!std::isfinite(residual) || residual < 0) {
-    refuse("residual: expected a finite number >= 0, found ", python_repr(json["residual"]));
+    refuse("residual", "it must be a finite number of at least 0, not " + number_text(residual));
   }
-  if (table.steps.empty()) refuse("", "steps: expected one step count or more, found none");
+  if (table.steps.empty()) refuse("steps", "it must have one step count or more");
   int most = 0;
   for (const auto& [count, steps] : table.steps) most = std::max(most, steps.extra_evaluations());
   if (json["extra_evaluations"] != most) {
-    refuse("extra_evaluations: ",
-           json["extra_evaluations"].dump() + ", but steps have " + std::to_string(most));
+    refuse("extra_evaluations", "it is " + json["extra_evaluations"].dump() + ", but steps have " +
+                                    std::to_string(most));
   }
   return table;
 }
@@ -230,18 +228,23 @@ bool SamplerSteps::draws_noise() const {
 const SamplerSteps& SamplerTable::for_steps(int num_inference_steps) const {
   const auto found = steps.find(num_inference_steps);
   if (found != steps.end()) return found->second;
-  throw Error(ErrorKind::request, "scheduler " + repr(name) + " has no table for " +
-                                      std::to_string(num_inference_steps) +
-                                      " steps; available: " + ranges(steps));
+  throw Error(ErrorKind::request,
+              "scheduler " + quote(name) + " has no table for " +
+                  std::to_string(num_inference_steps) + " steps; available: " + ranges(steps),
+              "num_inference_steps");
 }
 
 SamplerTable parse_sampler_table(std::string_view text, const std::string& where) {
+  const std::string not_a_table = where + " is not a sampler table: ";
+  const std::string again = ": build the bundle again";
   try {
     if (!is_utf8(text)) throw std::invalid_argument("it is not UTF-8");
     return read_table(parse_json(text));
   } catch (const std::invalid_argument& error) {
-    throw Error(ErrorKind::bundle, where + " is not a sampler table: " + error.what() +
-                                       ": build the bundle again");
+    throw Error(ErrorKind::bundle, not_a_table + error.what() + again);
+  } catch (const RecordError& error) {
+    const std::string field = error.field.empty() ? "document" : error.field;
+    throw Error(ErrorKind::bundle, not_a_table + field + ": " + error.what() + again, error.field);
   }
 }
 

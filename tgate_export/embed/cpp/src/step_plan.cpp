@@ -1,56 +1,54 @@
 #include "step_plan.hpp"
 
+#include <algorithm>
+#include <stdexcept>
+
 namespace tgate {
+namespace {
 
-const char* name_of(Phase phase) {
-  switch (phase) {
-    case Phase::full: return "full";
-    case Phase::full_reuse: return "full_reuse";
-    case Phase::gated: return "gated";
-    default: return "gated_reuse";
-  }
+using Values = std::map<std::string, std::int64_t>;
+__extension__ using Wide = __int128;  // a sum of two of 64 bits
+
+bool compare(std::int64_t left, const std::string& op, Wide right) {
+  if (op == "<") return left < right;
+  if (op == "<=") return left <= right;
+  if (op == "==") return left == right;
+  if (op == "!=") return left != right;
+  if (op == ">=") return left >= right;
+  return left > right;
 }
 
-std::string step_plan_fault(int gate_step, const Intervals& intervals) {
-  const auto at_least = [](const std::string& name, int least, int found) {
-    return name + " must be at least " + std::to_string(least) + ", got " + std::to_string(found);
-  };
-  if (gate_step < 1) {
-    return at_least("gate_step", 1, gate_step) +
-           ": the first step always computes cross-attention, its outputs are what the gated "
-           "steps reuse";
+bool holds(const Comparison& comparison, std::int64_t step, const Values& values) {
+  std::int64_t left = step;
+  if (comparison.modulo) {
+    const std::int64_t divisor = values.at(*comparison.modulo);  // at least 1
+    left = step % divisor;
+    if (left < 0) left += divisor;  // never negative
   }
-  const std::string every_step = ": 1 computes self-attention in every step";
-  if (intervals.sp_interval < 1) {
-    return at_least("sp_interval", 1, intervals.sp_interval) + every_step;
-  }
-  if (intervals.fi_interval < 1) {
-    return at_least("fi_interval", 1, intervals.fi_interval) + every_step;
-  }
-  if (intervals.warm_up < 0) return at_least("warm_up", 0, intervals.warm_up);
-  if (gate_step < intervals.warm_up) {
-    const std::string gate = std::to_string(gate_step);
-    const std::string end = std::to_string(intervals.warm_up);
-    return "gate_step " + gate + " is before the end of warm_up " + end +
-           ": give a gate_step of at least " + end + ", or a warm_up of at most " + gate;
-  }
-  return {};
+  const std::int64_t right = comparison.parameter ? values.at(*comparison.parameter) : 0;
+  return compare(left, comparison.op, Wide(right) + comparison.constant);
 }
 
-std::vector<Phase> tgate_plan(int num_inference_steps, int gate_step, int extra_evaluations,
-                                 const Intervals& intervals) {
-  std::vector<Phase> phases;
-  for (int step = -extra_evaluations; step < num_inference_steps; ++step) {
-    if (step >= gate_step) {
-      phases.push_back(step % intervals.fi_interval == 0 ? Phase::gated : Phase::gated_reuse);
-    } else {
-      // Step gate_step - 1 writes what the gated steps read, so it always computes.
-      const bool reuses = intervals.warm_up < step && step < gate_step - 1 &&
-                          step % intervals.sp_interval != 0;
-      phases.push_back(reuses ? Phase::full_reuse : Phase::full);
-    }
+}  // namespace
+
+const Guard& guard_of(const Method& method, std::int64_t step, const Values& values) {
+  const auto found =
+      std::find_if(method.rule.begin(), method.rule.end(), [&](const Guard& guard) {
+        return std::all_of(guard.all.begin(), guard.all.end(), [&](const Comparison& comparison) {
+          return holds(comparison, step, values);
+        });
+      });
+  if (found == method.rule.end()) throw std::logic_error("a step without a phase");
+  return *found;
+}
+
+std::vector<const Guard*> plan_steps(const Method& method, const Values& values,
+                                     std::int64_t num_inference_steps, int extra_evaluations) {
+  std::vector<const Guard*> guards;
+  for (std::int64_t step = -extra_evaluations; step < num_inference_steps; ++step) {
+    guards.push_back(&guard_of(method, step, values));
   }
-  return phases;
+  return guards;
 }
 
 }  // namespace tgate

@@ -1,26 +1,22 @@
-// Which graph each denoising step runs: see engines/README.md, "A run".
+// Which graph each denoising step runs: a method's rule, evaluated before the first launch.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
+#include <tgate/manifest.hpp>
+
 namespace tgate {
 
-enum class Phase { full, full_reuse, gated, gated_reuse };
+// The guard of a step: the first whose comparisons all hold. The extra evaluations before step 0
+// are -1, -2, ... `values` are those of the method's parameters.
+const Guard& guard_of(const Method& method, std::int64_t step,
+                      const std::map<std::string, std::int64_t>& values);
 
-const char* name_of(Phase phase);
-
-struct Intervals {
-  int sp_interval = 1;
-  int fi_interval = 1;
-  int warm_up = 0;
-};
-
-// "" or what makes no schedule, for any number of steps.
-std::string step_plan_fault(int gate_step, const Intervals& intervals);
-
-// The graph of every evaluation: `extra_evaluations` before step 0 (PNDM: one), then the steps.
-std::vector<Phase> tgate_plan(int num_inference_steps, int gate_step, int extra_evaluations,
-                                 const Intervals& intervals);
+// The guard of every evaluation: `extra_evaluations` before step 0 (PNDM: one), then the steps.
+std::vector<const Guard*> plan_steps(const Method& method,
+                                     const std::map<std::string, std::int64_t>& values,
+                                     std::int64_t num_inference_steps, int extra_evaluations);
 
 }  // namespace tgate

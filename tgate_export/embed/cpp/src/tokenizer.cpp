@@ -8,7 +8,7 @@
 #include <tgate/error.hpp>
 
 #include "json_reader.hpp"
-#include "python_text.hpp"
+#include "text.hpp"
 #include "unicode.hpp"
 
 namespace tgate {
@@ -175,7 +175,7 @@ void Tokenizer::read_model(const nlohmann::json& json) {
   const auto known = [&](const std::string& token) {
     const auto found = vocabulary_.find(token);
     if (found == vocabulary_.end()) {
-      throw std::invalid_argument("token " + repr(token) + " is not in the vocabulary");
+      throw std::invalid_argument("token " + quote(token) + " is not in the vocabulary");
     }
     return found->second;
   };

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace tgate {
 
@@ -14,13 +15,20 @@ enum class ErrorKind {
   cancelled,  // the step callback ended the run
 };
 
-// `what()` is one line that says what to do, with the words of the Python runtime.
+const char* name_of(ErrorKind kind);  // bundle, request, backend, job or cancelled
+
+// `what()` is one line that names the thing and says what to do.
 class Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& message)
-      : std::runtime_error(printable(message)), kind_(kind) {}
+  Error(ErrorKind kind, const std::string& message, std::string field = {})
+      : std::runtime_error(printable(message)), kind_(kind), field_(std::move(field)) {}
 
   ErrorKind kind() const noexcept { return kind_; }
+
+  // What is wrong: the name of a request's argument, such as guidance_scale, or the path of a
+  // record's field, such as graphs.full.inputs.0.from, as it is written there; "" where it is
+  // neither.
+  const std::string& field() const noexcept { return field_; }
 
   // What a command line exits with: 2 for wrong usage, 130 when interrupted, 1 otherwise.
   int exit_code() const noexcept {
@@ -34,6 +42,7 @@ class Error : public std::runtime_error {
   static std::string printable(const std::string& message);
 
   ErrorKind kind_;
+  std::string field_;
 };
 
 }  // namespace tgate

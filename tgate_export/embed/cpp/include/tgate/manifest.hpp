@@ -1,39 +1,19 @@
 // What a bundle holds: `manifest.json`, as engines/README.md describes it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <variant>
 #include <vector>
 
+#include <tgate/parameter.hpp>
+
 namespace tgate {
-
-// Entries by name, in the order of the file; a bundle has few of them.
-template <class T>
-class Named {
- public:
-  using Entry = std::pair<std::string, T>;
-
-  const T* find(std::string_view name) const {
-    for (const Entry& entry : entries_) {
-      if (entry.first == name) return &entry.second;
-    }
-    return nullptr;
-  }
-  bool contains(std::string_view name) const { return find(name) != nullptr; }
-  void add(std::string name, T value) { entries_.emplace_back(std::move(name), std::move(value)); }
-  bool empty() const { return entries_.empty(); }
-  std::size_t size() const { return entries_.size(); }
-  auto begin() const { return entries_.begin(); }
-  auto end() const { return entries_.end(); }
-
- private:
-  std::vector<Entry> entries_;
-};
 
 enum class DType { float32, float16, int64 };
 
@@ -44,6 +24,8 @@ std::size_t bytes_of(DType dtype);
 struct Dim {
   std::int64_t size = 0;  // 0 when it is named
   std::string name;
+
+  bool operator==(const Dim& other) const { return size == other.size && name == other.name; }
 };
 
 struct TensorSpec {
@@ -52,21 +34,92 @@ struct TensorSpec {
   std::vector<Dim> shape;
 };
 
+// Where a graph's input comes from: what a runtime fills it with.
+
+// What an encoder reads; the same graph runs for either.
+enum class Of { prompt, negative_prompt };
+
+struct FromParameter {  // its value for each image [B], or of its shape [B, ...]
+  std::string parameter;
+  std::optional<Of> of;  // of an encoder: the text it is for; 0 for the other one
+};
+struct FromTokens {  // the ids of the text that the graph encodes [B, T]
+  std::string tokenizer;
+};
+struct FromMask {  // 1 for each token of the text, and 0 for padding [B, T]
+  std::string tokenizer;
+};
+struct FromGraph {  // what another graph makes of the prompt, or of the negative one
+  std::string graph;
+  std::string output;
+  std::optional<Of> of;
+};
+struct FromImage {  // a picture that the call brings [B, H, W, 3]
+  std::string image;
+  std::array<double, 2> range;
+  std::optional<std::string> noise;  // parameter: standard deviation of noise on it
+};
+enum class Formula { time_ids, resolution, aspect_ratio, video_ids, frame_guidance_scale };
+struct FromFormula {  // what the host computes [B, n]
+  Formula formula;
+};
+struct FromCache {  // what an earlier step's graph wrote
+  std::string cache;
+};
+struct FromLoop {  // a tensor of the step loop
+  std::string loop;
+};
+using Origin = std::variant<FromParameter, FromTokens, FromMask, FromGraph, FromImage, FromFormula,
+                            FromCache, FromLoop>;
+
+const char* name_of(Formula formula);
+
+struct InputSpec : TensorSpec {
+  Origin origin;
+};
+
 struct Graph {
   std::string file;
   std::optional<std::string> weights;
   std::string precision;
-  std::vector<TensorSpec> inputs;
+  std::vector<InputSpec> inputs;
   std::vector<TensorSpec> outputs;
 };
 
-// A stacked cache tensor [batch, layers, tokens, width], or [batch, passes, ...].
+// A tensor that one step writes and a later one reads: an output of its name.
 struct Cache {
-  std::string tensor;
-  std::optional<std::int64_t> passes;
-  std::optional<std::int64_t> downsample;  // none: a single token
-  std::int64_t width;
-  std::int64_t layers;
+  DType dtype;
+  std::vector<Dim> shape;
+  std::string kind;
+  std::vector<std::string> layers;  // module path of each index on the layers axis
+};
+
+// times * ceil(latent_height / downsample) * ceil(latent_width / downsample)
+struct Dimension {
+  std::int64_t downsample;
+  std::int64_t times;
+};
+
+// `step OP parameter + constant`, or `step % modulo OP parameter + constant`. The remainder is
+// never negative.
+struct Comparison {
+  std::optional<std::string> modulo;
+  std::string op;  // <, <=, ==, !=, >= or >
+  std::optional<std::string> parameter;  // none: 0
+  std::int64_t constant = 0;
+};
+
+// A phase, and all that has to hold for a step to run it.
+struct Guard {
+  std::string phase;
+  std::vector<Comparison> all;
+};
+
+// A way to reuse computation over the steps of a run.
+struct Method {
+  std::vector<std::string> parameters;  // those that its rule reads
+  Named<std::string> at_least;          // parameters that are at least as large as another one
+  std::vector<Guard> rule;              // the first whose comparisons all hold; the last has none
 };
 
 // Smallest, usual and largest value; all equal when fixed.
@@ -80,16 +133,6 @@ struct Range {
 
 std::string str(const Range& range);  // N or MIN:OPT:MAX
 
-struct Defaults {
-  std::int64_t num_inference_steps;
-  std::int64_t gate_step;
-  double guidance_scale;
-  std::string scheduler;
-  std::int64_t sp_interval;
-  std::int64_t fi_interval;
-  std::int64_t warm_up;
-};
-
 struct SamplerSpec {
   std::string file;
   std::int64_t max_steps;
@@ -100,7 +143,6 @@ struct TokenizerSpec {
   std::int64_t max_length;
   std::int64_t pad_token_id;
   std::int64_t eos_token_id;
-  std::optional<std::string> mask;
 };
 
 struct FileRecord {
@@ -114,7 +156,6 @@ struct Manifest {
   std::string source_kind;
   std::string source_model;
   std::string precision;
-  Defaults defaults;
   Range batch;
   Range height;
   Range width;
@@ -122,18 +163,26 @@ struct Manifest {
   std::int64_t latent_channels;
   std::int64_t latent_downscale;
   std::optional<std::int64_t> frames;  // of a video
-  Named<TokenizerSpec> tokenizers;  // by the input of `text_encoder` that takes the ids
-  std::int64_t clip_skips;
+  Named<Parameter> parameters;         // besides size, seed and number of images
+  Named<TokenizerSpec> tokenizers;
   std::string guidance;                // classifier-free, embedded or none
   std::string absent_negative_prompt;  // empty or zeros
-  Named<std::string> conditioning;     // time_ids, resolution or aspect_ratio
   Named<Graph> graphs;
-  std::vector<Cache> cache;
+  Named<Method> methods;
+  Named<Cache> caches;
+  Named<Dimension> dimensions;
   Named<SamplerSpec> samplers;
   Named<FileRecord> files;
 
   // Throws Error when the bundle has no graph of that name.
   const Graph& graph(std::string_view name) const;
+  const Method& method() const { return methods.begin()->second; }  // that runs use
+  // Whether a method's rule names the graph.
+  bool is_phase(std::string_view graph) const;
+  // Whether there are negative prompts: an unconditional pass with embeddings of its own.
+  bool takes_negative() const;
+  // Whether a run has a prompt; a video is made from its image.
+  bool takes_prompt() const;
 };
 
 struct FileStates;

@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include <tgate/parameter.hpp>
+
 namespace tgate {
 
 // A host array in row-major order.
@@ -20,8 +22,7 @@ struct Tensor {
 };
 
 using Texts = std::vector<std::string>;  // UTF-8
-// Token ids by the input of `text_encoder` that takes them, one row a prompt, start and end
-// tokens included; shorter rows are padded.
+// Token ids by tokenizer, one row a prompt, start and end tokens included; shorter rows are padded.
 using TokenIds = std::map<std::string, std::vector<std::vector<std::int64_t>>>;
 // What the text encoder would give, by its outputs' names [prompts, ...].
 using Embeds = std::map<std::string, Tensor>;
@@ -31,7 +32,7 @@ using Prompts = std::variant<Texts, TokenIds, Embeds>;
 struct StepInfo {
   int step;                // index of the denoiser evaluation that has ended
   int evaluations;         // how many there are
-  std::string_view phase;  // the graph that ran: full, gated, full_reuse or gated_reuse
+  std::string_view phase;  // the graph that ran, such as full or gated
   float timestep;
   std::function<Tensor()> latents;  // copies the current sample [B,C,h,w]; waits for the device
 };
@@ -53,8 +54,8 @@ struct Request {
   // Empty, one for all prompts, or one each; a prompt at 1 or less is drawn without guidance, and
   // its negative prompt is ignored.
   std::vector<double> guidance_scale;
-  double guidance_rescale = 0.0;
-  int clip_skip = 0;
+  std::optional<double> guidance_rescale;
+  std::optional<int> clip_skip;
   std::optional<std::string> scheduler;
   std::optional<std::uint64_t> seed;  // random when not given
   int num_images_per_prompt = 1;
@@ -63,6 +64,12 @@ struct Request {
   std::optional<std::array<int, 2>> original_size;          // SDXL: height, width
   std::optional<std::array<int, 2>> crops_coords_top_left;  // SDXL: top, left
   std::optional<std::array<int, 2>> target_size;            // SDXL: height, width
+  // Any parameter of the bundle's table, `Manifest::parameters`, by name. A field above is another
+  // way to set the one of its name: not both.
+  std::map<std::string, ParameterValue> parameters;
+  // Pictures that the bundle's graphs read, by parameter: [1,H,W,3] for all prompts, or
+  // [prompts,H,W,3], in [0, 1]. Their size is that of the result.
+  std::map<std::string, Tensor> images;
   std::optional<Tensor> latents;  // [B,C,h,w], unit variance, instead of a seed
   Output output = Output::images;
   StepCallback on_step_end;
@@ -70,18 +77,17 @@ struct Request {
 
 // A call with the defaults filled in.
 struct Settings {
-  int num_inference_steps;
-  int gate_step;
-  int sp_interval;
-  int fi_interval;
-  int warm_up;
-  std::vector<double> guidance_scales;  // one an image
-  double guidance_rescale;
-  int clip_skip;
-  std::string scheduler;
+  using Values = Named<std::vector<std::optional<Scalar>>>;
+
+  // One value for each image of the bundle's parameters but pictures, in the order of its table;
+  // none where there is no default.
+  Values parameters;
   std::uint64_t seed;
   int height;
   int width;
+
+  // The value of an image's parameter; none where the bundle lacks it or it has no default.
+  std::optional<Scalar> value(std::string_view name, std::size_t image = 0) const;
 };
 
 struct StepTiming {

@@ -10,7 +10,7 @@
 
 #include "../bundle_files.hpp"
 #include "../cpus.hpp"
-#include "../python_text.hpp"
+#include "../text.hpp"
 #include "host_memory.hpp"
 
 namespace tgate {
@@ -100,7 +100,7 @@ class OnnxRuntime : public Backend {
     }
     return [this, session, binding, graph = launch.graph] {
       check(api_.RunWithBinding(session, nullptr, binding.get()),
-            "onnxruntime cannot run graph " + repr(graph));
+            "onnxruntime cannot run graph " + quote(graph));
     };
   }
 
@@ -142,7 +142,7 @@ class OnnxRuntime : public Backend {
           return api_.CreateSessionFromArray(environment_.get(), model.data(), model.size(),
                                              settings.get(), out);
         },
-        "onnxruntime cannot load graph " + repr(graph));
+        "onnxruntime cannot load graph " + quote(graph));
     if (record.weights) check_unchanged(bundle_, *record.weights);  // nor while they were read
     sessions_.emplace(graph, std::move(session));
   }

@@ -10,7 +10,7 @@
 
 #include "../bundle_files.hpp"
 #include "../cpus.hpp"
-#include "../python_text.hpp"
+#include "../text.hpp"
 #include "host_memory.hpp"
 #include "openvino_model.hpp"
 
@@ -66,7 +66,7 @@ auto guarded(const std::string& what, Function function) {
 }
 
 std::string cannot_load(const std::string& graph) {
-  return "openvino cannot load graph " + repr(graph);
+  return "openvino cannot load graph " + quote(graph);
 }
 
 ov::element::Type type_of(DType dtype) {
@@ -150,7 +150,7 @@ class OpenVino : public Backend {
       return made;
     });
     return [request, graph = launch.graph]() mutable {
-      guarded("openvino cannot run graph " + repr(graph), [&] { request.infer(); });
+      guarded("openvino cannot run graph " + quote(graph), [&] { request.infer(); });
     };
   }
 

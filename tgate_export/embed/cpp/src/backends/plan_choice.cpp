@@ -5,7 +5,7 @@
 
 #include <tgate/error.hpp>
 
-#include "../python_text.hpp"
+#include "../text.hpp"
 
 namespace tgate {
 namespace {
@@ -57,7 +57,7 @@ std::vector<std::string> misfits(const PlanSet& set, const Machine& machine,
   for (const auto& [graph, inputs] : shapes) {
     const Plan* plan = set.plans.find(graph);
     if (plan == nullptr) {
-      found.push_back("no plan of " + repr(graph));
+      found.push_back("no plan of " + quote(graph));
       return found;
     }
     for (const auto& [tensor, shape] : inputs) {

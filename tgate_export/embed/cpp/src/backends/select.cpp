@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "../plans.hpp"
-#include "../python_text.hpp"
+#include "../text.hpp"
 #include "backend.hpp"
 
 namespace tgate {
@@ -91,7 +91,7 @@ Selected select_backend(const Bundle& bundle, const Options& options) {
     }
     names.emplace_back(candidate.name);
   }
-  throw Error(ErrorKind::request, "unknown backend " + repr(options.backend) +
+  throw Error(ErrorKind::request, "unknown backend " + quote(options.backend) +
                                       ": choose one of " + join(names));
 }
 

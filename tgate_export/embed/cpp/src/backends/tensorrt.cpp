@@ -7,7 +7,7 @@
 
 #include "../files.hpp"
 #include "../plans.hpp"
-#include "../python_text.hpp"
+#include "../text.hpp"
 #include "../rebuild.hpp"
 #include "cuda.hpp"
 #include "plan_choice.hpp"
@@ -86,7 +86,7 @@ Shape shape_of(const trt::Dims& dims) {
 trt::Dims dims_of(const Shape& shape) {
   trt::Dims dims{};
   if (shape.size() > trt::Dims::MAX_DIMS) {
-    throw Error(ErrorKind::bundle, "TensorRT has no tensors of shape " + repr(shape));
+    throw Error(ErrorKind::bundle, "TensorRT has no tensors of shape " + shape_text(shape));
   }
   dims.nbDims = static_cast<std::int32_t>(shape.size());
   std::copy(shape.begin(), shape.end(), dims.d);
@@ -135,14 +135,14 @@ class Engine {
   std::size_t set_shapes(const std::map<std::string, Shape>& shapes) {
     for (const auto& [tensor, shape] : shapes) {
       if (!context_->setInputShape(tensor.c_str(), dims_of(shape))) {
-        throw Error(ErrorKind::backend, path_.string() + " does not take " + repr(tensor) +
-                                            " of shape " + repr(shape));
+        throw Error(ErrorKind::backend, path_.string() + " does not take " + quote(tensor) +
+                                            " of shape " + shape_text(shape));
       }
     }
     const char* unknown = nullptr;
     if (context_->inferShapes(1, &unknown) != 0) {
       throw Error(ErrorKind::backend, path_.string() + " needs the shape of " +
-                                          repr(unknown != nullptr ? unknown : "a tensor"));
+                                          quote(unknown != nullptr ? unknown : "a tensor"));
     }
     return static_cast<std::size_t>(context_->updateDeviceMemorySizeForShapes());
   }
@@ -175,13 +175,13 @@ class Engine {
       bound_.clear();
       for (const auto& [tensor, address] : addresses) {
         if (!context_->setTensorAddress(tensor.c_str(), address)) {
-          throw logger_.failure("graph " + repr(graph_) + " refuses " + repr(tensor), 0);
+          throw logger_.failure("graph " + quote(graph_) + " refuses " + quote(tensor), 0);
         }
       }
       bound_ = addresses;
     }
     if (!context_->enqueueV3(stream)) {
-      throw logger_.failure("graph " + repr(graph_) + " cannot be run", 0);
+      throw logger_.failure("graph " + quote(graph_) + " cannot be run", 0);
     }
   }
 
@@ -196,7 +196,7 @@ class Engine {
 
  private:
   Error misfit(const std::string& tensor, const std::string& reason) const {
-    return {ErrorKind::backend, "graph " + repr(graph_) + ": tensor " + repr(tensor) +
+    return {ErrorKind::backend, "graph " + quote(graph_) + ": tensor " + quote(tensor) +
                                     " cannot be bound: " + reason};
   }
 
@@ -216,7 +216,8 @@ class Engine {
     const Shape shape = shape_of(context_->getTensorShape(tensor.c_str()));
     if (shape != view.shape) {
       throw misfit(tensor,
-                   "the plan has shape " + repr(shape) + ", the buffer " + repr(view.shape));
+                   "the plan has shape " + shape_text(shape) + ", the buffer " +
+                       shape_text(view.shape));
     }
     if (view.address == nullptr ||
         reinterpret_cast<std::uintptr_t>(view.address) % kAlignment != 0) {
@@ -239,7 +240,7 @@ class DeviceMemory : public Memory {
  public:
   DeviceMemory(const Cuda& cuda, const Buffers& buffers) : cuda_(cuda), specs_(buffers) {
     for (const auto& [name, spec] : buffers) {
-      const std::string purpose = "buffer " + repr(name);
+      const std::string purpose = "buffer " + quote(name);
       bound_[name] = cuda.allocate(spec.row_bytes(), purpose);
       cuda.fill_zero(bound_[name]);
       if (spec.rows == 0) continue;
@@ -383,7 +384,7 @@ class TensorRT : public Backend {
     try {
       return cuda_.capture(enqueue);
     } catch (const Error& error) {
-      throw Error(ErrorKind::backend, "graph " + repr(graph) + " cannot become a CUDA graph (" +
+      throw Error(ErrorKind::backend, "graph " + quote(graph) + " cannot become a CUDA graph (" +
                                           error.what() + "): use --no-cuda-graphs");
     }
   }

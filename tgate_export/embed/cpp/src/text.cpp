@@ -1,4 +1,4 @@
-#include "python_text.hpp"
+#include "text.hpp"
 
 #include <algorithm>
 #include <array>
@@ -31,16 +31,13 @@ void append_escaped(std::string& out, char32_t c) {
 
 }  // namespace
 
-std::string repr(std::string_view text) {
-  const bool single = text.find('\'') == std::string_view::npos;
-  const bool with_double = !single && text.find('"') == std::string_view::npos;
-  const char quote = with_double ? '"' : '\'';
-  std::string out(1, quote);
+std::string quote(std::string_view text) {
+  std::string out = "'";
   for (const char32_t c : decode_utf8(text)) {
-    if (c == static_cast<char32_t>(quote) || c == U'\\') out += '\\';
+    if (c == U'\'' || c == U'\\') out += '\\';
     append_escaped(out, c);
   }
-  return out + quote;
+  return out + "'";
 }
 
 std::string escaped(std::string_view text) {
@@ -49,25 +46,18 @@ std::string escaped(std::string_view text) {
   return out;
 }
 
-std::string repr(double value) {
+std::string number_text(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
   std::array<char, 32> buffer{};
-  // Shortest digits; Python writes exponents below -4 and from 16 on, and always a point.
-  auto written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
-                               std::chars_format::scientific);
-  std::string text(buffer.data(), written.ptr);
-  const int exponent = std::stoi(text.substr(text.find('e') + 1));
-  if (exponent < -4 || exponent >= 16) return text;
-  written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
-                          std::chars_format::fixed);
-  text.assign(buffer.data(), written.ptr);
-  return text.find('.') == std::string::npos ? text + ".0" : text;
+  const auto written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value);
+  const std::string text(buffer.data(), written.ptr);
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
 
-std::string repr(const std::vector<std::int64_t>& values) {
+std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::vector<std::string> parts;
-  for (const std::int64_t value : values) parts.push_back(std::to_string(value));
+  for (const std::int64_t side : shape) parts.push_back(std::to_string(side));
   return "[" + join(parts) + "]";
 }
 

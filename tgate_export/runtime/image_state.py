@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.sampler_table import HISTORY
+from tgate_export.bundle.origins import FromImage
+from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
 from tgate_export.runtime.buffers import NEGATIVE
 from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.inputs import host_inputs, host_row
-from tgate_export.runtime.noise import standard_normal
-from tgate_export.runtime.prompts import Prompts
+from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
+from tgate_export.runtime.prompts import Prompts, encoder_buffer
 from tgate_export.runtime.request import Request
-from tgate_export.runtime.run import first_sample
 from tgate_export.runtime.run_plan import RunPlan
 from tgate_export.steps.step_plan import Evaluation
 
@@ -59,7 +59,7 @@ class ImageState:
     def __post_init__(self) -> None:
         self._zeros = np.zeros_like(self.state["history.0"][0])
         self.left = Counter(self.run_plan.step_plan.phases)
-        if self.image is None:
+        if not self.request.begins_with_image:
             self._begin(None)
 
     @classmethod
@@ -69,18 +69,20 @@ class ImageState:
         state: State = {"history.0": np.zeros((HISTORY, *shape), np.float32)}
         for buffer, tensor in host_inputs(manifest, manifest.phases).items():
             state[buffer] = host_row(manifest, request, index, tensor)
-        texts, embeds = _split(request.prompts, index, "")
+        texts, embeds = _split(manifest, request.prompts, index, negative=False)
         alone = by_prompt_alone(manifest, request.guidance_scales[index])
         if alone:  # a text's conditions follow when it is encoded
             embeds |= {NEGATIVE + name: row for name, row in embeds.items()}
         elif request.negative_prompts is not None:
-            more_texts, more_embeds = _split(request.negative_prompts, index, NEGATIVE)
+            more_texts, more_embeds = _split(
+                manifest, request.negative_prompts, index, negative=True
+            )
             texts, embeds = texts | more_texts, embeds | more_embeds
         elif manifest.takes_negative:
             for output in manifest.graph(manifest.prompt_encoder).outputs:
                 row = tuple(int(dim) for dim in output.shape[1:])
                 state[NEGATIVE + output.name] = np.zeros(row, output.dtype)
-        image = request.pictures["image"][index] if request.begins_with_image else None
+        image = vae_picture(manifest, request, index)
         return cls(request, index, route, state | embeds, texts, image, alone)
 
     @property
@@ -136,14 +138,57 @@ class ImageState:
         if buffer == "weights":
             return sampler.weights[self.step]
         if buffer == "noise":
-            if not sampler.draws_noise:
-                return self._zeros
-            return standard_normal(self._zeros.shape, self.request.seed, self.index, self.step + 1)
+            return self.noise(self.step) if sampler.draws_noise else self._zeros
         return self.state[buffer]
 
+    def noise(self, step: int) -> np.ndarray:
+        """Return the noise [C, h, w] f32 of an evaluation, of unit variance."""
+        return standard_normal(self._zeros.shape, self.request.seed, self.index, step + 1)
 
-def _split(prompts: Prompts, index: int, prefix: str) -> tuple[dict[str, str], State]:
-    """Return an image's text to encode, or what the call brings in its place."""
+
+def vae_picture(manifest: Manifest, request: Request, index: int) -> np.ndarray | None:
+    """Return what the VAE encodes for one of a request's images [H, W, 3] f32, if anything.
+
+    It is what the run begins with, or the image of a video with noise on it.
+    """
+    if not request.begins_with_image and manifest.takes_prompt:
+        return None
+    if "vae_encoder" not in manifest.graphs:
+        return None  # refused by name; see `rebuild`
+    (tensor,) = manifest.graph("vae_encoder").inputs
+    assert isinstance(tensor.origin, FromImage)  # the manifest was checked
+    pixels = request.pictures[tensor.origin.image][index]
+    if tensor.origin.noise is None:
+        return pixels
+    # The graph maps [0, 1] to [-1, 1], where the noise has this deviation.
+    deviation = np.float32(request.values[tensor.origin.noise][index]) / 2
+    noise = standard_normal((3, *pixels.shape[:2]), request.seed, index, IMAGE_NOISE)
+    return pixels + deviation * noise.transpose(1, 2, 0)
+
+
+def first_sample(
+    sampler: SamplerSteps, latents: np.ndarray, image_latents: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a run begins, and that as the denoiser takes it.
+
+    Args:
+        sampler: the run's steps.
+        latents: of unit variance [..., C, h, w] f32.
+        image_latents: those of the image that it begins with, if it does; of the same shape.
+    """
+    sample = latents * np.float32(sampler.sample_scale)
+    if image_latents is not None:
+        sample += image_latents * np.float32(sampler.image_scale)
+    return sample, sample * np.float32(sampler.input_scale)
+
+
+def _split(
+    manifest: Manifest, prompts: Prompts, index: int, *, negative: bool
+) -> tuple[dict[str, str], State]:
+    """Return an image's text to encode, or what the call brings in its place, by buffer."""
     if isinstance(prompts, dict):
-        return {}, {prefix + name: value[index] for name, value in prompts.items()}
-    return {prefix: prompts[index]}, {}
+        return {}, {
+            encoder_buffer(manifest, name, negative=negative): value[index]
+            for name, value in prompts.items()
+        }
+    return {NEGATIVE if negative else "": prompts[index]}, {}
