@@ -141,7 +141,7 @@ def test_version_2_has_rows_where_it_is_the_default(setup: Setup, tiny_bundle: P
     assert [row.label for row in requested_rows(8, (2, 5), defaults)] == [
         "8 steps, no gate", "gate 2 of 8", "gate 5 of 8",
     ]  # fmt: skip
-    # A gate before the end of warm-up makes no schedule.
+    # A gate before the end of warm-up makes no step plan.
     rows = requested_rows(8, (2, 5), reused)
     assert [row.label for row in rows[3:]] == ["gate 5 of 8, self-attention 3,2,4"]
     assert rows[-1].call() == {

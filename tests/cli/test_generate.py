@@ -133,8 +133,8 @@ def test_option_out_of_range(
     assert os.listdir(folder) == []
 
 
-def test_schedule_of_version_2(generate: Generate, reuse_bundle: Path) -> None:
-    """The bundle's own schedule is the default, and a shorter run keeps it possible."""
+def test_intervals_of_version_2(generate: Generate, reuse_bundle: Path) -> None:
+    """The bundle's own intervals are the default, and a shorter run keeps it possible."""
     report = generate("--json", "--steps", 12, bundle=reuse_bundle).json()
     assert (report["gate_step"], report["warm_up"]) == (5, 2)
     assert (report["sp_interval"], report["fi_interval"]) == (5, 2)
@@ -159,18 +159,18 @@ def test_missing_graph_says_how_to_build_it(
         f"tgate-export build --model {tiny_pipeline_dir} --weights pretrained --precision fp32 "
         "--size 16x16 --gate-step 10"
     )
-    schedule = ["--steps", 10, "--gate-step", 5]
-    message = generate(*schedule, "--sp-interval", 3).error()
+    gating = ["--steps", 10, "--gate-step", 5]
+    message = generate(*gating, "--sp-interval", 3).error()
     assert "sp_interval 3: this bundle was built without the graphs" in message
     assert message.endswith(
         f"{command} --sp-interval 3 --fi-interval 1 --warm-up 0 --out {tiny_bundle}"
     )
-    result = generate(*schedule, "--sp-interval", 3, "--fi-interval", 2)
+    result = generate(*gating, "--sp-interval", 3, "--fi-interval", 2)
     assert "sp_interval 3 and fi_interval 2: " in result.error()
     assert "--sp-interval 3 --fi-interval 2" in result.error()
     assert result.code == 2
     assert os.listdir(folder) == []
-    # A schedule that never gets to reuse anything needs no graph for it.
+    # A run that never gets to reuse anything needs no graph for it.
     assert generate("--steps", 2, "--gate-step", 2, "--sp-interval", 3).code == 0
 
 

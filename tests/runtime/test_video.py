@@ -74,13 +74,13 @@ def relative(found: Any, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("gate_step", "schedule"),
+    ("gate_step", "gating"),
     [(1, (1, 1, 0)), (3, (1, 1, 0)), (5, (1, 1, 0)), (4, (2, 1, 1)), (3, (2, 2, 1))],
 )
 def test_gated_as_the_official_package(
-    built: Built, gate_step: int, schedule: tuple[int, int, int]
+    built: Built, gate_step: int, gating: tuple[int, int, int]
 ) -> None:
-    run = dict(zip(("sp_interval", "fi_interval", "warm_up"), schedule, strict=True))
+    run = dict(zip(("sp_interval", "fi_interval", "warm_up"), gating, strict=True))
     run |= {"gate_step": gate_step, "output_type": "latent", **TOLD}
     found = generate(built, guidance_scale=4.0, min_guidance_scale=1.5, **run)
     for index in range(2):

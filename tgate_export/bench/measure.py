@@ -59,7 +59,7 @@ class Setup:
         load_s: seconds that its first calls took beside generating: engines load when needed.
         memory: what the backend reports once every row has been run.
         single: seconds of a step of one batch by phase, of every round.
-        twice: the same of two batches.
+        twice: seconds of a step of two batches by phase, of every round.
     """
 
     name: str

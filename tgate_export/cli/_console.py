@@ -74,7 +74,7 @@ def spinner(label: str) -> contextlib.AbstractContextManager[object]:
 
 
 class RichProgress(Progress):
-    """Draws the stages of long work on stderr: a spinner now, a line with the seconds after."""
+    """Shows the stages of long work on stderr: a spinner now, a line with the seconds after."""
 
     def __init__(self) -> None:
         self._console = stderr()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
               help="Rounds; each runs every row once, in random order.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(min=1), default=2, show_default=True,
-              help="Rounds before, not counted.")  # fmt: skip
+              help="Rounds to warm up, not counted.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
               help="Of pictures, of the order of runs, and of the bootstrap.")  # fmt: skip
 @click.option(

@@ -1,4 +1,4 @@
-"""How long work says where it is; the command line draws it, everything else ignores it."""
+"""How long work says where it is; the command line shows it, everything else ignores it."""
 
 from __future__ import annotations
 

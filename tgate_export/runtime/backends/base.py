@@ -215,7 +215,7 @@ class Backend(ABC):
         So do those after it, until `resume`.
         """
 
-    def resume(self) -> None:  # noqa: B027 - as above
+    def resume(self) -> None:  # noqa: B027 - nothing to undo
         """Let launches run again after `stop`."""
 
     def memory_report(self) -> MemoryReport | None:

@@ -1,6 +1,6 @@
 """Generate pictures anew with other prompts, by strength, as one labelled picture.
 
-Usage: python scripts/draw_image_to_image.py BUNDLE [--out build/image-to-image.png]
+Usage: python scripts/image_to_image_grid.py BUNDLE [--out build/image-to-image.png]
 The bundle is one of `shapes`, built with --image-to-image.
 """
 
