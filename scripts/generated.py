@@ -150,7 +150,7 @@ def signature() -> str:
     ]
     text = "\n".join(lines)
     return subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(SIGNATURE), "-"],
+        [sys.executable, "-P", "-m", "ruff", "format", "--stdin-filename", str(SIGNATURE), "-"],
         input=text, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_sd15(tmp_path: Path, precision: str, bytes_each: int, limit: int) -> No
     # Constants count, too: 160 frequencies of the time embedding, the scales of three resizes.
     assert 160 <= manifest.graphs["full"].parameters - UNET_PARAMETERS <= 160 + 3 * 4
     assert manifest.graphs["gated"].parameters < UNET_PARAMETERS
-    assert [len(cache.layers) for cache in manifest.cache] == [5, 5, 5, 1]
+    assert [len(cache.layers) for cache in manifest.caches.values()] == [5, 5, 5, 1]
     weights = manifest.files["graphs/denoiser.weights"].bytes
     assert weights <= 1.02 * UNET_PARAMETERS * bytes_each
     if precision == "fp32":
@@ -123,7 +123,7 @@ def test_large_models_in_fp16(
     report(f"{name}: built at a peak of {peak / GIB:.2f} GiB")
     assert peak < 14 * GIB
     manifest = read_manifest(bundle)
-    assert sorted(len(cache.layers) for cache in manifest.cache) == layers
+    assert sorted(len(cache.layers) for cache in manifest.caches.values()) == layers
     more = manifest.graphs["full"].parameters - parameters
     assert 0 < more < constants
     weights = manifest.files["graphs/denoiser.weights"].bytes

@@ -35,9 +35,11 @@ def test_curves_of_known_caches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, backend)
     probe = Probe(pipeline, ("a", "b"), steps, "ddim", 0, lambda *_: None)
     result = probe.run()
-    modules = [layer for cache in pipeline.manifest.cache for layer in cache.layers]
+    modules = [layer for cache in pipeline.manifest.caches.values() for layer in cache.layers]
     assert [curve.layer for curve in result.curves] == modules
-    places = [index for cache in pipeline.manifest.cache for index in range(len(cache.layers))]
+    places = [
+        index for cache in pipeline.manifest.caches.values() for index in range(len(cache.layers))
+    ]
     for curve, layer in zip(result.curves, places, strict=True):
         values = [1 + (layer + 1) / 2**step for step in range(steps)]
         expected = [abs(b - a) / b for a, b in pairwise(values)]

@@ -44,7 +44,8 @@ class CacheNotes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
+    def note(self, *text: object) -> None:
+        message = "".join(map(str, text))
         if "cache" in message:
             self.notes.append(message)
 

@@ -19,8 +19,8 @@ class Notes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def note(self, *text: object) -> None:
+        self.notes.append("".join(map(str, text)))
 
 
 @pytest.mark.builds

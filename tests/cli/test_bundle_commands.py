@@ -110,8 +110,8 @@ def test_inspect_shows_names_with_brackets(capsys: Capture, tiny_bundle_copy: Pa
 def test_inspect_shows_what_terminals_obey(capsys: Capture, tiny_bundle_copy: Path) -> None:
     def edit(manifest: dict[str, Any]) -> None:
         manifest["family"] = "\x1b]0;title\x07\x1b[2J [bold red]markup[/] [link=file:///x]y[/link]"
-        manifest["cache"][0]["layers"][0] = "\x1b[31mred \\[x [/]"
-        manifest["defaults"]["scheduler"] = manifest["name"] = "\x9b31m[red]"
+        manifest["caches"]["cross_cache_0"]["layers"][0] = "\x1b[31mred \\[x [/]"
+        manifest["parameters"]["gate_step"]["help"] = manifest["name"] = "\x9b31m[red]"
 
     relist(tiny_bundle_copy, edit)
     result = run(capsys, "inspect", tiny_bundle_copy)

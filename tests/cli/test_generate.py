@@ -50,7 +50,7 @@ def test_picture_and_report(generate: Generate, folder: Path) -> None:
     assert report.keys() == {
         "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
         "sp_interval", "fi_interval", "warm_up",
-        "guidance_scale", "guidance_rescale", "clip_skip", "strength", "scheduler", "width",
+        "guidance_scale", "guidance_rescale", "clip_skip", "scheduler", "width",
         "height", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
@@ -205,7 +205,7 @@ def test_damaged_bundle(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema_version": 2}, "update tgate-export"),
+        ({"schema_version": 3}, "update tgate-export"),
         ({"files": {}}, "used but not listed"),
         ({"surprise": 1}, "surprise"),
     ],

@@ -174,7 +174,7 @@ def test_caches_are_the_same_memory_on_both_sides(gpu: Emulation, planned: Path)
     pipeline = open_pipeline(planned)
     latents_of(pipeline)
     addresses = {graph: bound for graph, bound in gpu.ran() if graph in ("full", "gated")}
-    caches = [cache.tensor for cache in pipeline.manifest.cache]
+    caches = list(pipeline.manifest.caches)
     assert len(caches) == 2
     for tensor in caches:
         assert addresses["full"][tensor] == addresses["gated"][tensor]

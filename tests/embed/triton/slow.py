@@ -8,9 +8,9 @@ _SLOWER = """
 
 import time
 
-from tgate_export.runtime.batching.model_runner import Runner
+from tgate_export.runtime.batching.model_runner import ModelRunner
 
-_run = Runner.run
+_run = ModelRunner.run
 
 
 def _run_slowly(*arguments):
@@ -18,7 +18,7 @@ def _run_slowly(*arguments):
     return _run(*arguments)
 
 
-Runner.run = _run_slowly
+ModelRunner.run = _run_slowly
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.runtime.batching.plan import phases_of, plan_calls
+from tgate_export.runtime.batching.plan import plan_calls
 from tgate_export.runtime.plan import Slot
 
 
@@ -35,7 +35,7 @@ def test_rows_are_images(tiny_bundle: Path) -> None:
 def test_sampler_follows_each_phase(reuse_bundle: Path) -> None:
     manifest = read_manifest(reuse_bundle)
     plan = plan_calls(manifest, 3, 16, 16)
-    assert [step[0].graph for step in plan.steps] == list(phases_of(manifest))
+    assert [step[0].graph for step in plan.steps] == list(manifest.phases)
     assert len(plan.steps) == 4
     for denoiser, sampler in plan.steps:
         assert sampler.inputs["noise_pred"] == denoiser.outputs["noise_pred"]
