@@ -1,4 +1,4 @@
-"""Compare final latents of every family and schedule with the official package and diffusers.
+"""Compare final latents of every family and gating with the official package and diffusers.
 
 Small random pipelines of the true architectures, in fp32. Writes docs/results/families.json and
 prints a Markdown table.
@@ -33,7 +33,7 @@ from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 STEPS, SIDE, PROMPT, NEGATIVE, GUIDANCE, SEED = 8, 16, "a red circle", "a green square", 6.0, 3
 GATES = (1, 4, STEPS - 1)
 # (gate step, sp_interval, fi_interval, warm_up)
-SCHEDULES = (*((gate, 1, 1, 0) for gate in GATES), (5, 3, 1, 1), (4, 2, 2, 1))
+GATINGS = (*((gate, 1, 1, 0) for gate in GATES), (5, 3, 1, 1), (4, 2, 2, 1))
 FAMILIES = {
     "Stable Diffusion 1.x": conftest.save_tiny_pipeline,
     "Stable Diffusion 2.x": tiny.save_sd21,
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def compare(family: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Build a family's small pipeline, and measure every schedule."""
+    """Build a family's small pipeline, and measure every gating."""
     save = FAMILIES.get(family) or SINGLE_PASS[family]
     save(folder)
     single = family in SINGLE_PASS
@@ -96,8 +96,8 @@ def compare(family: str, folder: Path) -> Iterator[dict[str, Any]]:
     )  # fmt: skip
     pipeline = TGatePipeline.from_bundle(bundle.path)
     run = _single_pass if single else _video if family.endswith("Video Diffusion") else _guided
-    schedules = [row for row in SCHEDULES if not single or row[1:] == (1, 1, 0)]
-    for gate, *intervals in ((STEPS, 1, 1, 0), *schedules):
+    gatings = [row for row in GATINGS if not single or row[1:] == (1, 1, 0)]
+    for gate, *intervals in ((STEPS, 1, 1, 0), *gatings):
         settings = dict(zip(("sp_interval", "fi_interval", "warm_up"), intervals, strict=True))
         found, expected, against = run(pipeline, folder, {"gate_step": gate, **settings})
         yield {
@@ -114,43 +114,41 @@ def _latents(pipeline: TGatePipeline) -> np.ndarray:
     return np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
 
 
-def _guided(pipeline: TGatePipeline, folder: Path, schedule: dict[str, int]) -> Any:
+def _guided(pipeline: TGatePipeline, folder: Path, gating: dict[str, int]) -> Any:
     latents = _latents(pipeline)
     run = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVE}
     ours = pipeline([PROMPT] * 2, latents=latents, scheduler="euler", output_type="latent",
-                    **run, **schedule)  # fmt: skip
+                    **run, **gating)  # fmt: skip
     oracle = {"latents": latents[:1], "scheduler": "euler", "prompt": PROMPT, **run}
     found = np.asarray(ours.images)[:1]
-    if schedule["gate_step"] >= STEPS:
+    if gating["gate_step"] >= STEPS:
         return found, diffusers_run(folder, output_type="latent", **oracle), "diffusers"
-    return found, official_latents(folder, **oracle, **schedule), "tgate"
+    return found, official_latents(folder, **oracle, **gating), "tgate"
 
 
-def _video(pipeline: TGatePipeline, folder: Path, schedule: dict[str, int]) -> Any:
+def _video(pipeline: TGatePipeline, folder: Path, gating: dict[str, int]) -> Any:
     latents = _latents(pipeline)
     image = np.random.default_rng(SEED).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     run = {"num_inference_steps": STEPS, "min_guidance_scale": 1.5, "output_type": "latent"}
     ours = pipeline(image=[Image.fromarray(image)] * 2, latents=latents, seed=SEED,
-                    guidance_scale=GUIDANCE, **run, **schedule)  # fmt: skip
+                    guidance_scale=GUIDANCE, **run, **gating)  # fmt: skip
     noise = standard_normal((3, SIDE, SIDE), SEED, 0, IMAGE_NOISE)[None]
     oracle = {"image": image, "noise": noise, "latents": latents[:1], **run}
     oracle["max_guidance_scale"] = GUIDANCE
     found = np.asarray(ours.images)[:1]
-    if schedule["gate_step"] >= STEPS:
+    if gating["gate_step"] >= STEPS:
         return found, np.asarray(diffusers_video(folder, **oracle)), "diffusers"
-    return found, official_video(folder, **oracle, **schedule), "tgate"
+    return found, official_video(folder, **oracle, **gating), "tgate"
 
 
-def _single_pass(pipeline: TGatePipeline, folder: Path, schedule: dict[str, int]) -> Any:
+def _single_pass(pipeline: TGatePipeline, folder: Path, gating: dict[str, int]) -> Any:
     latents = _latents(pipeline)
     embedded = pipeline.manifest.guidance == "embedded"
     run = {"num_inference_steps": STEPS, "latents": latents}
     scale = {"guidance_scale": 8.5} if embedded else {}
-    ours = pipeline(
-        [PROMPT] * 2, scheduler="ddim", output_type="latent", **run, **scale, **schedule
-    )
+    ours = pipeline([PROMPT] * 2, scheduler="ddim", output_type="latent", **run, **scale, **gating)
     expected = hooked_diffusers.gated_latents(
-        hooked_diffusers.load(folder), prompt=[PROMPT] * 2, gate_step=schedule["gate_step"],
+        hooked_diffusers.load(folder), prompt=[PROMPT] * 2, gate_step=gating["gate_step"],
         **run, **({"guidance_scale": 1.0} | scale),
     )  # fmt: skip
     return np.asarray(ours.images), expected, "diffusers with hooks"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time this package beside what else runs the same model on a CPU: same weights, same noise.
 
-Every peer runs in a process of its own, one after the other, in every round: it loads, draws one
+Every peer runs in a process of its own, one after the other, in every round: it loads, makes one
 picture to warm up and one that counts. Needs the extras export, cpu, openvino and bench, `tgate`
 and `DeepCache` as scripts/test installs them, and for optimum-onnx an environment of its own.
 """
@@ -235,16 +235,16 @@ def last_error(text: str) -> str | None:
 
 def compare_latents(peers: list[Peer], folder: Path) -> None:
     """Note how far final latents are from the reference's, relative to its largest."""
-    drawn = {peer.name for peer in peers if peer.runs}
+    ran = {peer.name for peer in peers if peer.runs}
     for peer in peers:
         reference = REFERENCE.get(peer.name)
-        if peer.name in drawn and reference in drawn:
+        if peer.name in ran and reference in ran:
             found, expected = (np.load(folder / f"{name}.npy") for name in (peer.name, reference))
             peer.difference = float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def promised(bundle: Bundle, steps: int, gate: int) -> float:
-    """The speed-up over the ungated run that multiply-accumulates promise, all stages counted."""
+def expected_speedup(bundle: Bundle, steps: int, gate: int) -> float:
+    """The speed-up over the ungated run expected by multiply-accumulates, all stages counted."""
     around = graph_macs(bundle, "text_encoder") * 2 + graph_macs(bundle, "vae_decoder")
 
     def total(at: int) -> int:
@@ -287,7 +287,7 @@ def summary(
         "rounds": options.rounds,
         "machine": facts.model_dump(),
         "load_average": os.getloadavg()[0],
-        "promised_speedup": promised(bundle, options.steps, options.gate_step),
+        "expected_speedup": expected_speedup(bundle, options.steps, options.gate_step),
         "weights_bytes": sum(
             entry.bytes for name, entry in bundle.manifest.files.items() if name.endswith("weights")
         ),
@@ -337,14 +337,14 @@ def extrapolation(report: dict[str, Any]) -> str:
 
 
 def efficiencies(report: dict[str, Any]) -> Iterator[str]:
-    rows, promise = report["peers"], report["promised_speedup"]
+    rows, expected = report["peers"], report["expected_speedup"]
     for name in OURS:
         own, ungated = rows.get(name, {}), rows.get(f"{name}-ungated", {})
         if "image_s" in own and "image_s" in ungated:
             found = ungated["image_s"] / own["image_s"]
             yield (
-                f"* {name}: {found:.3f}x faster than ungated; multiply-accumulates promise "
-                f"{promise:.3f}x ({found / promise:.1%} of it)."
+                f"* {name}: {found:.3f}x faster than ungated; {expected:.3f}x is expected by "
+                f"multiply-accumulates ({found / expected:.1%} of it)."
             )
 
 

@@ -3,8 +3,8 @@
 
 usage: scripts/cpp_times.py TGATE_GENERATE BUNDLE [--rounds 7] [--backend onnxruntime:cpu]
 
-Each round draws once with each, as a new process. "Start" is everything of the process but the call
-that draws: starting, checking and loading the bundle, making sessions, writing the picture.
+Each round runs each once, as a new process. "Start" is everything of the process but the call that
+generates: starting, checking and loading the bundle, making sessions, writing the picture.
 "Outside engines" is what of the call neither the denoiser, the text encoder nor the VAE took.
 """
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 
-def draw(command: list[str], bundle: str, backend: str, out: Path) -> dict[str, float]:
+def generate(command: list[str], bundle: str, backend: str, out: Path) -> dict[str, float]:
     """Return the seconds of one process."""
     options = ["--prompt", "a red circle on a blue background", "--seed", "1", "--backend", backend]
     started = time.perf_counter()
@@ -50,7 +50,7 @@ def main() -> None:
         out = Path(folder) / "x.png"
         for _ in range(arguments.rounds):
             for name, command in commands.items():
-                found[name].append(draw(command, arguments.bundle, arguments.backend, out))
+                found[name].append(generate(command, arguments.bundle, arguments.backend, out))
     print(f"median of {arguments.rounds} processes, ms")
     print(f"{'':>16} {'C++':>9} {'Python':>9} {'ratio':>6}")
     for what in found["C++"][0]:

@@ -1,4 +1,4 @@
-"""Draw prompts by gate step as one labelled picture, and print how long each column took.
+"""Generate prompts by gate step as one labelled picture, and print how long each column took.
 
 Usage: python scripts/draw_grid.py engines/shapes [--out build/demo.png]
 """
@@ -39,7 +39,7 @@ def main() -> None:
     images: dict[int, list[np.ndarray]] = {gate: [] for gate in GATE_STEPS}
     seconds: dict[int, list[float]] = {gate: [] for gate in GATE_STEPS}
     pipeline(PROMPTS[0], num_inference_steps=3, gate_step=1)  # load and warm both graphs
-    for prompt in track(PROMPTS, "drawing", console=Console(stderr=True), transient=True):
+    for prompt in track(PROMPTS, "generating", console=Console(stderr=True), transient=True):
         for gate in GATE_STEPS:
             output = pipeline(
                 prompt,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how well the demo pipeline `shapes` draws what its prompts say, with and without gating.
+"""Measure how well the demo pipeline `shapes` shows what its prompts say, with and without gating.
 
 Gating is that of the official `tgate` package, run on the PyTorch pipeline with DDIM; an
 independent checker names what the pictures show. Exits with 1 where a bar is missed.
@@ -41,7 +41,7 @@ def load(directory: Path) -> StableDiffusionPipeline:
     return TgateSDLoader(pipeline)
 
 
-def draw(
+def generate(
     pipeline: StableDiffusionPipeline,
     captions: list[str],
     gate_step: int,
@@ -118,7 +118,7 @@ def main() -> None:
     for guidance_scale in args.guidance_scales:
         for gate in args.gates:
             name = "no gating" if gate >= STEPS else f"gate step {gate}"
-            pictures = draw(pipeline, captions, gate, guidance_scale, args.seed)
+            pictures = generate(pipeline, captions, gate, guidance_scale, args.seed)
             rows.append((name, guidance_scale, breakdown(pictures, captions)))
             if args.grid:
                 label = f"{name.replace(' ', '-')}-{guidance_scale:g}"

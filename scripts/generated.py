@@ -60,8 +60,8 @@ _ARGUMENTS = {
     "makes more than one tensor, a mapping from the name of each of its outputs to its array, "
     "such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or tensors of torch, of any "
     "type and on any device.",
-    "negative_prompt_embeds": "the same instead of `negative_prompt`; one for all prompts, or one "
-    "each.",
+    "negative_prompt_embeds": "instead of `negative_prompt`, what the text encoder makes of it; "
+    "one for all prompts, or one each.",
 }
 _OTHERS = {
     "seed": ("int | None", "None", "0 .. 2^64 - 1; random when not given."),

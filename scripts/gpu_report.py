@@ -55,14 +55,13 @@ class Row:
     reason: str
 
 
-def measure(bundle: Path, backend: str, warmup: int, repeats: int, schedule: dict[str, int]) -> Row:
+def measure(bundle: Path, backend: str, warmup: int, repeats: int, gating: dict[str, int]) -> Row:
     if backend == REFERENCE:
         warmup, repeats = 0, 1  # it can take minutes, and is here for its image
     try:
         pipeline = TGatePipeline.from_bundle(bundle, backend)
         runs = [
-            pipeline(PROMPT, seed=SEED, output_type="np", **schedule)
-            for _ in range(warmup + repeats)
+            pipeline(PROMPT, seed=SEED, output_type="np", **gating) for _ in range(warmup + repeats)
         ]
     except TGateError as error:
         return Row(backend, None, (), str(error))
@@ -117,11 +116,11 @@ def machine() -> list[str]:
     ]
 
 
-def report(bundle: Path, warmup: int, repeats: int, schedule: dict[str, int]) -> str:
-    rows = [measure(bundle, backend, warmup, repeats, schedule) for backend in BACKENDS]
+def report(bundle: Path, warmup: int, repeats: int, gating: dict[str, int]) -> str:
+    rows = [measure(bundle, backend, warmup, repeats, gating) for backend in BACKENDS]
     title = f"# {bundle.name}, {date.today().isoformat()}"
-    asked = ", ".join(f"{name} {value}" for name, value in schedule.items())
-    asked = asked or "the bundle's own schedule"
+    asked = ", ".join(f"{name} {value}" for name, value in gating.items())
+    asked = asked or "the bundle's own gating"
     about = (
         f"Medians of {repeats} images after {warmup} for warming up, but one image on the CPU; "
         f"{asked}."
@@ -138,12 +137,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, dest="num_inference_steps")
     parser.add_argument("--gate-step", type=int, dest="gate_step")
     arguments = parser.parse_args()
-    schedule = {
+    gating = {
         name: value
         for name in ("num_inference_steps", "gate_step")
         if (value := getattr(arguments, name)) is not None
     }
-    text = report(arguments.bundle, arguments.warmup, arguments.repeats, schedule)
+    text = report(arguments.bundle, arguments.warmup, arguments.repeats, gating)
     if arguments.out is None:
         print(text)
     else:

@@ -73,7 +73,7 @@ Submit = Callable[[Request], "Future[Any]"]
 
 
 def requests(count: int, seed: int) -> list[Request]:
-    """Draw requests of all kinds."""
+    """Make requests of all kinds."""
     rng = random.Random(seed)
     colours = ("red", "green", "blue", "yellow")
     found = []

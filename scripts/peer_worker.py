@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw one picture with one implementation and say what it took: a process of `compare_peers.py`.
+"""Make one picture with one implementation and say what it took: a process of `compare_peers.py`.
 
 Runs in whatever environment the peer needs, so nothing here is imported before it is known.
 """
@@ -75,7 +75,7 @@ def export_optimum(spec: dict[str, Any]) -> None:
 
 
 def torch_like(spec: dict[str, Any], kind: str, *, gated: bool, bf16: bool = False) -> Any:
-    """Return a function that draws and gives seconds in all, seconds of steps, and latents."""
+    """Return a function that generates and gives seconds in all, seconds of steps, and latents."""
     import torch
 
     pipe = optimum_pipeline(spec) if kind == "optimum" else diffusers_pipeline(spec)
@@ -88,7 +88,7 @@ def torch_like(spec: dict[str, Any], kind: str, *, gated: bool, bf16: bool = Fal
     clock = StepClock(pipe.scheduler)
     latents = torch.from_numpy(np.load(spec["latents"]))
 
-    def draw(steps: int, gate: int) -> tuple[float, list[float], np.ndarray]:
+    def generate(steps: int, gate: int) -> tuple[float, list[float], np.ndarray]:
         started = time.perf_counter()
         for module in pipe.unet.modules() if gated else ():
             if hasattr(module, "cache"):  # tgate keeps it from call to call
@@ -104,7 +104,7 @@ def torch_like(spec: dict[str, Any], kind: str, *, gated: bool, bf16: bool = Fal
             )  # fmt: skip
         return time.perf_counter() - started, clock.steps, np.asarray(clock.latents.float())
 
-    return draw
+    return generate
 
 
 def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
@@ -113,7 +113,7 @@ def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
     pipe = TGatePipeline.from_bundle(spec["bundle"], backend, check_hashes=False)
     latents = np.load(spec["latents"])
 
-    def draw(steps: int, gate: int) -> tuple[float, list[float], np.ndarray]:
+    def generate(steps: int, gate: int) -> tuple[float, list[float], np.ndarray]:
         last: dict[str, np.ndarray] = {}
 
         def keep(info: Any) -> None:
@@ -129,7 +129,7 @@ def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
         steps_s = [step.denoiser + step.sampler for step in timings.steps]
         return timings.total, steps_s, last["latents"]
 
-    return draw
+    return generate
 
 
 # What `compare_peers.py` can name.
@@ -163,12 +163,12 @@ def main() -> None:
         export_optimum(spec)
         return
     started = time.perf_counter()
-    draw = PEERS[spec["peer"]](spec)
+    generate = PEERS[spec["peer"]](spec)
     loaded = time.perf_counter()
     runs = []
     for number in range(spec["warm_up"] + 1):
         before = time.perf_counter()
-        total, steps, latents = draw(spec["steps"], spec["gate_step"])
+        total, steps, latents = generate(spec["steps"], spec["gate_step"])
         runs.append({"total_s": total, "steps_s": steps})
         if number == 0:  # our graphs load when they are first needed
             loaded += time.perf_counter() - before - total

@@ -1,4 +1,4 @@
-"""Lay out pictures in rows and columns with labels; used by the scripts that draw."""
+"""Lay out pictures in rows and columns with labels; used by the scripts that make figures."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 Two stages that do not wait for each other, because the latent space is a fixed formula
 (`shapes_parts.encode`): the autoencoder learns the formula and its inverse; the text encoder and
-the denoiser learn together to draw in it. Run them at the same time with `--stage autoencoder` and
+the denoiser learn together to work in it. Run them at the same time with `--stage autoencoder` and
 `--stage denoiser`, then `--stage assemble`; or all in turn, which is the default.
 
 The schedule counts steps, not seconds; the defaults are those of the weights in

@@ -163,10 +163,10 @@ def reuse_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
     """Built from `tiny_pipeline_dir` with the graphs that reuse self-attention; shared."""
     from tgate_export.build.build import build_bundle
 
-    schedule = {"gate_step": 10, "sp_interval": 5, "fi_interval": 2, "warm_up": 2}
+    gating = {"gate_step": 10, "sp_interval": 5, "fi_interval": 2, "warm_up": 2}
     return made_once(
         tmp_path_factory, "bundles/reuse",
-        lambda out: build_bundle(str(tiny_pipeline_dir), out=out, **schedule),
+        lambda out: build_bundle(str(tiny_pipeline_dir), out=out, **gating),
     )  # fmt: skip
 
 

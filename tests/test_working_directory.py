@@ -36,11 +36,13 @@ def test_the_trap_works(planted: Path) -> None:
 
 def test_the_process_that_compiles_samplers(planted: Path, tiny_pipeline_dir: Path) -> None:
     from tgate_export.common.progress import Progress
-    from tgate_export.samplers.compile_all import SamplerJobs
+    from tgate_export.samplers.compile_all import SamplerCompilation
 
     config = tiny_pipeline_dir / "scheduler" / "scheduler_config.json"
-    with SamplerJobs(json.loads(config.read_text()), planted / "samplers", ["ddim"]) as jobs:
-        assert jobs.results(Progress()).keys() == {"ddim"}
+    with SamplerCompilation(
+        json.loads(config.read_text()), planted / "samplers", ["ddim"]
+    ) as compilation:
+        assert compilation.results(Progress()).keys() == {"ddim"}
     assert not (planted / "PWNED").exists()
 
 

@@ -1,6 +1,6 @@
 """Compile and run diffusion models with temporally gated attention (T-GATE).
 
-`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs; `TGatePipeline` draws
+`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs; `TGatePipeline` generates
 with one, without torch.
 """
 

@@ -79,7 +79,7 @@ def test_known_latencies_come_out(setup: Setup) -> None:
     assert found["4 plain steps"].latency.p50 == expected(4, 0)
 
 
-def test_promise_is_counted_from_the_graphs(setup: Setup, tiny_bundle: Path) -> None:
+def test_expected_speedup_is_counted_from_the_graphs(setup: Setup, tiny_bundle: Path) -> None:
     comparison = run([setup])
     gated = rows(comparison)["gate 2 of 8"]
     bundle = open_bundle(tiny_bundle)
@@ -87,13 +87,13 @@ def test_promise_is_counted_from_the_graphs(setup: Setup, tiny_bundle: Path) -> 
     around = 2 * macs["text_encoder"].total + macs["vae_decoder"].total + 8 * macs["sampler"].total
     steps = 2 * macs["full"].total + 6 * macs["gated"].total
     assert gated.macs is not None
-    assert gated.promised is not None
+    assert gated.expected_speedup is not None
     assert (gated.macs.total, gated.macs.denoiser_total) == (around + steps, steps)
     layers = 2 * macs["full"].layers + 6 * macs["gated"].layers
     assert gated.macs.denoiser_papers == layers
-    assert gated.promised.denoiser == 8 * macs["full"].total / steps
-    assert gated.promised.all_stages == (around + 8 * macs["full"].total) / (around + steps)
-    assert gated.efficiency == gated.speedup.value / gated.promised.all_stages  # type: ignore[union-attr]
+    assert gated.expected_speedup.denoiser == 8 * macs["full"].total / steps
+    assert gated.expected_speedup.all_stages == (around + 8 * macs["full"].total) / (around + steps)
+    assert gated.efficiency == gated.speedup.value / gated.expected_speedup.all_stages  # type: ignore[union-attr]
     part = comparison.result.targets[0].attribution
     assert part is not None
     assert (part.full, part.gated) == (macs["full"].total, macs["gated"].total)
@@ -141,7 +141,7 @@ def test_version_2_has_rows_where_it_is_the_default(setup: Setup, tiny_bundle: P
     assert [row.label for row in requested_rows(8, (2, 5), defaults)] == [
         "8 steps, no gate", "gate 2 of 8", "gate 5 of 8",
     ]  # fmt: skip
-    # A gate before the end of warm-up makes no schedule.
+    # A gate before the end of warm-up makes no step plan.
     rows = requested_rows(8, (2, 5), reused)
     assert [row.label for row in rows[3:]] == ["gate 5 of 8, self-attention 3,2,4"]
     assert rows[-1].call() == {
@@ -153,11 +153,11 @@ def test_every_round_holds_every_row_in_random_order(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
-    draw = type(setup.pipeline).__call__
+    call = type(setup.pipeline).__call__
 
     def spy(pipeline: Any, prompt: Any, **options: Any) -> Any:
         calls.append({"prompt": prompt, **options})
-        return draw(pipeline, prompt, **options)
+        return call(pipeline, prompt, **options)
 
     monkeypatch.setattr(type(setup.pipeline), "__call__", spy)
     comparison = run([setup])
@@ -232,7 +232,7 @@ def test_without_onnx_columns_are_empty(setup: Setup, monkeypatch: pytest.Monkey
     monkeypatch.setattr(compare_module, "find_spec", lambda name: None)
     result = run([setup]).result
     assert NO_ONNX in result.notes
-    assert all(row.macs is row.promised is row.efficiency is None for row in result.rows)
+    assert all(row.macs is row.expected_speedup is row.efficiency is None for row in result.rows)
     assert result.targets[0].attribution is None
 
 

@@ -60,12 +60,12 @@ def test_relative_change_is_of_each_picture_and_layer() -> None:
     assert relative_change(np.zeros((1, 1, 2, 2)), np.zeros((1, 1, 2, 2))).tolist() == [[0.0]]
 
 
-class DrawnProbe(Probe):
-    """Draws a scene with noise that shrinks as the gate gets later."""
+class KnownProbe(Probe):
+    """Generates a scene with noise that shrinks as the gate gets later."""
 
     interrupt_at: int | None = None
 
-    def _draw(self, label: str, gate: int, prompts: Any, callback: Any = None) -> Any:
+    def _generate(self, label: str, gate: int, prompts: Any, callback: Any = None) -> Any:
         if gate == self.interrupt_at:
             raise KeyboardInterrupt
         rng = np.random.default_rng(0)
@@ -75,19 +75,19 @@ class DrawnProbe(Probe):
 
 
 @pytest.fixture
-def drawn(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> DrawnProbe:
+def probe(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> KnownProbe:
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
-    return DrawnProbe(
+    return KnownProbe(
         pipeline, ("x", "y"), 20, "euler", 0, lambda *_: None, command="--gate-step {}".format
     )
 
 
 @pytest.mark.parametrize("least", [0.2, 0.7, 0.9, 0.99])
-def test_earliest_gate_as_by_trying_all(drawn: DrawnProbe, least: float) -> None:
-    drawn.bound = choose_bound(drawn.prompts, least)
-    result = drawn.run()
-    ungated = drawn._draw("", 20, ("x",))[0]
-    meets = [g for g in range(1, 20) if ssim(ungated, drawn._draw("", g, ("x",))[0]) >= least]
+def test_earliest_gate_as_by_trying_all(probe: KnownProbe, least: float) -> None:
+    probe.bound = choose_bound(probe.prompts, least)
+    result = probe.run()
+    ungated = probe._generate("", 20, ("x",))[0]
+    meets = [g for g in range(1, 20) if ssim(ungated, probe._generate("", g, ("x",))[0]) >= least]
     assert 1 <= len(meets) < 20
     assert result.suggested_gate_step == min(meets)
     assert result.complete
@@ -95,16 +95,16 @@ def test_earliest_gate_as_by_trying_all(drawn: DrawnProbe, least: float) -> None
     assert result.command == f"--gate-step {min(meets)}"
 
 
-def test_no_gate_meets_an_impossible_bound(drawn: DrawnProbe) -> None:
-    drawn.bound = choose_bound(drawn.prompts, 1.0)
-    result = drawn.run()
+def test_no_gate_meets_an_impossible_bound(probe: KnownProbe) -> None:
+    probe.bound = choose_bound(probe.prompts, 1.0)
+    result = probe.run()
     assert (result.suggested_gate_step, result.command, result.complete) == (None, None, True)
 
 
-def test_ctrl_c_keeps_the_gates(drawn: DrawnProbe) -> None:
-    drawn.interrupt_at = 15  # the bisection's second gate
-    drawn.bound = choose_bound(drawn.prompts, 0.9)
-    result = drawn.run()
+def test_ctrl_c_keeps_the_gates(probe: KnownProbe) -> None:
+    probe.interrupt_at = 15  # the bisection's second gate
+    probe.bound = choose_bound(probe.prompts, 0.9)
+    result = probe.run()
     assert not result.complete
     assert result.suggested_gate_step is None
     assert [gate.gate_step for gate in result.gates] == [10]

@@ -124,7 +124,7 @@ def bench_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Be
 def probe_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProbeResult, str]:
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     probe = Probe(
-        pipeline, (PROMPT, "b"), 8, "ddim", 0, lambda *_: None, 0, "draw --gate-step {}".format
+        pipeline, (PROMPT, "b"), 8, "ddim", 0, lambda *_: None, 0, "generate --gate-step {}".format
     )
     result = probe.run()
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Percentiles and intervals against brute force, and against what an interval promises."""
+"""Percentiles and intervals against brute force, and against what an interval has to hold."""
 
 from __future__ import annotations
 

@@ -175,8 +175,8 @@ def test_verification_runs_every_graph(reuse_bundle: Path) -> None:
     cases = [case for case in trajectory_cases(read_manifest(reuse_bundle)) if case.sp_interval > 1]
     assert {case.scheduler for case in cases} == {"ddim", "euler", "dpm++2m", "pndm"}
     for case in cases:
-        schedule = tgate_plan(
+        step_plan = tgate_plan(
             case.steps, case.gate_step, sp_interval=case.sp_interval, fi_interval=case.fi_interval,
             warm_up=case.warm_up,
         )  # fmt: skip
-        assert set(schedule.phases) == {"full", "full_reuse", "gated", "gated_reuse"}
+        assert set(step_plan.phases) == {"full", "full_reuse", "gated", "gated_reuse"}

@@ -17,7 +17,7 @@ from tests.tiny import FIXED, only_samplers
 from tgate_export.build import compare
 from tgate_export.build import verify_bundle as verify_module
 from tgate_export.build.build import BuildResult, build_bundle
-from tgate_export.build.units import take_unit
+from tgate_export.build.units import load_unit
 from tgate_export.build.verify_bundle import verify_bundle
 from tgate_export.bundle.integrity import bundle_files, open_bundle
 from tgate_export.common.errors import VerificationError
@@ -88,14 +88,14 @@ def cold(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`bundle`, and `cache`, in which its units are and nothing else."""
     folder = tmp_path_factory.mktemp("cold")
     build(tiny_pipeline_dir, folder / "bundle")  # which may be out of what tests share
-    take = ContentCache.take
+    load = ContentCache.load
     with pytest.MonkeyPatch.context() as patch:
 
-        def take_and_copy(cache: ContentCache, key: str, target: Path) -> object:
+        def load_and_copy(cache: ContentCache, key: str, target: Path) -> object:
             shutil.copytree(cache.folder / key, folder / "cache" / "graphs" / key)
-            return take(cache, key, target)
+            return load(cache, key, target)
 
-        patch.setattr(ContentCache, "take", take_and_copy)
+        patch.setattr(ContentCache, "load", load_and_copy)
         build(tiny_pipeline_dir, folder / "again")
     shutil.copytree(cache_folder("samplers"), folder / "cache" / "samplers")
     return folder
@@ -212,13 +212,13 @@ def test_a_unit_that_is_not_what_its_record_says_is_none(
 ) -> None:
     (weights,) = cache.glob("*/vae_decoder.weights")
     entry, kept = weights.parent, ContentCache(cache, 10**9)
-    assert take_unit(kept, entry.name, tmp_path) is not None
+    assert load_unit(kept, entry.name, tmp_path) is not None
     for path in tmp_path.glob("vae_decoder.*"):
         path.unlink()
     record = json.loads((entry / "record.json").read_text())
     damage(record["content"]["graphs"])
     (entry / "record.json").write_text(json.dumps(record))
-    assert take_unit(kept, entry.name, tmp_path) is None
+    assert load_unit(kept, entry.name, tmp_path) is None
     assert not list(tmp_path.glob("vae_decoder.*"))
 
 

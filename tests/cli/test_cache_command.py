@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.command import run
 from tgate_export.bundle.manifest import File
-from tgate_export.common.user_cache import cache_folder, keep
+from tgate_export.common.user_cache import cache_folder, write_cached
 from tgate_export.export.content_cache import user_content_cache
 
 Capture = pytest.CaptureFixture[str]
@@ -26,11 +26,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (file := tmp_path / "x").write_bytes(content := bytes(1000 * (index + 1)))
         hashed = File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
         key = str(index) * 64
-        user_content_cache().keep(key, label, tmp_path, {"x": hashed}, None)
+        user_content_cache().store(key, label, tmp_path, {"x": hashed}, None)
         os.utime(cache_folder("graphs") / key / "record.json", (10**9 + index,) * 2)
         assert file.exists()
-    keep(cache_folder("samplers") / f"{'a' * 64}.json", b"table")
-    keep(cache_folder("hashes") / f"{'b' * 64}.json", b"hash")
+    write_cached(cache_folder("samplers") / f"{'a' * 64}.json", b"table")
+    write_cached(cache_folder("hashes") / f"{'b' * 64}.json", b"hash")
     (cache_folder("samplers") / "mine.json").write_text("not the cache's")
     return tmp_path / "cache"
 

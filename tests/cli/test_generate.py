@@ -1,4 +1,4 @@
-"""`generate`: pictures on disk, and one clear line for everything that cannot be drawn."""
+"""`generate`: pictures on disk, and one clear line for everything that cannot be done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def generate(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, folder: Path) -> Generate:
-    """Draw a picture with the tiny bundle; later options override earlier ones."""
+    """Generate a picture with the tiny bundle; later options override earlier ones."""
 
     def call(*options: object, bundle: Path = tiny_bundle, prompt: str = "a circle") -> Result:
         return run(
@@ -133,8 +133,8 @@ def test_option_out_of_range(
     assert os.listdir(folder) == []
 
 
-def test_schedule_of_version_2(generate: Generate, reuse_bundle: Path) -> None:
-    """The bundle's own schedule is the default, and a shorter run keeps it possible."""
+def test_intervals_of_version_2(generate: Generate, reuse_bundle: Path) -> None:
+    """The bundle's own intervals are the default, and a shorter run keeps it possible."""
     report = generate("--json", "--steps", 12, bundle=reuse_bundle).json()
     assert (report["gate_step"], report["warm_up"]) == (5, 2)
     assert (report["sp_interval"], report["fi_interval"]) == (5, 2)
@@ -159,18 +159,18 @@ def test_missing_graph_says_how_to_build_it(
         f"tgate-export build --model {tiny_pipeline_dir} --weights pretrained --precision fp32 "
         "--size 16x16 --gate-step 10"
     )
-    schedule = ["--steps", 10, "--gate-step", 5]
-    message = generate(*schedule, "--sp-interval", 3).error()
+    gating = ["--steps", 10, "--gate-step", 5]
+    message = generate(*gating, "--sp-interval", 3).error()
     assert "sp_interval 3: this bundle was built without the graphs" in message
     assert message.endswith(
         f"{command} --sp-interval 3 --fi-interval 1 --warm-up 0 --out {tiny_bundle}"
     )
-    result = generate(*schedule, "--sp-interval", 3, "--fi-interval", 2)
+    result = generate(*gating, "--sp-interval", 3, "--fi-interval", 2)
     assert "sp_interval 3 and fi_interval 2: " in result.error()
     assert "--sp-interval 3 --fi-interval 2" in result.error()
     assert result.code == 2
     assert os.listdir(folder) == []
-    # A schedule that never gets to reuse anything needs no graph for it.
+    # A run that never gets to reuse anything needs no graph for it.
     assert generate("--steps", 2, "--gate-step", 2, "--sp-interval", 3).code == 0
 
 
@@ -231,9 +231,9 @@ def test_long_prompt_is_cut_as_by_diffusers(
     assert warning.startswith("warning: the prompt is longer than the 77 tokens")
     shown = warning.split("left out: ")[1]
     assert shown.replace(" ", "") == repr(cut.replace(" ", ""))
-    drawn = pixels(folder / "x.png")
+    before = pixels(folder / "x.png")
     assert "warning" not in generate(prompt=fits).err
-    assert np.array_equal(drawn, pixels(folder / "x.png"))
+    assert np.array_equal(before, pixels(folder / "x.png"))
 
     spec = read_manifest(tiny_bundle).tokenizers["input_ids"]
     with pytest.warns(UserWarning, match="left out"):

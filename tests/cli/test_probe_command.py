@@ -45,7 +45,9 @@ def test_suggestion_runs(
     schema = Path(result_module.__file__).with_name("probe.schema.json")
     jsonschema.validate(found, json.loads(schema.read_text()))
     assert found["settings"]["prompts"] == ["a fox", "a café"]
-    layers = [layer for cache in read_manifest(tiny_bundle).cache for layer in cache.layers]
+    layers = [
+        layer for cache in read_manifest(tiny_bundle).caches.values() for layer in cache.layers
+    ]
     assert [curve["layer"] for curve in found["curves"]] == layers
     # PNDM evaluates once more than there are steps, so there are as many changes.
     assert {len(curve["change"]) for curve in found["curves"]} == {4}

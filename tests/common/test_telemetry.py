@@ -1,4 +1,4 @@
-"""Drawing writes nothing to a home folder but our cache, and talks to nobody."""
+"""Generating writes nothing to a home folder but our cache, and talks to nobody."""
 
 from __future__ import annotations
 

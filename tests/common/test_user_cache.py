@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import full_disk
-from tgate_export.common.user_cache import cache_folder, keep, kept, write_whole
+from tgate_export.common.user_cache import cache_folder, read_cached, write_cached, write_whole
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,32 +36,32 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_kept_on_a_full_disk(tmp_path: Path) -> None:
     file = tmp_path / "x" / "y.json"
-    keep(file, b"old")
+    write_cached(file, b"old")
     with full_disk():
-        keep(file, b"x" * 5000)
+        write_cached(file, b"x" * 5000)
     assert file.read_bytes() == b"old"
     assert os.listdir(file.parent) == ["y.json"]
 
 
 def test_what_is_kept_is_for_nobody_else(tmp_path: Path) -> None:
-    keep(tmp_path / "x" / "y.json", b"mine")
+    write_cached(tmp_path / "x" / "y.json", b"mine")
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "x" / "y.json").stat().st_mode & 0o777 == 0o600
-    assert kept(tmp_path / "x" / "y.json") == b"mine"
+    assert read_cached(tmp_path / "x" / "y.json") == b"mine"
 
 
 def test_what_others_wrote_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(file := tmp_path / "y.json", b"mine")
+    write_cached(file := tmp_path / "y.json", b"mine")
     file.chmod(0o666)  # whoever could write it may have
-    assert kept(file) is None
+    assert read_cached(file) is None
     file.chmod(0o600)
     (tmp_path / "link").symlink_to(file)
-    assert kept(tmp_path / "link") is None
+    assert read_cached(tmp_path / "link") is None
     os.mkfifo(tmp_path / "pipe", 0o600)  # reading it would wait for somebody to write
-    assert kept(tmp_path / "pipe") is None
-    assert kept(tmp_path / "nothing") is None
+    assert read_cached(tmp_path / "pipe") is None
+    assert read_cached(tmp_path / "nothing") is None
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    assert kept(file) is None
+    assert read_cached(file) is None
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:

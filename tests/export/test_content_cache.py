@@ -42,14 +42,14 @@ def made(cache: ContentCache, files: dict[str, bytes]) -> tuple[Path, dict[str, 
     }
 
 
-def keep(cache: ContentCache, key: str = KEY, files: dict[str, bytes] = FILES) -> None:
-    cache.keep(key, f"label {key[:1]}", *made(cache, files), {"what": ["it", 1]})
+def store(cache: ContentCache, key: str = KEY, files: dict[str, bytes] = FILES) -> None:
+    cache.store(key, f"label {key[:1]}", *made(cache, files), {"what": ["it", 1]})
 
 
-def take(cache: ContentCache, key: str = KEY) -> dict[str, bytes] | None:
+def load(cache: ContentCache, key: str = KEY) -> dict[str, bytes] | None:
     """What comes out, which is nothing in part."""
     target = Path(tempfile.mkdtemp(dir=cache.folder.parents[1]))
-    record = cache.take(key, target)
+    record = cache.load(key, target)
     found = {path.name: path.read_bytes() for path in target.iterdir()}
     shutil.rmtree(target)
     assert (record is None) == (found == {})
@@ -57,23 +57,23 @@ def take(cache: ContentCache, key: str = KEY) -> dict[str, bytes] | None:
 
 
 def test_what_is_kept_comes_back(cache: ContentCache, tmp_path: Path) -> None:
-    assert take(cache) is None
-    keep(cache)
-    assert take(cache) == FILES
-    assert take(cache, OTHER) is None
+    assert load(cache) is None
+    store(cache)
+    assert load(cache) == FILES
+    assert load(cache, OTHER) is None
     (target := tmp_path / "target").mkdir()
-    record = cache.take(KEY, target)
+    record = cache.load(KEY, target)
     assert record is not None
     assert record.content == {"what": ["it", 1]}
     assert record.files["full.onnx"].sha256 == hashlib.sha256(b"graph").hexdigest()
     # A copy: a bundle is written into without any harm to the cache.
     with (target / "full.onnx").open("r+b") as file:
         file.write(b"X")
-    assert take(cache) == FILES
+    assert load(cache) == FILES
 
 
 def test_nobody_else_can_read_or_write_it(cache: ContentCache) -> None:
-    keep(cache)
+    store(cache)
     for path in (cache.folder, cache.folder / KEY):
         assert path.stat().st_mode & 0o777 == 0o700
     for path in (cache.folder / KEY).iterdir():
@@ -118,28 +118,28 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_none_and_is_replaced(cache: ContentCache, damage: str) -> None:
-    keep(cache)
+    store(cache)
     DAMAGES[damage](cache.folder / KEY)
-    assert take(cache) is None
+    assert load(cache) is None
     assert not (cache.folder / KEY).exists()
-    keep(cache)
-    assert take(cache) == FILES
+    store(cache)
+    assert load(cache) == FILES
 
 
 def test_a_damaged_entry_is_replaced_without_being_looked_at(cache: ContentCache) -> None:
-    keep(cache)
+    store(cache)
     (cache.folder / KEY / "record.json").write_bytes(b"")
-    keep(cache)
-    assert take(cache) == FILES
+    store(cache)
+    assert load(cache) == FILES
 
 
 def test_what_others_own_is_none(cache: ContentCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(cache)
+    store(cache)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        assert take(cache) is None
-    keep(cache)
-    assert take(cache) == FILES
+        assert load(cache) is None
+    store(cache)
+    assert load(cache) == FILES
 
 
 @pytest.mark.parametrize(
@@ -155,17 +155,17 @@ def test_a_full_disk_keeps_nothing(
 ) -> None:
     folder, hashes = made(cache, files)
     with full_disk(limit):
-        cache.keep(KEY, "label", folder, hashes, None)
+        cache.store(KEY, "label", folder, hashes, None)
     assert os.listdir(cache.folder) == []
 
 
 def test_a_full_disk_is_the_bundles(cache: ContentCache, tmp_path: Path) -> None:
     """What cannot be copied out is an error: there is no space to export it either."""
-    keep(cache)
+    store(cache)
     (target := tmp_path / "target").mkdir()
     with full_disk(100), pytest.raises(OSError, match="File too large"):
-        cache.take(KEY, target)
-    assert take(cache) == FILES
+        cache.load(KEY, target)
+    assert load(cache) == FILES
 
 
 def test_an_interruption_leaves_nothing(
@@ -175,11 +175,11 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(content_cache, "keep", interrupt)
+        patch.setattr(content_cache, "write_cached", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            keep(cache)
+            store(cache)
     assert os.listdir(cache.folder) == []
-    assert take(cache) is None
+    assert load(cache) is None
 
 
 def test_what_a_killed_process_left_is_removed(cache: ContentCache, tmp_path: Path) -> None:
@@ -202,13 +202,13 @@ def test_what_a_killed_process_left_is_removed(cache: ContentCache, tmp_path: Pa
     )
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"writing\n"
-    keep(cache)
+    store(cache)
     cache.clean()
     (left,) = os.listdir(cache.folder)
     assert left.startswith(f".{'c' * 64}.")
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    keep(cache)
+    store(cache)
     assert os.listdir(cache.folder) == [KEY]
 
 
@@ -216,26 +216,26 @@ def test_what_was_used_least_recently_goes_first(cache: ContentCache) -> None:
     keys = [letter * 64 for letter in "abc"]
     cache.most_bytes = 3 * 6000
     for age, key in enumerate(keys):
-        keep(cache, key)
+        store(cache, key)
         os.utime(cache.folder / key / "record.json", (1000 + age, 1000 + age))
-    assert take(cache, keys[0]) == FILES  # used just now
-    keep(cache, "d" * 64)
+    assert load(cache, keys[0]) == FILES  # used just now
+    store(cache, "d" * 64)
     assert sorted(os.listdir(cache.folder)) == [keys[0], keys[2], "d" * 64]
     assert sum(entry.bytes for entry in cache.entries()) <= cache.most_bytes
 
 
 def test_what_is_larger_than_the_cache_drives_nothing_out(cache: ContentCache) -> None:
     cache.most_bytes = 7000
-    keep(cache)
-    keep(cache, OTHER, {"denoiser.weights": b"w" * 7001})
+    store(cache)
+    store(cache, OTHER, {"denoiser.weights": b"w" * 7001})
     assert os.listdir(cache.folder) == [KEY]
 
 
 def test_no_size_is_no_cache(cache: ContentCache) -> None:
-    keep(cache)
+    store(cache)
     cache.most_bytes = 0
-    assert take(cache) is None
-    keep(cache, OTHER)
+    assert load(cache) is None
+    store(cache, OTHER)
     assert os.listdir(cache.folder) == [KEY]
 
 
@@ -245,8 +245,8 @@ def test_a_cache_that_cannot_be_written_is_none(
 ) -> None:
     (tmp_path / "file").touch()
     nowhere = ContentCache(tmp_path / above / "graphs", 10**6)
-    nowhere.keep(KEY, "label", *made(cache, FILES), None)
-    assert nowhere.take(KEY, tmp_path) is None
+    nowhere.store(KEY, "label", *made(cache, FILES), None)
+    assert nowhere.load(KEY, tmp_path) is None
     assert list(nowhere.entries()) == []
     nowhere.clean()
 
@@ -263,8 +263,8 @@ def test_files_are_copied_where_the_kernel_cannot(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "copy_file_range", fail)
-    keep(cache)
-    assert take(cache) == FILES
+    store(cache)
+    assert load(cache) == FILES
 
 
 def test_several_at_once(cache: ContentCache) -> None:
@@ -281,20 +281,20 @@ def test_several_at_once(cache: ContentCache) -> None:
         taken = 0
         for turn in range(40):
             with tempfile.TemporaryDirectory() as target:
-                record = cache.take(key, Path(target))
+                record = cache.load(key, Path(target))
                 names = {path.name for path in Path(target).iterdir()}
                 assert names == (set(files) if record else set())
                 taken += record is not None
             if turn % 4 == 0:
                 cache.clean()
-            cache.keep(key, "label", made, files, None)
+            cache.store(key, "label", made, files, None)
         print(taken)
         """
     )
-    told = json.dumps({name: file.model_dump() for name, file in hashes.items()})
+    given = json.dumps({name: file.model_dump() for name, file in hashes.items()})
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", code, cache.folder, folder, told], stdout=subprocess.PIPE
+            [sys.executable, "-c", code, cache.folder, folder, given], stdout=subprocess.PIPE
         )
         for _ in range(3)
     ]
@@ -304,16 +304,16 @@ def test_several_at_once(cache: ContentCache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "size"), [("0", 0), ("50GB", 5 * 10**10), ("1.5 t", 15 * 10**11), ("700m", 7 * 10**8)]
+    ("given", "size"), [("0", 0), ("50GB", 5 * 10**10), ("1.5 t", 15 * 10**11), ("700m", 7 * 10**8)]
 )
-def test_its_size(monkeypatch: pytest.MonkeyPatch, told: str, size: int) -> None:
-    monkeypatch.setenv("TGATE_EXPORT_CACHE_SIZE", told)
+def test_its_size(monkeypatch: pytest.MonkeyPatch, given: str, size: int) -> None:
+    monkeypatch.setenv("TGATE_EXPORT_CACHE_SIZE", given)
     assert user_content_cache().most_bytes == size
 
 
-@pytest.mark.parametrize("told", ["a lot", "-1", "1e9", "inf", "20 GiB", "\u0663"])
-def test_a_size_that_is_none(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
-    monkeypatch.setenv("TGATE_EXPORT_CACHE_SIZE", told)
+@pytest.mark.parametrize("given", ["a lot", "-1", "1e9", "inf", "20 GiB", "\u0663"])
+def test_a_size_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("TGATE_EXPORT_CACHE_SIZE", given)
     with pytest.raises(InvalidRequestError, match=r"give a size such as 50GB, or 0"):
         user_content_cache()
 
@@ -323,7 +323,7 @@ def test_its_size_unless_told(
 ) -> None:
     monkeypatch.delenv("TGATE_EXPORT_CACHE_SIZE", raising=False)
     monkeypatch.setenv("TGATE_EXPORT_CACHE", str(cache.folder.parent))
-    keep(cache)
+    store(cache)
     used = sum(entry.bytes for entry in cache.entries())
     for free, most in ((10**6, (10**6 + used) // 10), (10**12, 20 * 10**9)):
         usage = shutil._ntuple_diskusage(10**13, 0, free)  # type: ignore[attr-defined]

@@ -148,7 +148,7 @@ def test_truncated_weights(pipeline: Path, component: str) -> None:
     os.truncate(weights, size - 1)
     message = refused(pipeline)
     assert str(weights) in message
-    assert f"{size - 1} bytes, its header promises {size}" in message
+    assert f"{size - 1} bytes, its header says {size}" in message
 
 
 @pytest.mark.parametrize(

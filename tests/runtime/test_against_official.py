@@ -68,17 +68,17 @@ VERSION_2 = [
 ]
 
 
-@pytest.mark.parametrize("schedule", VERSION_2)
+@pytest.mark.parametrize("gating", VERSION_2)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_version_2_latents(
-    reusing: TGatePipeline, tiny_pipeline_dir: Path, scheduler: str, schedule: tuple[int, ...]
+    reusing: TGatePipeline, tiny_pipeline_dir: Path, scheduler: str, gating: tuple[int, ...]
 ) -> None:
     names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
     run = {
         "num_inference_steps": 10, "guidance_scale": 6.0, "scheduler": scheduler,
-        **dict(zip(names, schedule, strict=True)),
+        **dict(zip(names, gating, strict=True)),
     }  # fmt: skip
-    latents = np.random.default_rng(sum(schedule)).standard_normal((2, 4, 8, 8), dtype=np.float32)
+    latents = np.random.default_rng(sum(gating)).standard_normal((2, 4, 8, 8), dtype=np.float32)
     prompts = [PROMPT, "an umbrella"]
     ours = reusing(prompts, negative_prompt=NEGATIVE, latents=latents, output_type="latent", **run)
     run["steps"] = run.pop("num_inference_steps")
@@ -98,9 +98,9 @@ def test_another_interval_differs(reusing: TGatePipeline) -> None:
     runs = [
         np.asarray(
             reusing(PROMPT, num_inference_steps=10, gate_step=6, guidance_scale=6.0,
-                    latents=latents, output_type="latent", **schedule).images
+                    latents=latents, output_type="latent", **gating).images
         )
-        for schedule in (
+        for gating in (
             {"sp_interval": 2, "fi_interval": 1, "warm_up": 1},
             {"sp_interval": 1, "fi_interval": 2, "warm_up": 0},
             {"sp_interval": 1, "fi_interval": 3, "warm_up": 0},

@@ -112,7 +112,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_the_command_line_draws_with_it(
+def test_the_command_line_runs_it(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["--prompt", "a fox", "--steps", 2, "--gate-step", 1, "--seed", 3, "--json"]

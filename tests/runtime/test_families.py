@@ -147,7 +147,7 @@ def test_the_bound_tells_gates_and_prompts_apart(built: Built) -> None:
     assert relative(run(PROMPTS[0], 3, negative_prompt=NEGATIVE), usual) > 3 * RELATIVE
 
 
-def test_embeddings_of_diffusers_draw_what_their_prompts_draw(built: Built) -> None:
+def test_embeddings_of_diffusers_give_what_their_prompts_give(built: Built) -> None:
     embeds, negative_embeds = diffusers_embeds(built.folder, PROMPTS, NEGATIVE)
     run: dict[str, Any] = {
         "num_inference_steps": STEPS, "gate_step": 3, "guidance_scale": GUIDANCE,
@@ -184,7 +184,7 @@ def test_every_prompt_has_its_own_guidance_scale(built: Built) -> None:
         assert relative(ours.images[index], expected[0]) < RELATIVE
 
 
-# What diffusers draws without guidance, among prompts that are guided.
+# What diffusers gives without guidance, among prompts that are guided.
 SCALES = (GUIDANCE, 1.0, 0.5, 0.0, -1.0, 2.0)
 
 

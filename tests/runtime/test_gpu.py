@@ -99,7 +99,7 @@ def assert_same_latents(pipeline: TGatePipeline, cpu: TGatePipeline) -> None:
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_plans_draw_what_the_cpu_draws(
+def test_plans_give_what_the_cpu_gives(
     planned: tuple[Path, Library], cpu: TGatePipeline, cuda_graphs: bool
 ) -> None:
     bundle, library = planned
@@ -119,7 +119,7 @@ def test_timings_and_memory_are_the_devices(planned: tuple[Path, Library]) -> No
     assert sum(report.weights.values()) > 0
 
 
-def test_onnxruntime_draws_what_the_cpu_draws(ort_cuda: TGatePipeline, cpu: TGatePipeline) -> None:
+def test_onnxruntime_gives_what_the_cpu_gives(ort_cuda: TGatePipeline, cpu: TGatePipeline) -> None:
     assert_same_latents(ort_cuda, cpu)
 
 

@@ -22,7 +22,7 @@ CALL: dict[str, Any] = {"num_inference_steps": 2, "gate_step": 1, "seed": 1, "ou
 WEIGHTS = "graphs/denoiser.weights"
 
 
-def draw(pipeline: TGatePipeline, **more: Any) -> np.ndarray:
+def generate(pipeline: TGatePipeline, **more: Any) -> np.ndarray:
     return np.asarray(pipeline("a fox", **(CALL | more)).images)
 
 
@@ -35,7 +35,7 @@ def other_weights(bundle: Path) -> None:
 
 @pytest.fixture(scope="module")
 def picture(tiny_bundle: Path, cpu_backend: str) -> np.ndarray:
-    return draw(TGatePipeline.from_bundle(tiny_bundle, cpu_backend))
+    return generate(TGatePipeline.from_bundle(tiny_bundle, cpu_backend))
 
 
 def test_a_relative_path_and_another_folder(
@@ -46,7 +46,7 @@ def test_a_relative_path_and_another_folder(
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy.name, cpu_backend)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    np.testing.assert_array_equal(draw(pipeline), picture)
+    np.testing.assert_array_equal(generate(pipeline), picture)
 
 
 def test_a_link_that_points_to_the_next_one(
@@ -60,7 +60,7 @@ def test_a_link_that_points_to_the_next_one(
     pipeline = TGatePipeline.from_bundle(current, cpu_backend)
     current.unlink()
     current.symlink_to(following)
-    np.testing.assert_array_equal(draw(pipeline), picture)
+    np.testing.assert_array_equal(generate(pipeline), picture)
 
 
 def test_weights_that_were_replaced_before_they_were_loaded(
@@ -69,24 +69,24 @@ def test_weights_that_were_replaced_before_they_were_loaded(
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
     other_weights(tiny_bundle_copy)
     with pytest.raises(BundleError, match=r"denoiser\.weights was changed while the bundle was in"):
-        draw(pipeline)
+        generate(pipeline)
 
 
 def test_a_bundle_that_was_replaced_after_it_was_loaded(
     tiny_bundle_copy: Path, cpu_backend: str, picture: np.ndarray, tmp_path: Path
 ) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
-    draw(pipeline)
+    generate(pipeline)
     tiny_bundle_copy.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", tiny_bundle_copy)
     other_weights(tiny_bundle_copy)
     shutil.rmtree(tmp_path / "old")
-    np.testing.assert_array_equal(draw(pipeline), picture)
+    np.testing.assert_array_equal(generate(pipeline), picture)
     # A sampler that was not used before is the new bundle's.
     table = tiny_bundle_copy / "samplers" / "euler.json"
     table.write_bytes(table.read_bytes() + b" ")
     with pytest.raises(BundleError, match=r"euler\.json was changed while the bundle was in use"):
-        draw(pipeline, scheduler="euler")
+        generate(pipeline, scheduler="euler")
 
 
 def test_a_bundle_that_was_copied_over_by_itself(
@@ -95,7 +95,7 @@ def test_a_bundle_that_was_copied_over_by_itself(
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
     tiny_bundle_copy.rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", tiny_bundle_copy, copy_function=shutil.copyfile)
-    np.testing.assert_array_equal(draw(pipeline), picture)
+    np.testing.assert_array_equal(generate(pipeline), picture)
 
 
 def cut(file: Path) -> None:
@@ -112,12 +112,12 @@ def test_weights_that_are_written_to_while_they_are_in_use(
     tiny_bundle_copy: Path, cpu_backend: str, damage: Callable[[Path], None]
 ) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle_copy, cpu_backend)
-    draw(pipeline)
+    generate(pipeline)
     damage(tiny_bundle_copy / WEIGHTS)
     # For another batch, OpenVINO compiles once more.
     for images in (1, 2):
         with pytest.raises(BundleError, match=r"denoiser\.weights was changed while it was in use"):
-            draw(pipeline, num_images_per_prompt=images)
+            generate(pipeline, num_images_per_prompt=images)
 
 
 def test_plans_that_were_replaced(tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,17 +127,19 @@ def test_plans_that_were_replaced(tiny_bundle_copy: Path, monkeypatch: pytest.Mo
     plan = sorted((tiny_bundle_copy / "plans" / "mine").glob("*full*"))[0]
     plan.write_bytes(plan.read_bytes() + b" ")
     with pytest.raises(BundleError, match=f"{plan.name} was changed while the bundle was in use"):
-        draw(pipeline)
+        generate(pipeline)
 
 
 def test_a_file_system_without_maps(
     tiny_bundle: Path, cpu_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime_sessions, "SMALL_GRAPH_BYTES", 0)
-    mapped = draw(TGatePipeline.from_bundle(tiny_bundle, cpu_backend))
+    mapped = generate(TGatePipeline.from_bundle(tiny_bundle, cpu_backend))
 
     def refuse(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
     monkeypatch.setattr(weight_file.mmap, "mmap", refuse)
-    np.testing.assert_array_equal(draw(TGatePipeline.from_bundle(tiny_bundle, cpu_backend)), mapped)
+    np.testing.assert_array_equal(
+        generate(TGatePipeline.from_bundle(tiny_bundle, cpu_backend)), mapped
+    )

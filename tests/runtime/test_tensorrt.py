@@ -32,7 +32,7 @@ from tgate_export.runtime.run import StepInfo
 # The emulation runs them so, too.
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
-FLAVOURS: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
+LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
 def planned(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with plans of both libraries; shared, so not to be changed."""
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("planned") / "bundle"))
-    for library in FLAVOURS:
+    for library in LIBRARIES:
         write_emulated(bundle, library, name=library)
     return bundle
 
@@ -82,7 +82,7 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("library", FLAVOURS)
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_same_latents_as_onnxruntime(
     gpu: Emulation, planned: Path, reference: TGatePipeline, library: Library, cuda_graphs: bool
@@ -96,7 +96,7 @@ def test_same_latents_as_onnxruntime(
     assert ("cudaGraphLaunch" in gpu.cuda.calls) == cuda_graphs
 
 
-def test_plans_of_one_image_draw_several(
+def test_plans_of_one_image_make_several(
     gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
 ) -> None:
     write_emulated(tiny_bundle_copy, batch=(1, 1, 1))

@@ -26,16 +26,18 @@ CALLS: list[dict[str, Any]] = [
 ]
 
 
-def draw(pipeline: TGatePipeline, index: int, **more: Any) -> np.ndarray:
+def generate(pipeline: TGatePipeline, index: int, **more: Any) -> np.ndarray:
     return np.asarray(pipeline(**CALLS[index], output_type="latent", **more).images)
 
 
-def test_four_threads_draw_what_each_draws_alone(tiny_bundle: Path, cpu_backend: str) -> None:
+def test_four_threads_generate_what_each_generates_alone(
+    tiny_bundle: Path, cpu_backend: str
+) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle, cpu_backend)
-    alone = [draw(pipeline, index) for index in range(4)]
+    alone = [generate(pipeline, index) for index in range(4)]
 
     def ten(index: int) -> list[np.ndarray]:
-        return [draw(pipeline, (index + call) % 4) for call in range(10)]
+        return [generate(pipeline, (index + call) % 4) for call in range(10)]
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(ten, range(4)))
@@ -47,9 +49,9 @@ def test_four_threads_draw_what_each_draws_alone(tiny_bundle: Path, cpu_backend:
 def test_a_call_waits_until_the_one_before_has_ended(tiny_bundle: Path) -> None:
     """Whatever the machine's speed: the second comes between the first one's steps."""
     pipeline = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
-    alone = [draw(pipeline, index) for index in range(2)]
+    alone = [generate(pipeline, index) for index in range(2)]
     found: list[np.ndarray] = []
-    second = threading.Thread(target=lambda: found.append(draw(pipeline, 1)))
+    second = threading.Thread(target=lambda: found.append(generate(pipeline, 1)))
 
     def meanwhile(info: Any) -> None:
         if info.step == 0:
@@ -57,7 +59,7 @@ def test_a_call_waits_until_the_one_before_has_ended(tiny_bundle: Path) -> None:
             second.join(0.5)
             assert second.is_alive()
 
-    first = draw(pipeline, 0, callback_on_step_end=meanwhile)
+    first = generate(pipeline, 0, callback_on_step_end=meanwhile)
     second.join(60)
     np.testing.assert_array_equal(first, alone[0])
     np.testing.assert_array_equal(found[0], alone[1])
@@ -66,37 +68,37 @@ def test_a_call_waits_until_the_one_before_has_ended(tiny_bundle: Path) -> None:
 def test_pipelines_that_share_a_backend(tiny_bundle: Path, cpu_backend: str) -> None:
     one = TGatePipeline.from_bundle(tiny_bundle, cpu_backend)
     two = TGatePipeline(one.bundle, one.backend)
-    alone = [draw(one, index) for index in range(2)]
+    alone = [generate(one, index) for index in range(2)]
     pairs = [(one, 0), (two, 1)] * 4
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda pair: draw(*pair), pairs))
+        found = list(pool.map(lambda pair: generate(*pair), pairs))
     for (_, index), picture in zip(pairs, found, strict=True):
         np.testing.assert_array_equal(picture, alone[index])
 
 
 def test_a_batcher_beside_a_pipeline(tiny_bundle: Path, cpu_backend: str) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle, cpu_backend)
-    alone = [draw(pipeline, index) for index in range(4)]
+    alone = [generate(pipeline, index) for index in range(4)]
     with Batcher(pipeline.bundle, pipeline.backend) as batcher:
         futures = [
             batcher.submit(batcher.request(**CALLS[index], output_type="latent"))
             for index in (0, 1, 2, 3)
         ]
-        drawn = [draw(pipeline, index) for index in (3, 2, 1, 0)]
+        reversed_order = [generate(pipeline, index) for index in (3, 2, 1, 0)]
         batched = [np.asarray(future.result(60).images) for future in futures]
     for index in range(4):
-        for found in (drawn[3 - index], batched[index]):
+        for found in (reversed_order[3 - index], batched[index]):
             # Kernels of other batches round in other ways.
             assert np.abs(found - alone[index]).max() <= 1e-4 * np.abs(alone[index]).max()
 
 
 def test_a_callback_cannot_call_its_pipeline(tiny_bundle: Path) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
-    alone = draw(pipeline, 0)
+    alone = generate(pipeline, 0)
     with pytest.raises(InvalidRequestError, match="called the pipeline that it is called by"):
-        draw(pipeline, 0, callback_on_step_end=lambda _info: draw(pipeline, 1))
+        generate(pipeline, 0, callback_on_step_end=lambda _info: generate(pipeline, 1))
     other = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
-    found = draw(pipeline, 0, callback_on_step_end=lambda _info: draw(other, 1))
+    found = generate(pipeline, 0, callback_on_step_end=lambda _info: generate(other, 1))
     np.testing.assert_array_equal(found, alone)
 
 
@@ -105,15 +107,15 @@ def test_a_call_that_is_interrupted_ends_its_turn(
     tiny_bundle: Path, error: type[BaseException]
 ) -> None:
     pipeline = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
-    alone = draw(pipeline, 0)
+    alone = generate(pipeline, 0)
 
     def stop(_info: Any) -> None:
         raise error
 
     with pytest.raises(error):
-        draw(pipeline, 1, callback_on_step_end=stop)
+        generate(pipeline, 1, callback_on_step_end=stop)
     with ThreadPoolExecutor(1) as pool:  # a lock that is still held would let its owner pass
-        np.testing.assert_array_equal(pool.submit(draw, pipeline, 0).result(60), alone)
+        np.testing.assert_array_equal(pool.submit(generate, pipeline, 0).result(60), alone)
 
 
 # In a process of its own: pytest's has threads of many libraries.
@@ -129,12 +131,12 @@ load = lambda: TGatePipeline.from_bundle(path, backend)
 pipeline = load()
 first = pipeline(**call).images
 
-def child(draw):
+def child(generate):
     pid = os.fork()
     if not pid:
         signal.alarm(60)
         try:
-            print("apart", float(np.abs(draw() - first).max()), flush=True)
+            print("apart", float(np.abs(generate() - first).max()), flush=True)
         except TGateError as error:
             print(type(error).__name__, error, flush=True)
         os._exit(0)
@@ -193,7 +195,7 @@ def fork(bundle: Path, backend: str, when: str) -> list[str]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 @pytest.mark.parametrize("when", ["idle", "another", "running"])
-def test_a_forked_child_draws_or_is_refused_at_once(
+def test_a_forked_child_runs_or_is_refused_at_once(
     tiny_bundle: Path, cpu_backend: str, when: str
 ) -> None:
     if cpu_backend == "openvino" and when == "running":

@@ -60,7 +60,7 @@ def image_noise(index: int) -> np.ndarray:
     return standard_normal((3, HEIGHT, WIDTH), SEED, index, IMAGE_NOISE)[None]
 
 
-def draw(built: Built, **call: Any) -> np.ndarray:
+def generate(built: Built, **call: Any) -> np.ndarray:
     output = built.pipeline(
         image=list(images()), latents=latents(), num_inference_steps=STEPS, seed=SEED,
         **({"output_type": "latent", "sp_interval": 1, "fi_interval": 1, "warm_up": 0} | call),
@@ -74,15 +74,15 @@ def relative(found: Any, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("gate_step", "schedule"),
+    ("gate_step", "gating"),
     [(1, (1, 1, 0)), (3, (1, 1, 0)), (5, (1, 1, 0)), (4, (2, 1, 1)), (3, (2, 2, 1))],
 )
 def test_gated_as_the_official_package(
-    built: Built, gate_step: int, schedule: tuple[int, int, int]
+    built: Built, gate_step: int, gating: tuple[int, int, int]
 ) -> None:
-    run = dict(zip(("sp_interval", "fi_interval", "warm_up"), schedule, strict=True))
+    run = dict(zip(("sp_interval", "fi_interval", "warm_up"), gating, strict=True))
     run |= {"gate_step": gate_step, "output_type": "latent", **TOLD}
-    found = draw(built, guidance_scale=4.0, min_guidance_scale=1.5, **run)
+    found = generate(built, guidance_scale=4.0, min_guidance_scale=1.5, **run)
     for index in range(2):
         expected = official_video(
             built.folder, image=images()[index], noise=image_noise(index),
@@ -94,7 +94,7 @@ def test_gated_as_the_official_package(
 
 @pytest.mark.parametrize("output_type", ["latent", "np"])
 def test_ungated_as_diffusers(built: Built, output_type: str) -> None:
-    found = draw(built, gate_step=STEPS, output_type=output_type)
+    found = generate(built, gate_step=STEPS, output_type=output_type)
     for index in range(2):
         expected = diffusers_video(
             built.folder, image=images()[index], noise=image_noise(index),
@@ -110,7 +110,7 @@ def test_guidance_of_1_or_less_is_none_as_in_diffusers(
     built: Built, first: float, last: float
 ) -> None:
     """Unless a frame's is above 1: then all frames are guided by what they are given."""
-    found = draw(built, gate_step=STEPS, guidance_scale=last, min_guidance_scale=first)
+    found = generate(built, gate_step=STEPS, guidance_scale=last, min_guidance_scale=first)
     expected = diffusers_video(
         built.folder, image=images()[1], noise=image_noise(1), latents=latents()[[1]],
         num_inference_steps=STEPS, output_type="latent", min_guidance_scale=first,
@@ -120,7 +120,7 @@ def test_guidance_of_1_or_less_is_none_as_in_diffusers(
 
 
 def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
-    usual = draw(built, gate_step=3)
+    usual = generate(built, gate_step=3)
     for change in (
         {"gate_step": 4},
         {"fps": 20},
@@ -131,7 +131,9 @@ def test_the_bound_tells_gates_images_and_motion_apart(built: Built) -> None:
         {"sp_interval": 2},
         {"fi_interval": 2},
     ):
-        assert relative(draw(built, **({"gate_step": 3} | change)), usual) > 2 * RELATIVE, change
+        assert relative(generate(built, **({"gate_step": 3} | change)), usual) > 2 * RELATIVE, (
+            change
+        )
     swapped = built.pipeline(
         image=list(images()[::-1]), latents=latents(), num_inference_steps=STEPS, gate_step=3,
         seed=SEED, sp_interval=1, fi_interval=1, warm_up=0, output_type="latent",
@@ -170,8 +172,8 @@ def test_verify_holds(built: Built, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({}, "image is missing: a video is drawn from one"),
-        ({"prompt": "a"}, "prompt has no effect: a video is drawn from its image"),
+        ({}, "image is missing: a video is made from one"),
+        ({"prompt": "a"}, "prompt has no effect: a video is made from its image"),
         ({"negative_prompt": "a"}, "negative_prompt has no effect"),
         ({"strength": 0.5}, "strength 0.5 has no effect on a video"),
         ({"fps": 0}, "fps must be at least 1, got 0"),
@@ -190,15 +192,15 @@ def test_bad_calls(built: Built, call: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cpp", "triton"])
-def test_what_cannot_draw_videos_refuses_them(
+def test_what_cannot_make_videos_refuses_them(
     built: Built, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, out = built.pipeline.bundle.path, tmp_path / "out"
     result = run(capsys, "embed", kind, bundle, "--out", out)
     assert result.code == 2
-    assert f"{bundle} draws videos" in result.error()
+    assert f"{bundle} generates videos" in result.error()
     assert not out.exists()
-    with pytest.raises(InvalidRequestError, match="draws videos"):
+    with pytest.raises(InvalidRequestError, match="generates videos"):
         Batcher.from_bundle(bundle)
 
 
@@ -222,7 +224,7 @@ def test_the_command_writes_a_video(
     assert (result.code, "a video must end in .gif" in result.error()) == (2, True)
 
 
-def test_build_says_that_a_video_is_drawn_from_an_image(
+def test_build_says_that_a_video_is_made_from_an_image(
     built: Built, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run(
@@ -234,6 +236,6 @@ def test_build_says_that_a_video_is_drawn_from_an_image(
     assert "--image FILE --out x.webp\n" in result.err
 
 
-def test_images_draw_no_videos(tiny_bundle: Path) -> None:
+def test_images_make_no_videos(tiny_bundle: Path) -> None:
     with pytest.raises(InvalidRequestError, match="fps 7 has no effect"):
         TGatePipeline.from_bundle(tiny_bundle)("a", fps=7)

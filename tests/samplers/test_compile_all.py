@@ -13,16 +13,16 @@ import pytest
 
 from tgate_export.common.errors import ModelError, TGateError
 from tgate_export.common.progress import Progress
-from tgate_export.samplers.compile_all import SamplerJobs, choose_default
+from tgate_export.samplers.compile_all import SamplerCompilation, choose_default
 
 # As a user writes it: at the top level of a script, without `if __name__ == "__main__"`.
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from tgate_export.samplers.compile_all import SamplerJobs
+from tgate_export.samplers.compile_all import SamplerCompilation
 
 print("script runs", flush=True)
-with SamplerJobs({}, Path(sys.argv[1])) as jobs:
+with SamplerCompilation({}, Path(sys.argv[1])) as compilation:
     if "die" in sys.argv:
         os.kill(os.getpid(), 9)
 """
@@ -51,10 +51,10 @@ def test_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
 
 
 def test_helper_that_is_killed_fails_the_build(tmp_path: Path) -> None:
-    with SamplerJobs({}, tmp_path / "samplers") as jobs:
-        jobs._process.kill()
+    with SamplerCompilation({}, tmp_path / "samplers") as compilation:
+        compilation._process.kill()
         with pytest.raises(TGateError, match="compiling samplers failed: killed"):
-            jobs.results(Progress())
+            compilation.results(Progress())
 
 
 def test_helper_ends_with_a_killed_build(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_samplers_that_refuse_the_configuration_are_left_out(tmp_path: Path) -> 
         "algorithm_type": "sde-dpmsolver++",
     }  # fmt: skip
     notes, folder = Notes(), tmp_path / "samplers"
-    with SamplerJobs(config, folder, ["deis", "euler-karras", "ddim"]) as jobs:
-        samplers = jobs.results(notes)
+    with SamplerCompilation(config, folder, ["deis", "euler-karras", "ddim"]) as compilation:
+        samplers = compilation.results(notes)
     assert list(samplers) == ["ddim"]
     assert [path.name for path in folder.iterdir()] == ["ddim.json"]
     first, second = notes.lines
@@ -102,10 +102,12 @@ def test_samplers_that_refuse_the_configuration_are_left_out(tmp_path: Path) -> 
 
 def test_no_sampler_compiles(tmp_path: Path) -> None:
     with (
-        SamplerJobs({"beta_schedule": "no such"}, tmp_path / "samplers", ["euler", "ddim"]) as jobs,
+        SamplerCompilation(
+            {"beta_schedule": "no such"}, tmp_path / "samplers", ["euler", "ddim"]
+        ) as compilation,
         pytest.raises(ModelError, match=r"no sampler can be compiled from .*'euler'.* left out"),
     ):
-        jobs.results(Notes())
+        compilation.results(Notes())
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_table() -> None:
         {
             "model": "m", "weights": "random", "steps": 25, "gate_step": 10, "measured_steps": 4,
             "measured_gate_step": 2, "rounds": 3, "created": "2026-11-25T00:00:00+00:00",
-            "load_average": 0.5, "promised_speedup": 1.45,
+            "load_average": 0.5, "expected_speedup": 1.45,
             "machine": {"processor": "CPU", "cores": 2},
             "peers": {
                 "diffusers": row(30.0, None), "onnxruntime-ungated": row(15.0, None),

@@ -1,4 +1,4 @@
-"""The schedule against the official one, step by step and cache by cache."""
+"""The step plan against the official one, step by step and cache by cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERVAL = st.integers(min_value=1, max_value=8)
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> dict[str, int]:
+def gatings(draw: st.DrawFn) -> dict[str, int]:
     gate = draw(st.integers(min_value=1, max_value=30))
     return {
         "gate_step": gate,
@@ -27,23 +27,23 @@ def schedules(draw: st.DrawFn) -> dict[str, int]:
     }
 
 
-def official(cur_step: int, **schedule: int) -> tuple[dict[str, bool], dict[str, bool], bool]:
+def official(cur_step: int, **gating: int) -> tuple[dict[str, bool], dict[str, bool], bool]:
     """What the official loop tells attention; it does not ask before its first counted step."""
     if cur_step < 0:
         none = {"cache": False, "reuse": False}
         return none, none, True
-    cross, own, keep_shape = tgate_scheduler(cur_step=cur_step, **schedule)
+    cross, own, keep_shape = tgate_scheduler(cur_step=cur_step, **gating)
     return cross, own, keep_shape
 
 
 @settings(max_examples=500)
-@given(steps=POSITIVE, extra=st.integers(min_value=0, max_value=1), schedule=schedules())
+@given(steps=POSITIVE, extra=st.integers(min_value=0, max_value=1), gating=gatings())
 @example(
-    steps=25, extra=0, schedule={"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
+    steps=25, extra=0, gating={"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
 )  # the official default
-def test_equals_the_official_scheduler(steps: int, extra: int, schedule: dict[str, int]) -> None:
+def test_equals_the_official_scheduler(steps: int, extra: int, gating: dict[str, int]) -> None:
     """The graph says what is reused, and every cache that is read is from the same step."""
-    found = tgate_plan(steps, schedule["gate_step"], extra, **without_gate(schedule))
+    found = tgate_plan(steps, gating["gate_step"], extra, **without_gate(gating))
     assert len(found.evaluations) == steps + extra
     # Where each cache was written last: for theirs, and by name for ours.
     cross_at: int | None = None
@@ -51,7 +51,7 @@ def test_equals_the_official_scheduler(steps: int, extra: int, schedule: dict[st
     own_is_mean = False
     written: dict[str, int] = {}
     for index, evaluation in enumerate(found.evaluations):
-        cross, own, keep_shape = official(index - extra, **schedule)
+        cross, own, keep_shape = official(index - extra, **gating)
         graphs = {
             (False, False): "full", (False, True): "full_reuse",
             (True, False): "gated", (True, True): "gated_reuse",
@@ -72,15 +72,15 @@ def test_equals_the_official_scheduler(steps: int, extra: int, schedule: dict[st
         written |= dict.fromkeys(evaluation.writes, index)
 
 
-def without_gate(schedule: dict[str, int]) -> dict[str, int]:
-    return {name: value for name, value in schedule.items() if name != "gate_step"}
+def without_gate(gating: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in gating.items() if name != "gate_step"}
 
 
-@given(steps=POSITIVE, schedule=schedules())
+@given(steps=POSITIVE, gating=gatings())
 def test_what_is_read_was_written_and_what_is_written_is_read(
-    steps: int, schedule: dict[str, int]
+    steps: int, gating: dict[str, int]
 ) -> None:
-    evaluations = tgate_plan(steps, **schedule).evaluations
+    evaluations = tgate_plan(steps, **gating).evaluations
     unread: set[str] = set()
     held: set[str] = set()
     for evaluation in evaluations:
@@ -94,10 +94,10 @@ def test_what_is_read_was_written_and_what_is_written_is_read(
 
 @given(steps=POSITIVE, gate=POSITIVE)
 def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
-    schedule = tgate_plan(steps, gate)
+    step_plan = tgate_plan(steps, gate)
     full = min(gate, steps)
-    assert schedule.phases == ("full",) * full + ("gated",) * (steps - full)
-    for index, evaluation in enumerate(schedule.evaluations):
+    assert step_plan.phases == ("full",) * full + ("gated",) * (steps - full)
+    for index, evaluation in enumerate(step_plan.evaluations):
         writes = ("cross_cache",) if index + 1 == gate < steps else ()
         reads = ("cross_cache",) if index >= gate else ()
         assert evaluation == Evaluation(evaluation.phase, reads, writes)

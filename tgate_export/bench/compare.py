@@ -46,7 +46,7 @@ def open_setups(
     judging: int,
     options: BackendOptions | None = None,
 ) -> list[Setup]:
-    """Open every bundle on every backend, and check that each row can be drawn.
+    """Open every bundle on every backend, and check that each row can be run.
 
     Args:
         bundles: folders.
@@ -81,7 +81,7 @@ def open_setups(
 
 
 def check(setup: Setup, plan: Plan) -> None:
-    """Find out before measuring what a setup cannot draw.
+    """Find out before measuring what a setup cannot run.
 
     Raises:
         TGateError: names the graph, scheduler, or number of steps or images.

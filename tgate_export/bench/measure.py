@@ -1,4 +1,4 @@
-"""Draw every row of every target, interleaved in random order, and keep what each run took."""
+"""Run every row of every target, interleaved in random order, and keep what each run took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.timings import Timings
 
 Advance = Callable[[str, int, int], None]
-"""Called before each call with what is drawn, calls done, and calls in all (as far as known)."""
+"""Called before each call with what runs, calls done, and calls in all (as far as known)."""
 
 
 ATTRIBUTED_STEPS = 4
@@ -36,7 +36,7 @@ class Variant:
 
     Attributes:
         target: the target's name.
-        spec: how to draw.
+        spec: how to generate.
         readings: by round; an interrupted round may lack one.
         judged: pictures of the prompts that adherence is judged by, in order.
     """
@@ -53,13 +53,13 @@ class Setup:
 
     Attributes:
         name: unique in this comparison.
-        pipeline: what draws.
-        prompts: drawn in turn.
+        pipeline: what generates.
+        prompts: used in turn.
         judging: prompts for adherence; none where it cannot be judged.
-        load_s: seconds that its first calls took beside drawing: engines load when needed.
-        memory: what the backend reports once every row has been drawn.
+        load_s: seconds that its first calls took beside generating: engines load when needed.
+        memory: what the backend reports once every row has been run.
         single: seconds of a step of one batch by phase, of every round.
-        twice: the same of two batches.
+        twice: seconds of a step of two batches by phase, of every round.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Measurement:
         self._attributed = [c for c in setups if attributable(c, plan.batch)]
 
     def run(self) -> None:
-        """Warm up, measure, and draw what adherence is judged by. Ctrl-C ends it, `complete` unset.
+        """Warm up, measure, and generate what is judged. Ctrl-C ends it, `complete` unset.
 
         Raises:
             TGateError: what a pipeline raises.
@@ -118,7 +118,7 @@ class Measurement:
             for number in range(self.plan.repeats):
                 for variant in self._shuffled(self.variants):
                     self._advance(f"round {number + 1}", self._done, self._total())
-                    variant.readings[number] = self._draw(variant, number)
+                    variant.readings[number] = self._measure(variant, number)
                     self._done += 1
             self._attribute()
             self._judge()
@@ -150,13 +150,13 @@ class Measurement:
             setup.memory = setup.pipeline.backend.memory_report()
 
     def _warm(self, variants: list[Variant]) -> list[list[Timings]]:
-        """Draw without keeping pictures; the first of several calls, which is slow, is left out."""
+        """Run without keeping pictures; the first of several calls, which is slow, is left out."""
         timings: dict[int, list[Timings]] = {id(variant): [] for variant in variants}
         for _ in range(self.plan.warmup):
             for variant in self._shuffled(variants):
                 self._advance("warming up", self._done, self._total())
                 started = perf_counter()
-                reading = self._draw(variant, 0)
+                reading = self._measure(variant, 0)
                 beside = perf_counter() - started - reading.timings.total
                 if not timings[id(variant)]:
                     self.setups[variant.target].load_s += beside
@@ -193,11 +193,11 @@ class Measurement:
             for first in range(0, len(setup.judging), chunk):
                 self._advance("adherence", self._done, self._total())
                 prompts = setup.judging[first : first + chunk]
-                drawn = self._call(variant, prompts, self.plan.seed + first).images
-                variant.judged.extend(drawn)
+                images = self._call(variant, prompts, self.plan.seed + first).images
+                variant.judged.extend(images)
                 self._done += 1
 
-    def _draw(self, variant: Variant, number: int) -> Reading:
+    def _measure(self, variant: Variant, number: int) -> Reading:
         prompts = self.setups[variant.target].prompts
         batch = self.plan.batch
         chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]

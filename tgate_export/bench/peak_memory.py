@@ -1,4 +1,4 @@
-"""Peak host memory of a process that loads a bundle and draws one batch.
+"""Peak host memory of a process that loads a bundle and makes one batch.
 
 In a process of its own, since everything else that is measured shares one: several bundles and
 backends are loaded there. `VmHWM` belongs to the new program; `ru_maxrss` would carry over from

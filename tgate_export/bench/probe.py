@@ -25,7 +25,7 @@ Calibrated on `shapes` (25 DDIM steps, 128 captions), where the truth is known: 
 that meets the bound on adherence has 0.841, the last that breaks it 0.832.
 """
 SHOWN = 8
-"""Prompts that every gate of the charts is drawn with."""
+"""Prompts that the charts show of every gate."""
 _CHART_GATES = (0.04, 0.08, 0.12, 0.2, 0.28, 0.4, 0.52, 0.68, 0.84)
 
 Advance = Callable[[str, int, int], None]
@@ -36,13 +36,13 @@ class Probe:
     """One probe; `run` can be interrupted, and keeps what it has.
 
     Attributes:
-        pipeline: what draws.
+        pipeline: what generates.
         prompts: all of them decide; the first few are shown.
         steps: denoising steps.
         scheduler: a sampler of the bundle.
         seed: of the first picture.
         min_ssim: bound to use; by default adherence where it can be judged, else `MIN_SSIM`.
-        command: what draws with a gate step, for the result; for instance a shell command.
+        command: what generates with a gate step, for the result; for instance a shell command.
         pictures: by gate step, 8 bits; the ungated under `steps`.
     """
 
@@ -63,13 +63,13 @@ class Probe:
         self._done = 0
 
     def run(self) -> ProbeResult:
-        """Draw ungated and gated, and find the earliest gate that meets the bound.
+        """Generate ungated and gated, and find the earliest gate that meets the bound.
 
         Raises:
-            KeyboardInterrupt: interrupted before all ungated pictures were drawn.
+            KeyboardInterrupt: interrupted before all ungated pictures were made.
             TGateError: what the pipeline raises.
         """
-        self.pictures[self.steps] = self._draw(
+        self.pictures[self.steps] = self._generate(
             "ungated", self.steps, self.prompts, self._recorder.record
         )
         suggested, complete = None, False
@@ -99,26 +99,26 @@ class Probe:
         return high
 
     def _judge(self, gate: int) -> bool:
-        """Draw every prompt at a gate, and tell whether it meets the bound."""
-        drawn = self._draw(f"gate {gate}", gate, self.prompts)
-        self.pictures[gate] = drawn
-        quality = judge(gate, self.pictures[self.steps], drawn, self.prompts, self.bound)
+        """Generate every prompt at a gate, and tell whether it meets the bound."""
+        images = self._generate(f"gate {gate}", gate, self.prompts)
+        self.pictures[gate] = images
+        quality = judge(gate, self.pictures[self.steps], images, self.prompts, self.bound)
         self._gates[gate] = quality
         return bool(quality.meets_bound)
 
     def _look(self, gate: int) -> None:
-        """Draw a few prompts at a gate for the charts, unless there are pictures of it."""
+        """Generate a few prompts at a gate for the charts, unless there are pictures of it."""
         if gate in self.pictures:
             return
-        drawn = self._draw(f"gate {gate}", gate, self.prompts[:SHOWN])
-        self.pictures[gate] = drawn
-        similar = similarity(self.pictures[self.steps][: len(drawn)], drawn)
+        images = self._generate(f"gate {gate}", gate, self.prompts[:SHOWN])
+        self.pictures[gate] = images
+        similar = similarity(self.pictures[self.steps][: len(images)], images)
         self._gates[gate] = GateQuality(
             gate_step=gate, similarity=similar, shown=similar,
             adherence=None, lost=None, lost_bound=None, meets_bound=None,
         )  # fmt: skip
 
-    def _draw(
+    def _generate(
         self, label: str, gate: int, prompts: Sequence[str], callback: StepCallback | None = None
     ) -> list[np.ndarray]:
         pictures: list[np.ndarray] = []

@@ -30,7 +30,7 @@ def is_shapes(manifest: Manifest) -> bool:
 def default_prompts(manifest: Manifest, count: int, seed: int = 0) -> tuple[str, ...]:
     """Return `count` prompts that suit a bundle, in an order that the seed decides.
 
-    Those of `shapes` are drawn without repeating one before all were used; there are 224.
+    Those of `shapes` are shuffled, none repeated before all were used; there are 224.
     """
     prompts = all_captions() if is_shapes(manifest) else GENERAL
     rng = np.random.default_rng(seed)

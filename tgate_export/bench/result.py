@@ -59,7 +59,7 @@ class Macs(ResultModel):
     denoiser_papers: int
 
 
-class Promise(ResultModel):
+class ExpectedSpeedup(ResultModel):
     """The speed-up that fewer MACs would give on hardware whose time is MACs and nothing else."""
 
     all_stages: float
@@ -107,10 +107,10 @@ class Target(ResultModel):
     weights_bytes: int = Field(description="weight files, each counted once")
     cache_bytes: int = Field(description="cache tensors of one batch")
     peak_host_bytes: int | None = Field(
-        description="of a process of its own that loads the bundle and draws one batch"
+        description="of a process of its own that loads the bundle and makes one batch"
     )
     device_memory: dict[str, object] | None = Field(description="the backend's own report")
-    prompts: list[str] = Field(description="drawn in turn; round r has seed settings.seed + r")
+    prompts: list[str] = Field(description="used in turn; round r has seed settings.seed + r")
     attribution: Attribution | None = Field(description="from MACs")
     measured_attribution: Attribution | None = Field(
         description="from seconds; none where twice the images do not fit or run at less than "
@@ -122,9 +122,9 @@ Kind = Literal["baseline", "gated", "version_2", "fewer_steps"]
 
 
 class Row(ResultModel):
-    """One way to draw with one target.
+    """One way to generate with one target.
 
-    Times are of a call, which draws `settings.batch` pictures.
+    Times are of a call, which makes `settings.batch` pictures.
     """
 
     id: str
@@ -147,8 +147,10 @@ class Row(ResultModel):
     speedup: Interval | None = Field(description="over the same target's baseline")
     speedup_over_first: Interval | None = Field(description="over the first target's baseline")
     macs: Macs | None
-    promised: Promise | None
-    efficiency: float | None = Field(description="speed-up by promised.all_stages")
+    expected_speedup: ExpectedSpeedup | None = Field(
+        description="over the same target's baseline, by MACs"
+    )
+    efficiency: float | None = Field(description="speed-up over expected_speedup.all_stages")
     similarity: Similarity | None = Field(description="to the same target's baseline")
     adherence: Adherence | None
 
@@ -194,14 +196,14 @@ class GateQuality(ResultModel):
     """What gating at one step does to the pictures."""
 
     gate_step: int
-    similarity: Similarity = Field(description="over all pictures drawn at this gate")
+    similarity: Similarity = Field(description="over all pictures made at this gate")
     shown: Similarity = Field(description="over the first prompts, the same at every gate")
     adherence: Adherence | None
     lost: int | None = Field(description="pictures that adhere ungated but not gated")
     lost_bound: float | None = Field(
         description="95 % upper confidence bound of the share that is lost (Clopper-Pearson)"
     )
-    meets_bound: bool | None = Field(description="none: drawn for the charts, on few prompts")
+    meets_bound: bool | None = Field(description="none: made for the charts, on few prompts")
 
 
 class Bound(ResultModel):

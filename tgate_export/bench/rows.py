@@ -1,4 +1,4 @@
-"""Which ways to draw are compared, before anything is drawn."""
+"""Which ways to generate are compared, before anything runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEFAULT_GATES = (0.2, 0.4, 0.6)
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One way to draw.
+    """One way to generate.
 
     Attributes:
         kind: baseline; gated; gated with self-attention reused, too (version 2 of the method); or

@@ -12,7 +12,7 @@ from tgate_export.bench.measure import Measurement, Setup, Variant
 from tgate_export.bench.result import Adherence, Interval, Macs, Quantiles, Row, Similarity
 from tgate_export.bench.similarity import similarity
 from tgate_export.bench.statistics import quantiles, speedup
-from tgate_export.bench.work import promise
+from tgate_export.bench.work import expected_speedup
 from tgate_export.runtime.timings import Timings
 
 
@@ -33,7 +33,7 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
         base = bases[variant.target]
         plain = variants[base]
         ratio = _speedup(plain, variant, measurement.plan.seed)
-        promised = promise(macs[base], macs[index]) if macs else None
+        expected = expected_speedup(macs[base], macs[index]) if macs else None
         timings = [reading.timings for reading in variant.readings.values()]
         latency = quantiles([timing.total for timing in timings])
         rows.append(
@@ -54,8 +54,8 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
                 speedup=ratio,
                 speedup_over_first=_speedup(variants[first], variant, measurement.plan.seed),
                 macs=macs.get(index),
-                promised=promised,
-                efficiency=ratio.value / promised.all_stages if ratio and promised else None,
+                expected_speedup=expected,
+                efficiency=ratio.value / expected.all_stages if ratio and expected else None,
                 similarity=_similarity(plain, variant),
                 adherence=_adherence(measurement.setups[variant.target], variant),
             )

@@ -78,24 +78,24 @@ def _speed(result: BenchResult, rows: Sequence[Row], name: Namer) -> Table:
         "images/s",
         "speed-up (95 %)",
     )
-    columns += ("over first",) * several + ("MACs promise", "of promise", "rounds")
+    columns += ("over first",) * several + ("expected", "of expected", "rounds")
     cells = []
     for row in rows:
         latency = [milliseconds(v) for v in (row.latency.p50, row.latency.p90, row.latency.p99)]
-        promise = row.promised
+        expected = row.expected_speedup
         over_first = (interval(row.speedup_over_first),) * several
         cells.append(
             (
                 name(row), *latency, f"{row.images_per_second:.3g}", interval(row.speedup),
-                *over_first, f"{promise.all_stages:.2f}x" if promise else NONE,
+                *over_first, f"{expected.all_stages:.2f}x" if expected else NONE,
                 f"{row.efficiency:.0%}" if row.efficiency else NONE, str(len(row.latencies_s)),
             )
         )  # fmt: skip
     batch = result.settings.batch
     note = (
-        f"Latency is of a call, which draws {batch} picture{'s' * (batch > 1)}; all stages count. "
+        f"Latency is of a call, which makes {batch} picture{'s' * (batch > 1)}; all stages count. "
         "Speed-up: ratio of medians over the ungated run of the same bundle and backend. "
-        "MACs promise: all stages, all multiply-accumulates."
+        "Expected: the ratio of multiply-accumulates, all stages counted."
     )
     return Table("Speed", columns, tuple(cells), note)
 
@@ -167,7 +167,7 @@ def _targets(targets: Sequence[Target]) -> Table:
     columns = (
         "bundle", "precision", "load, s", "peak host memory", "device memory", "weights", "caches",
     )  # fmt: skip
-    note = "Peak host memory: of a process that loads the bundle and draws one batch."
+    note = "Peak host memory: of a process that loads the bundle and makes one batch."
     return Table("Memory", columns, cells, note)
 
 
@@ -195,7 +195,7 @@ def _attribution(targets: Sequence[Target]) -> list[Table]:
         "by the cache", "together",
     )  # fmt: skip
     note = (
-        "gated, drawing twice the pictures, evaluates as many samples as full: what it takes less "
+        "gated, making twice the pictures, evaluates as many samples as full: what it takes less "
         "is what the cache gains, the rest of the speed-up is guidance."
     )
     return [Table("What a gated step saves", columns, cells, note)] if cells else []
@@ -215,7 +215,7 @@ def probe_tables(result: ProbeResult) -> list[Table]:
         for gate in result.gates
     )  # fmt: skip
     columns = ("gate step", "PSNR, dB", "SSIM", "adherence", "lost", "pictures", "meets the bound")
-    note = "To the ungated pictures of the same prompts and seeds. Not judged: drawn for charts."
+    note = "To the ungated pictures of the same prompts and seeds. Not judged: made for charts."
     if result.ungated_adherence:
         note += f" Ungated adherence: {result.ungated_adherence.share:.1%}."
     return [Table("Gates", columns, cells, note)]

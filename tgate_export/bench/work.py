@@ -10,7 +10,7 @@ import numpy as np
 
 from tgate_export.bench.macs import Macs as GraphMacs
 from tgate_export.bench.macs import graph_macs
-from tgate_export.bench.result import Attribution, Macs, Promise
+from tgate_export.bench.result import Attribution, ExpectedSpeedup, Macs
 from tgate_export.bench.rows import RowSpec, binding_plan
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.runtime.pipeline import TGatePipeline
@@ -73,9 +73,9 @@ def attribution(full: float, gated_twice: float, gated: float) -> Attribution:
     )  # fmt: skip
 
 
-def promise(baseline: Macs, row: Macs) -> Promise:
-    """Return the speed-up that a row's MACs promise over the baseline's: ratios of `total`."""
-    return Promise(
+def expected_speedup(baseline: Macs, row: Macs) -> ExpectedSpeedup:
+    """Return a row's speed-up over the baseline expected by MACs: ratios of `total`."""
+    return ExpectedSpeedup(
         all_stages=baseline.total / row.total,
         denoiser=baseline.denoiser_total / row.denoiser_total,
     )

@@ -19,7 +19,7 @@ from tgate_export.build.compare import differences_of, with_comparison
 from tgate_export.build.describe import describe
 from tgate_export.build.request import BuildRequest
 from tgate_export.build.tokenizers import write_tokenizers
-from tgate_export.build.units import keep_unit, label, take_unit
+from tgate_export.build.units import label, load_unit, store_unit
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
@@ -31,7 +31,7 @@ from tgate_export.export.content_cache import ContentCache
 from tgate_export.export.unit import GRAPHS_FOLDER, unit_key
 from tgate_export.families import geometry
 from tgate_export.families.units import DENOISER, Unit, units
-from tgate_export.samplers.compile_all import SamplerJobs, choose_default
+from tgate_export.samplers.compile_all import SamplerCompilation, choose_default
 from tgate_export.verify.differences import Difference, require
 
 if TYPE_CHECKING:
@@ -62,17 +62,17 @@ def assemble(
     """
     source = request.source
     work = Assembly(request, staging, cache, progress, _keys(request))
-    _take(work, compare_afresh=compare_afresh)
+    _load_cached(work, compare_afresh=compare_afresh)
     starts = request.options.image_to_image
-    with SamplerJobs(
+    with SamplerCompilation(
         source.config("scheduler"), staging / "samplers", source.samplers, starts=starts
-    ) as jobs:
+    ) as compilation:
         _load(work)
         _export(work)
         tokenizers = write_tokenizers(request, cache, staging)
         _write_sampler_graph(work)
         with progress.stage("compiling samplers"):
-            samplers = jobs.results(progress)
+            samplers = compilation.results(progress)
     manifest = describe(
         request,
         work.in_order(),
@@ -104,11 +104,11 @@ def _keys(request: BuildRequest) -> dict[Unit, str]:
     }
 
 
-def _take(work: Assembly, *, compare_afresh: bool) -> None:
+def _load_cached(work: Assembly, *, compare_afresh: bool) -> None:
     """Copy from the cache what was exported before."""
     work.graphs.mkdir()
     for unit, key in work.keys.items():
-        taken = take_unit(work.cache, key, work.graphs)
+        taken = load_unit(work.cache, key, work.graphs)
         if taken is not None:
             found, hashes = taken
             work.exported[unit.name] = (
@@ -198,7 +198,7 @@ def _hash(work: Assembly) -> dict[str, File]:
 
 
 def _compare(work: Assembly, bundle: Bundle) -> None:
-    """Compare with PyTorch what never was, and keep it for the next build."""
+    """Compare with PyTorch what never was, and store it for the next build."""
     unproven, compared_here = work.unproven, work.compared_here
     if not unproven:
         return
@@ -213,15 +213,15 @@ def _compare(work: Assembly, bundle: Bundle) -> None:
     for unit in unproven:
         work.exported[unit.name] = with_comparison(work.exported[unit.name], differences)
     if work.cache.most_bytes:
-        _keep(work, unproven, bundle.manifest)
+        _store(work, unproven, bundle.manifest)
 
 
-def _keep(work: Assembly, kept: list[Unit], manifest: Manifest) -> None:
-    """Keep units for other builds."""
+def _store(work: Assembly, stored: list[Unit], manifest: Manifest) -> None:
+    """Store units for other builds."""
     with work.progress.stage("keeping graphs in the cache"):
-        for unit in kept:
+        for unit in stored:
             name, found = label(work.request, unit), work.exported[unit.name]
-            keep_unit(work.cache, work.keys[unit], name, found, manifest, work.graphs)
+            store_unit(work.cache, work.keys[unit], name, found, manifest, work.graphs)
 
 
 def _compare_here(work: Assembly, bundle: Bundle, graphs: set[str]) -> tuple[Difference, ...]:

@@ -94,7 +94,8 @@ def build_bundle(
         gate_step: the bundle's default gate step; the model's own when not given.
         sp_interval: the bundle's default; above 1, the bundle can reuse self-attention before the
             gate, in any interval.
-        fi_interval: the same from the gate on.
+        fi_interval: the bundle's default; above 1, the bundle can reuse self-attention from the
+            gate on, in any interval.
         warm_up: the bundle's default number of steps that never reuse self-attention.
         guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
             negative prompt, no guidance scale. The model's own when not given.

@@ -39,7 +39,7 @@ def _write(
     folder = staging / spec.component
     folder.mkdir()
     key = tokenizer_key(request.source, spec, request.hashes)
-    if (record := cache.take(key, folder)) is not None and record.files.keys() == {_FILE}:
+    if (record := cache.load(key, folder)) is not None and record.files.keys() == {_FILE}:
         try:
             return Tokenizer.model_validate_json(json.dumps(record.content))
         except ValidationError:
@@ -50,5 +50,5 @@ def _write(
     file = folder / _FILE
     found = export_tokenizer(spec, load_tokenizer(request.source, spec), file)
     label = f"{request.source.name} {spec.component}"
-    cache.keep(key, label, folder, {_FILE: hash_file(file)}, found.model_dump(mode="json"))
+    cache.store(key, label, folder, {_FILE: hash_file(file)}, found.model_dump(mode="json"))
     return found

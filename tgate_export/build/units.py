@@ -15,11 +15,11 @@ from tgate_export.export.unit import GRAPHS_FOLDER, ExportedUnit
 from tgate_export.families.units import Unit
 
 
-def take_unit(
+def load_unit(
     cache: ContentCache, key: str, folder: Path
 ) -> tuple[ExportedUnit, Mapping[str, File]] | None:
     """Copy a unit's files out of the cache, and return it with their hashes; None without one."""
-    record = cache.take(key, folder)
+    record = cache.load(key, folder)
     if record is None:
         return None
     try:
@@ -33,10 +33,10 @@ def take_unit(
     return unit, record.files
 
 
-def keep_unit(
+def store_unit(
     cache: ContentCache, key: str, label: str, unit: ExportedUnit, manifest: Manifest, folder: Path
 ) -> None:
-    """Keep a unit's files in the cache.
+    """Store a unit's files in the cache.
 
     Args:
         cache: the cache.
@@ -47,7 +47,7 @@ def keep_unit(
         folder: the bundle's folder of graphs.
     """
     files = {name: manifest.files[f"{GRAPHS_FOLDER}/{name}"] for name in sorted(unit.files())}
-    cache.keep(key, label, folder, files, unit.model_dump(mode="json"))
+    cache.store(key, label, folder, files, unit.model_dump(mode="json"))
 
 
 def label(request: BuildRequest, unit: Unit) -> str:

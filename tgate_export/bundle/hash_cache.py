@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import File
-from tgate_export.common.user_cache import cache_folder, keep, kept
+from tgate_export.common.user_cache import cache_folder, read_cached, write_cached
 
 LARGE_BYTES = 16 * 2**20
 # A write within a file system's resolution of time after another may leave no trace.
@@ -67,7 +67,7 @@ def cached_hashes(root: Path, relatives: Iterable[str]) -> Iterator[tuple[str, F
     }
     if fresh:
         all_known = {name: record[name] for name in known} | fresh
-        keep(file, _RECORD.dump_json(all_known, indent=1))
+        write_cached(file, _RECORD.dump_json(all_known, indent=1))
     for name in stamps:
         yield name, (known | found)[name]
 
@@ -80,7 +80,7 @@ def stamp_of(path: Path) -> Stamp:
 
 def _read(file: Path) -> dict[str, _Hashed]:
     with contextlib.suppress(ValueError):  # damaged
-        content = kept(file)
+        content = read_cached(file)
         if content is not None:
             return _RECORD.validate_json(content)
     return {}

@@ -21,7 +21,7 @@ COMMANDS = {
     "build": "Compile a diffusers pipeline into a bundle.",
     "inspect": "Show what is in a bundle, without loading it.",
     "verify": "Prove a bundle against PyTorch.",
-    "generate": "Draw with a bundle.",
+    "generate": "Generate images or videos with a bundle.",
     "bench": "Time bundles, gated and not.",
     "probe": "Find where cross-attention converges; suggest a gate step.",
     "embed": "Turn a bundle into a server or a program.",

@@ -42,7 +42,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield what is drawn; see `Console.render`."""
+        """Yield what is shown; see `Console.render`."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment
@@ -74,7 +74,7 @@ def spinner(label: str) -> contextlib.AbstractContextManager[object]:
 
 
 class RichProgress(Progress):
-    """Draws the stages of a job on stderr: a spinner now, a line with the seconds after."""
+    """Shows the stages of long work on stderr: a spinner now, a line with the seconds after."""
 
     def __init__(self) -> None:
         self._console = stderr()

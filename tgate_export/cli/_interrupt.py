@@ -32,13 +32,13 @@ def second_one_ends() -> Iterator[None]:
 
 
 def _watch(read: int) -> None:
-    told = 0
-    while told < 2:
+    stops = 0
+    while stops < 2:
         numbers = os.read(read, 64)
         if not numbers:
             os.close(read)
             return
-        told += sum(number in (signal.SIGINT, signal.SIGTERM) for number in numbers)
+        stops += sum(number in (signal.SIGINT, signal.SIGTERM) for number in numbers)
     until = monotonic() + PATIENCE_SECONDS
     while (left := until - monotonic()) > 0:
         if select.select([read], [], [], left)[0] and not os.read(read, 64):

@@ -40,7 +40,7 @@ _OPTIONS = (
     click.option(
         "--weight-streaming",
         is_flag=True,
-        help="Plans whose weights may stay in host memory; see `generate`.",
+        help="Plans whose weights may stay in host memory: generate --weight-streaming-budget.",
     ),
     click.option(
         "--hardware-compatible",

@@ -70,7 +70,7 @@ def print_table(console: Console, content: Table) -> None:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Draw a progress bar on stderr; yields what to call with a label, calls done and in all."""
+    """Show a progress bar on stderr; yields what to call with a label, calls done and in all."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

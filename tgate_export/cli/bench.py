@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 )
 @click.option("--scheduler", type=SchedulerName(), help="Sampler. Default: each bundle's.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Pictures that a call draws.")  # fmt: skip
+              help="Pictures that a call makes.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Rounds; each draws every row once, in random order.")  # fmt: skip
+              help="Rounds; each runs every row once, in random order.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(min=1), default=2, show_default=True,
-              help="Rounds before, not counted.")  # fmt: skip
+              help="Rounds to warm up, not counted.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
               help="Of pictures, of the order of runs, and of the bootstrap.")  # fmt: skip
 @click.option(

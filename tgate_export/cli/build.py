@@ -94,7 +94,8 @@ if TYPE_CHECKING:
     type=int,
     default=1,
     show_default=True,
-    help="The same for steps from the gate on.",
+    help="Default of the bundle. Above 1, it gets a graph for steps from the gate on that reuse "
+    "self-attention; generate may then use any interval.",
 )
 @click.option(
     "--warm-up",

@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
 
     What a build is writing at the moment stays, and so does every bundle.
     """
-    from tgate_export.common.user_cache import cache_folder, kept_files
+    from tgate_export.common.user_cache import cache_folder, cached_files
     from tgate_export.export.content_cache import user_content_cache
 
     cache = user_content_cache()
@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
     cache.clean()
     freed = before - sum(entry.bytes for entry in cache.entries())
     for name in OTHERS:
-        for file in kept_files(name):
+        for file in cached_files(name):
             with contextlib.suppress(OSError):
                 size = file.lstat().st_size
                 file.unlink()

@@ -16,12 +16,12 @@ OTHERS = {"samplers": "sampler tables", "hashes": "hashes of large files"}
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(as_json: bool) -> None:
     """Show what is in the cache, and how large it is."""
-    from tgate_export.common.user_cache import cache_folder, kept_files
+    from tgate_export.common.user_cache import cache_folder, cached_files
     from tgate_export.export.content_cache import user_content_cache
 
     cache = user_content_cache()
     entries = sorted(cache.entries(), key=lambda entry: -entry.used)
-    others = {name: sum(file.lstat().st_size for file in kept_files(name)) for name in OTHERS}
+    others = {name: sum(file.lstat().st_size for file in cached_files(name)) for name in OTHERS}
     graphs = sum(entry.bytes for entry in entries)
     folder = cache_folder("graphs").parent
     if as_json:

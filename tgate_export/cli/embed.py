@@ -7,7 +7,7 @@ import click
 from tgate_export.cli._lazy import lazy_group
 
 COMMANDS = {
-    "cpp": "Write a C++ project that draws, without Python.",
+    "cpp": "Write a C++ project that generates images, without Python.",
     "triton": "Serve a bundle with Triton Inference Server.",
 }
 

@@ -19,7 +19,7 @@ from tgate_export.cli._types import BundlePath
     help="Folder of the project: nothing, or an empty folder.",
 )
 def command(bundle: Path, out: Path) -> None:
-    """Write a CMake project with a C++17 library and a program that draws; no Python, no torch.
+    """Write a CMake project: a C++17 library and a program that generates images, without Python.
 
     The bundle goes with it, as hard links where the file system allows.
     """

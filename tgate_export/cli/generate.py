@@ -85,7 +85,7 @@ def command(
     """Generate images with a bundle: full graph before the gate step, gated graph from it on.
 
     What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
-    of the T-GATE package; see build --help.
+    of the T-GATE package.
     """
     _check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)

@@ -67,8 +67,8 @@ def command(
 ) -> None:
     """Find where cross-attention converges; suggest a gate step.
 
-    Draws the prompts without gating and at the gates that a bisection asks for; the convergence
-    curves come from the caches that the full graph gives anyway.
+    Generates images of the prompts without gating and at the gates that a bisection asks for; the
+    convergence curves come from the caches that the full graph gives anyway.
     """
     check_reports({"--json": json_path, "--html": html_path})
     from tgate_export.bench.compare import require_bench_extra
@@ -99,14 +99,14 @@ def command(
 
         write_report(html_path, probe_page(result, probe.pictures))
     if not result.complete:
-        stderr().print("error: interrupted; what was drawn is kept", soft_wrap=True)
+        stderr().print("error: interrupted; what was generated is kept", soft_wrap=True)
         raise SystemExit(130)
 
 
 def _generate(
     pipeline: TGatePipeline, prompt: str, steps: int, scheduler: str, gate_step: int
 ) -> str:
-    """Return the command that draws with a gate step."""
+    """Return the command that generates with a gate step."""
     options = ["--steps", str(steps), "--gate-step", str(gate_step)]
     if scheduler != pipeline.manifest.defaults.scheduler:
         options += ["--scheduler", scheduler]
@@ -115,7 +115,7 @@ def _generate(
 
 
 def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:
-    """Find out before drawing what the bundle cannot draw."""
+    """Find out before anything runs what the bundle cannot do."""
     from tgate_export.bench.rows import baseline, binding_plan, gated
 
     samplers = pipeline.manifest.samplers
@@ -141,8 +141,8 @@ def _show(result: ProbeResult) -> None:
     if result.command:
         console.print(
             f"Suggested gate step: {result.suggested_gate_step} of "
-            f"{result.settings.num_inference_steps}. Draw with it:\n  {result.command}",
+            f"{result.settings.num_inference_steps}. Generate with it:\n  {result.command}",
             soft_wrap=True,
         )
     elif result.complete:
-        console.print("No gate meets the bound: draw without one.")
+        console.print("No gate meets the bound: generate without one.")

@@ -8,7 +8,7 @@ from tgate_export.common.hints import Call, Hint, in_python, worded
 
 
 class TGateError(Exception):
-    """The job failed or a check did not hold.
+    """The command failed, or a check did not hold.
 
     Attributes:
         message: what is wrong; often with what to do, where that names no call of this package.

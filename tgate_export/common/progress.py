@@ -1,4 +1,4 @@
-"""How long work says where it is; the command line draws it, everything else ignores it."""
+"""How long work says where it is; the command line shows it, everything else ignores it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tgate_export.common.hints import Call
 
 
 class Progress:
-    """Stages of a job. This one is silent."""
+    """Stages of long work. This one is silent."""
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[None]:

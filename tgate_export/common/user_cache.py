@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 # A hash, and what a killed process left of one.
-_KEPT = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{64}\.json\.[0-9a-f]{8}\.tmp")
+_CACHED = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{64}\.json\.[0-9a-f]{8}\.tmp")
 
 
 def cache_folder(name: str) -> Path:
@@ -22,9 +22,9 @@ def cache_folder(name: str) -> Path:
     Deleting it harms nothing. For a user without a home, as in some containers, it is a folder that
     cannot be made, so that nothing is kept.
     """
-    told = os.environ.get("TGATE_EXPORT_CACHE")
-    if told:
-        return Path(told) / name
+    chosen = os.environ.get("TGATE_EXPORT_CACHE")
+    if chosen:
+        return Path(chosen) / name
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(base or "~/.cache").expanduser() / "tgate-export" / name
@@ -32,29 +32,29 @@ def cache_folder(name: str) -> Path:
         return Path(os.devnull) / name
 
 
-def keep(file: Path, content: bytes) -> None:
-    """Write a file of such a folder, whole or not at all; what cannot be written is not kept."""
+def write_cached(file: Path, content: bytes) -> None:
+    """Write a file of a `cache_folder`, whole or not at all, if it can be written."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace(file, content, mode=0o600)
 
 
-def kept_files(name: str) -> list[Path]:
-    """Return the files that `keep` wrote to the folder of one kind of thing, by their names."""
+def cached_files(name: str) -> list[Path]:
+    """Return the files of `cache_folder(name)` that `write_cached` wrote, by their names."""
     with contextlib.suppress(OSError):
-        return [file for file in cache_folder(name).iterdir() if _KEPT.fullmatch(file.name)]
+        return [file for file in cache_folder(name).iterdir() if _CACHED.fullmatch(file.name)]
     return []
 
 
-def kept(file: Path) -> bytes | None:
-    """Return what was kept in a file of such a folder, if it was this user who did; see `mine`."""
+def read_cached(file: Path) -> bytes | None:
+    """Read a file of a `cache_folder` that this user alone could have written; None without one."""
     with contextlib.suppress(OSError), mine(file) as stream:
         return stream.read()
     return None
 
 
 def mine(file: Path) -> BinaryIO:
-    """Open a file of such a folder that this user alone could have written.
+    """Open a file of a `cache_folder` that this user alone could have written.
 
     Where others can write to the folder, they can put a file there, but none of this user's: what
     somebody else owns or could have written vouches for nothing.

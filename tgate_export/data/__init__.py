@@ -1,4 +1,4 @@
-"""Data that ships with the package: the trained demo pipeline `shapes` and the world it draws."""
+"""Data of the package: the trained demo pipeline `shapes` and the world that its pictures show."""
 
 from pathlib import Path
 

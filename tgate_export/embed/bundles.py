@@ -23,15 +23,15 @@ def files_of(bundle: Bundle) -> list[str]:
 
 
 def open_image_bundle(path: str | Path) -> Bundle:
-    """Open a bundle that draws images.
+    """Open a bundle that generates images.
 
     Raises:
         BundleError: the bundle is missing, damaged, or newer than this package.
-        InvalidRequestError: it draws videos.
+        InvalidRequestError: it generates videos.
     """
     bundle = open_bundle(path)
     if bundle.manifest.latents.video:
         raise InvalidRequestError(
-            f"{path} draws videos, which only the Python runtime does: use TGatePipeline"
+            f"{path} generates videos, which only the Python runtime does: use TGatePipeline"
         )
     return bundle

@@ -20,7 +20,7 @@ MACHINE_FILE = "machine.cmake"
 
 
 def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
-    """Write a CMake project that draws with a bundle, which is put beside the sources.
+    """Write a CMake project that runs a bundle, which is put beside the sources.
 
     The bundle's files are hard links where the file system allows, so they take no space.
 
@@ -30,7 +30,7 @@ def write_cpp_project(bundle: str | Path, out: str | Path) -> Bundle:
 
     Raises:
         BundleError: the bundle is missing or damaged, or `out` is not empty.
-        InvalidRequestError: the bundle draws videos.
+        InvalidRequestError: the bundle generates videos.
     """
     opened, out = open_image_bundle(bundle), Path(out)
     if out.resolve().is_relative_to(opened.path.resolve()):

@@ -22,7 +22,7 @@ from pydantic import JsonValue, ValidationError
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import BundleModel, File, Name
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.common.user_cache import cache_folder, keep, kept, mine
+from tgate_export.common.user_cache import cache_folder, mine, read_cached, write_cached
 
 SIZE_VARIABLE = "TGATE_EXPORT_CACHE_SIZE"
 DEFAULT_BYTES = 20 * 10**9
@@ -69,15 +69,15 @@ class ContentCache:
     """The entries of a folder.
 
     Args:
-        folder: made when something is kept.
-        most_bytes: space for all entries; 0 keeps nothing, and finds nothing.
+        folder: made when something is stored.
+        most_bytes: space for all entries; 0 stores nothing, and finds nothing.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder = folder
         self.most_bytes = most_bytes
 
-    def take(self, key: str, target: Path) -> Record | None:
+    def load(self, key: str, target: Path) -> Record | None:
         """Copy an entry's files into a folder, and return its record; None where there is none.
 
         What is checked is the copy. An entry that is damaged, or that somebody else has or could
@@ -96,10 +96,10 @@ class ContentCache:
             os.utime(self._path(key) / _RECORD)
         return record
 
-    def keep(
+    def store(
         self, key: str, label: str, folder: Path, files: Mapping[str, File], content: JsonValue
     ) -> None:
-        """Keep copies of files; what cannot be written, or takes too much space, is not kept.
+        """Store copies of files; nothing where they cannot be written, or take too much space.
 
         Args:
             key: hash of everything that they were made from.
@@ -119,7 +119,7 @@ class ContentCache:
                 for name in files:
                     with (folder / name).open("rb") as source:
                         _copy_file(source.fileno(), made / name, mode=0o600)
-                keep(made / _RECORD, record.model_dump_json(indent=1).encode())
+                write_cached(made / _RECORD, record.model_dump_json(indent=1).encode())
                 if self._record(key, made) is None:  # a full disk
                     return
                 self._remove(key)
@@ -163,7 +163,7 @@ class ContentCache:
         return []
 
     def _record(self, key: str, path: Path | None = None) -> Record | None:
-        content = kept((path or self._path(key)) / _RECORD)
+        content = read_cached((path or self._path(key)) / _RECORD)
         with contextlib.suppress(ValidationError, RecursionError):
             record = Record.model_validate_json(content or b"")
             if record.key == key:
@@ -171,7 +171,7 @@ class ContentCache:
         return None
 
     def _copy(self, record: Record, target: Path) -> bool:
-        """Copy an entry's files; whether they are what was kept."""
+        """Copy an entry's files; whether they are what was stored."""
         copied = []
         for name in record.files:
             try:
@@ -234,12 +234,12 @@ def user_content_cache() -> ContentCache:
         InvalidRequestError: a size that is none.
     """
     folder = cache_folder("graphs")
-    told = os.environ.get(SIZE_VARIABLE)
-    if told:
-        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?)B?", told.strip().upper())
+    asked = os.environ.get(SIZE_VARIABLE)
+    if asked:
+        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?)B?", asked.strip().upper())
         if found is None:
             raise InvalidRequestError(
-                f"{SIZE_VARIABLE} is {told!r}: give a size such as 50GB, or 0 for no cache"
+                f"{SIZE_VARIABLE} is {asked!r}: give a size such as 50GB, or 0 for no cache"
             )
         return ContentCache(folder, int(float(found[1]) * _UNITS[found[2]]))
     cache = ContentCache(folder, DEFAULT_BYTES)

@@ -113,9 +113,9 @@ def fetch_weights(
     """
     chosen = {}
     shared = [component for component in weights if component not in model.parts]
-    jobs = [(model.pipeline, {component: f"{component}/" for component in shared})]
-    jobs += [(part, {component: ""}) for component, part in model.parts.items()]
-    for snapshot, prefixes in jobs:
+    downloads = [(model.pipeline, {component: f"{component}/" for component in shared})]
+    downloads += [(part, {component: ""}) for component, part in model.parts.items()]
+    for snapshot, prefixes in downloads:
         listed, problem = _listing(snapshot, download=download)
         wanted = []
         for component, prefix in prefixes.items():

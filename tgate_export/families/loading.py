@@ -140,9 +140,9 @@ def computing_in_fp32(*modules: nn.Module) -> Iterator[None]:
     hooks: list[Any] = []
     phases: list[tuple[Any, torch.dtype]] = []
     for layer in itertools.chain.from_iterable(module.modules() for module in modules):
-        told = getattr(layer, "compute_dtype", None)
-        if isinstance(told, torch.dtype):
-            phases.append((layer, told))
+        computed_in = getattr(layer, "compute_dtype", None)
+        if isinstance(computed_in, torch.dtype):
+            phases.append((layer, computed_in))
         weights = [] if any(True for _ in layer.children()) else list(layer.parameters())
         if any(weight.dtype != torch.float32 for weight in weights):
             widened = _Widened(weights)

@@ -220,7 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compare a file's size with what its header promises, and refuse what is no plain weights.
+    """Compare a file's size with what its header says, and refuse what is no plain weights.
 
     Raises:
         ModelError: no safetensors, truncated, quantised, or with LoRA layers still attached.
@@ -239,7 +239,7 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is not a safetensors file: download the model again") from None
     if path.stat().st_size != expected:
         raise ModelError(
-            f"{path} is truncated: {path.stat().st_size} bytes, its header promises {expected}; "
+            f"{path} is truncated: {path.stat().st_size} bytes, its header says {expected}; "
             "download the model again"
         )
     for key, dtype in dtypes.items():

@@ -24,8 +24,8 @@ _BY_CLASS = {
     "EDMEulerScheduler": "edm-euler",
     "EDMDPMSolverMultistepScheduler": "edm-dpm++2m",
 }
-# Models that these sample are preconditioned in another way: no other sampler draws with them, and
-# they draw with no other model.
+# Models that these sample are preconditioned in another way: no other sampler runs them, and
+# they run no other model.
 _EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
 _LCM_PIPELINE = "LatentConsistencyModelPipeline"
 _LCM_OF = {"stable-diffusion": "lcm-sd15", "stable-diffusion-xl": "lcm-sdxl"}

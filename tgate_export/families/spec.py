@@ -61,7 +61,7 @@ class Family:
         defaults: how a model without a name is sampled unless told otherwise.
         check: refuses, by its configuration, what this family cannot build.
         conditioning: what the denoiser takes, and how it is called.
-        prompt_encoder: makes the module that reads what is to be drawn -> the conditions of
+        prompt_encoder: makes the module that reads what is to be generated -> the conditions of
             `Conditioning.prompt`. Of a text: token ids (and masks) in the order of `tokenizers`; of
             a video: its image, for the bundle's size.
         vae_decoder: makes the module that decodes latents, where they are no images'.

@@ -23,8 +23,8 @@ def clip_tokens(source: ModelSource, suffix: str = "") -> int:
     positions for, which fails there.
     """
     positions = int(source.config(f"text_encoder{suffix}")["max_position_embeddings"])
-    told = longest_text(source.folder(f"tokenizer{suffix}"))
-    return positions if told is None else min(told, positions)
+    longest = longest_text(source.folder(f"tokenizer{suffix}"))
+    return positions if longest is None else min(longest, positions)
 
 
 def clip_layers(source: ModelSource, encoder: str) -> int:

@@ -104,7 +104,7 @@ class Conditioning:
 
     @property
     def gated_inputs(self) -> tuple[str, ...]:
-        """The same for the gated phase."""
+        """Names of what the gated phase takes after the sample and the time, before the caches."""
         names = [entry.gated_input for entry in self.gated]
         return (*names, *([GUIDANCE_SCALE] if self.guidance == "embedded" else []))
 

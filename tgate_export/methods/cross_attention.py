@@ -42,7 +42,7 @@ class CachedAttention(nn.Module):
 
 
 class CachedVideoAttention(CachedAttention):
-    """The same in a video's layers, which see frames, or an image's tokens, as more of a batch.
+    """Returns cached outputs in a video's layers, which see frames, or tokens, as more of a batch.
 
     A cached output is that of a whole video [B, F * S, C], or of one token [B, 1, C] that stands
     for all of them.

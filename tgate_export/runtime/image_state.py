@@ -122,7 +122,7 @@ class ImageState:
         self.state = {"sample.0": self.state["sample.0"]}
 
     def _begin(self, image_latents: np.ndarray | None) -> None:
-        """Draw the first sample, the same at every call."""
+        """Make the first sample, the same at every call."""
         if self.request.latents is not None:
             latents = self.request.latents[self.index]
         else:

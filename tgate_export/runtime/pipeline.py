@@ -1,4 +1,4 @@
-"""`TGatePipeline`: draw with a bundle. A graph for each phase, one weighted sum a step."""
+"""`TGatePipeline`: generate with a bundle. A graph for each phase, one weighted sum a step."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def positive(
     embeds: Embeds | None,
     image: np.ndarray | None = None,
 ) -> Prompts:
-    """Check what is to be drawn: texts or embeddings, not both; of a video its images.
+    """Check what is to be generated: texts or embeddings, not both; of a video its images.
 
     Raises:
         InvalidRequestError: names the argument and what it may be.

@@ -70,8 +70,8 @@ class Generate:
                 it makes more than one tensor, a mapping from the name of each of its outputs to its
                 array, such as SDXL's `prompt_embeds` and `text_embeds`. Arrays of numpy or tensors
                 of torch, of any type and on any device.
-            negative_prompt_embeds: the same instead of `negative_prompt`; one for all prompts, or
-                one each.
+            negative_prompt_embeds: instead of `negative_prompt`, what the text encoder makes of it;
+                one for all prompts, or one each.
             num_inference_steps: denoising steps.
             gate_step: first step that reuses cross-attention and drops guidance; at the number of
                 steps or more there is none. PNDM evaluates once more before step 0. By default the

@@ -42,7 +42,7 @@ def choose_default(wanted: str, compiled: Collection[str], progress: Progress) -
     return chosen
 
 
-class SamplerJobs:
+class SamplerCompilation:
     """Compiles the samplers that a scheduler configuration allows, in the background.
 
     All of `SAMPLERS`, or those that are named. Tables that were compiled before are written at
@@ -75,7 +75,7 @@ class SamplerJobs:
                 folder, {"scheduler": dict(scheduler_config), "names": left, "starts": starts}
             )
 
-    def _start(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def _start(self, folder: Path, task: Mapping[str, Any]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
             # Not "-m" alone: that looks for every module in the working directory first.
@@ -87,10 +87,10 @@ class SamplerJobs:
         )
         assert self._process.stdin is not None
         # Left open: its end tells the process that the build is gone.
-        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
 
-    def __enter__(self) -> SamplerJobs:
+    def __enter__(self) -> SamplerCompilation:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -179,9 +179,9 @@ def sampler_graph() -> Graph:
 
 
 def _main(folder: Path) -> None:
-    """The process: a job on stdin, a line of JSON on stdout for each sampler."""
+    """The process: what to compile on stdin, a line of JSON on stdout for each sampler."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build ends this process itself
-    job = json.loads(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     import torch
@@ -189,10 +189,10 @@ def _main(folder: Path) -> None:
     from tgate_export.samplers.tables import UnsupportedSchedulerError
 
     torch.set_num_threads(1)
-    for name in job["names"]:
+    for name in task["names"]:
         file = folder / f"{name}.json"
         try:
-            table = cached_sampler(name, job["scheduler"], file, starts=job["starts"])
+            table = cached_sampler(name, task["scheduler"], file, starts=task["starts"])
         except OSError:  # the disk's: the next sampler would not fare better
             raise
         except Exception as error:  # diffusers refuses configurations by errors of any class

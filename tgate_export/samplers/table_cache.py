@@ -13,7 +13,7 @@ from typing import Any
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
 from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.common.code_hash import code_sha256
-from tgate_export.common.user_cache import cache_folder, keep, kept
+from tgate_export.common.user_cache import cache_folder, read_cached, write_cached
 from tgate_export.samplers.specs import sampler_spec
 
 
@@ -40,7 +40,7 @@ def cached_sampler(
 
     table = compile_sampler(name, scheduler_config, starts=starts)
     write_sampler_table(table, file)
-    keep(_kept_in(name, scheduler_config, starts), file.read_bytes())
+    write_cached(_cache_file(name, scheduler_config, starts), file.read_bytes())
     return table
 
 
@@ -48,14 +48,14 @@ def known_sampler(
     name: str, scheduler_config: Mapping[str, Any], file: Path, *, starts: bool
 ) -> SamplerTable | None:
     """Write a sampler's table if it was compiled before; see `cached_sampler` (no torch)."""
-    if (content := kept(_kept_in(name, scheduler_config, starts))) is not None:
+    if (content := read_cached(_cache_file(name, scheduler_config, starts))) is not None:
         file.write_bytes(content)
         with contextlib.suppress(ValueError):  # damaged
             return read_sampler_table(file)
     return None
 
 
-def _kept_in(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> Path:
+def _cache_file(name: str, scheduler_config: Mapping[str, Any], starts: bool) -> Path:
     return cache_folder("samplers") / f"{_key(name, scheduler_config, starts)}.json"
 
 

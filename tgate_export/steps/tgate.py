@@ -110,7 +110,8 @@ def tgate_plan(
         extra_evaluations: see `plan_steps`.
         sp_interval: before the gate, self-attention is computed at multiples of this, and reused
             in between. 1 computes it in every step.
-        fi_interval: the same from the gate on.
+        fi_interval: from the gate on, self-attention is computed at multiples of this, and reused
+            in between. 1 computes it in every step.
         warm_up: self-attention is computed in steps `0..warm_up`, whatever `sp_interval` says.
 
     Raises:

@@ -53,7 +53,7 @@ class TrajectoryCase:
 class Trajectory:
     """A case with its starting latents and PyTorch's final ones [1, C, h, w].
 
-    `call` is what `TGatePipeline` is told to draw.
+    `call` is what `TGatePipeline` is asked for.
     """
 
     case: TrajectoryCase
@@ -124,7 +124,7 @@ def trajectories(
     return tuple(found)
 
 
-# (conditions by graph input [1, ...], what the runtime is told to draw)
+# (conditions by graph input [1, ...], what the runtime is asked for)
 Conditions = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 

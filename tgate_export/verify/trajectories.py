@@ -28,7 +28,7 @@ def check_trajectories(
     backend = backend or select("onnxruntime:cpu", bundle)
     pipeline = TGatePipeline(bundle, backend)
     computed = computed_in(backend, bundle.manifest.precision)
-    copies = bundle.manifest.batch.min  # as few as a call can draw
+    copies = bundle.manifest.batch.min  # as few as a call can make
     differences = []
     for run in runs:
         output = pipeline(

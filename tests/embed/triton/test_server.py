@@ -70,12 +70,12 @@ def test_ready_in_time(server: Server, client: TGateClient) -> None:
 
 
 def test_picture_is_the_runtimes(client: TGateClient, shapes_pipeline: TGatePipeline) -> None:
-    drawing = client.generate(PROMPT, **RUN)
+    result = client.generate(PROMPT, **RUN)
     expected = alone(shapes_pipeline, output_type="np", **RUN)
-    assert drawing.images.dtype == np.uint8
-    np.testing.assert_allclose(drawing.images, np.round(expected * 255), atol=1)
-    assert drawing.seed == RUN["seed"]
-    assert set(drawing.timings["stages"]) == {"encode", "full", "gated", "decode"}
+    assert result.images.dtype == np.uint8
+    np.testing.assert_allclose(result.images, np.round(expected * 255), atol=1)
+    assert result.seed == RUN["seed"]
+    assert set(result.timings["stages"]) == {"encode", "full", "gated", "decode"}
     latents = client.generate(PROMPT, format="latents", **RUN).images
     np.testing.assert_allclose(latents, alone(shapes_pipeline, **RUN), atol=TOLERANCE)
 
@@ -87,28 +87,28 @@ def test_defaults_need_nothing_but_a_prompt(client: TGateClient) -> None:
 
 
 def test_files(client: TGateClient) -> None:
-    drawing = client.generate(PROMPT, format="png", num_images=2, **RUN)
+    result = client.generate(PROMPT, format="png", num_images=2, **RUN)
     raw = client.generate(PROMPT, num_images=2, **RUN).images
-    for file, expected in zip(drawing.images, raw, strict=True):
+    for file, expected in zip(result.images, raw, strict=True):
         picture = np.asarray(Image.open(io.BytesIO(file)), np.int16)
         assert np.abs(picture - expected).max() <= 1
 
 
 def test_progress_step_by_step(client: TGateClient) -> None:
     steps: list[Progress] = []
-    drawing = client.generate(
+    result = client.generate(
         PROMPT, format="latents", preview=True, on_progress=steps.append, **RUN
     )
     assert [progress.step for progress in steps] == list(range(6))
     assert [progress.phase for progress in steps] == ["full"] * 3 + ["gated"] * 3
     assert {progress.evaluations for progress in steps} == {6}
     assert steps[-1].latents is not None
-    np.testing.assert_array_equal(steps[-1].latents, drawing.images[0])
+    np.testing.assert_array_equal(steps[-1].latents, result.images[0])
     assert steps[0].latents is not None
     assert np.abs(steps[0].latents - steps[-1].latents).max() > 0.1
 
 
-def test_progress_comes_while_it_is_drawn(client: TGateClient) -> None:
+def test_progress_comes_while_it_runs(client: TGateClient) -> None:
     """A run of a second or more: a client that is kept waiting by other work sees it, too."""
     seen: list[float] = []
     client.generate(
@@ -271,8 +271,8 @@ def test_deadlines_are_kept(server: Server) -> None:
 
 
 def test_log_has_requests_and_no_prompts(server: Server, client: TGateClient) -> None:
-    drawing = client.generate("a secret prompt" + " z" * 300, steps=2, request_id="request-77")
-    assert "z z z" in drawing.warnings[0]
+    result = client.generate("a secret prompt" + " z" * 300, steps=2, request_id="request-77")
+    assert "z z z" in result.warnings[0]
     wait_until(lambda: any(event.get("id") == "request-77" for event in server.events()))
     (event,) = [event for event in server.events() if event.get("id") == "request-77"]
     assert (event["event"], event["steps"], event["images"]) == ("request", 2, 1)

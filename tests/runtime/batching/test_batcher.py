@@ -370,13 +370,13 @@ def test_close_at_once_fails_what_is_left(pipeline: TGatePipeline, close: dict[s
 
 
 def test_asyncio(batcher: Batcher) -> None:
-    async def draw() -> list[Any]:
+    async def generate() -> list[Any]:
         requests = [batcher.request("a", num_inference_steps=2, seed=seed) for seed in range(3)]
         return await asyncio.gather(
             *(asyncio.wrap_future(batcher.submit(request)) for request in requests)
         )
 
-    assert len(asyncio.run(draw())) == 3
+    assert len(asyncio.run(generate())) == 3
 
 
 @pytest.mark.parametrize(

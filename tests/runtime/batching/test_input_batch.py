@@ -57,7 +57,7 @@ def call(seed: int, **options: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trajectory(pipeline: TGatePipeline, **options: Any) -> ImageState:
+def image_state(pipeline: TGatePipeline, **options: Any) -> ImageState:
     request = make_request(pipeline.manifest, **options)
     route = RunPlans(pipeline.bundle).of(request)
     return ImageState.of(pipeline.manifest, request, 0, route)
@@ -74,7 +74,7 @@ def test_batches_that_change_at_every_call(
 ) -> None:
     """Images are at different steps, in other rows and other company each time."""
     calls = [call(seed) for seed in range(5)]
-    a, b, c, d, e = (trajectory(pipeline, **options) for options in calls)
+    a, b, c, d, e = (image_state(pipeline, **options) for options in calls)
     for members in (
         [a], [b, c], [c, a, b], [d, e], [e], [a], [c, a, b], [d], [b, c], [d, e], [e, d],
     ):  # fmt: skip
@@ -89,7 +89,7 @@ def test_batches_that_change_at_every_call(
 def test_what_stays_is_not_copied_again(
     pipeline: TGatePipeline, input_batch: InputBatch, written: Counter[str]
 ) -> None:
-    members = [trajectory(pipeline, **call(seed, gate_step=1)) for seed in range(3)]
+    members = [image_state(pipeline, **call(seed, gate_step=1)) for seed in range(3)]
     step(input_batch, members)
     assert written["prompt_embeds"] == written["sample.0"] == 3
     for _ in range(3):
@@ -98,8 +98,8 @@ def test_what_stays_is_not_copied_again(
     assert written["cross_cache_0"] == written["cross_cache_1"] == 0
     assert written["denoiser_input"] == 3
     assert written["sample.0"] == 4 * 3
-    step(input_batch, [trajectory(pipeline, **call(7, gate_step=1))])  # overwrites the caches
-    late = [trajectory(pipeline, **call(seed, gate_step=1)) for seed in (8, 9)]
+    step(input_batch, [image_state(pipeline, **call(7, gate_step=1))])  # overwrites the caches
+    late = [image_state(pipeline, **call(seed, gate_step=1)) for seed in (8, 9)]
     step(input_batch, late)
     assert written["prompt_embeds"] == 6
 
@@ -115,8 +115,8 @@ def test_caches_are_kept_only_when_a_later_step_reads_them(
         return original(self, slot, rows)  # type: ignore[arg-type]
 
     monkeypatch.setattr(OrtMemory, "read_rows", counting)
-    ungated = trajectory(pipeline, **call(0, gate_step=9))
-    gated = trajectory(pipeline, **call(1, gate_step=2))
+    ungated = image_state(pipeline, **call(0, gate_step=9))
+    gated = image_state(pipeline, **call(1, gate_step=2))
     step(input_batch, [ungated, gated])
     assert read["cross_cache_0"] == 0
     step(input_batch, [ungated, gated])
@@ -126,7 +126,7 @@ def test_caches_are_kept_only_when_a_later_step_reads_them(
 
 
 def test_rows_stick(pipeline: TGatePipeline) -> None:
-    a, b, c = (trajectory(pipeline, **call(seed)) for seed in range(3))
+    a, b, c = (image_state(pipeline, **call(seed)) for seed in range(3))
     arranged = arrange([a, b, c])
     assert set(arranged) == {a, b, c}
     assert [member.row for member in arranged] == [0, 1, 2]

@@ -88,7 +88,7 @@ def served(arrivals: Arrivals, seconds: int, batch: int) -> dict[str, float]:
 
 
 def arriving(kinds: dict[int, int], seconds: int) -> Arrivals:
-    """Draw arrivals: of runs of so many evaluations, so many."""
+    """Make arrivals: of runs of so many evaluations, so many."""
     rng = random.Random(0)
     return {
         f"{number} of {count}": (rng.uniform(0, seconds), count)

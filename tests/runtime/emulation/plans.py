@@ -32,10 +32,10 @@ Triple = tuple[int, int, int]
 
 def shape_ranges(manifest: Manifest, batch: Triple, size: Triple | None = None) -> Ranges:
     """Shapes of every input for these batches, and square images of these sizes."""
-    schedule = tgate_plan(2, 1)
+    step_plan = tgate_plan(2, 1)
     default = (manifest.size.height.opt,) * 3
     low, opt, high = (
-        input_shapes(plan_run(manifest, RunShape(count, side, side, schedule)))
+        input_shapes(plan_run(manifest, RunShape(count, side, side, step_plan)))
         for count, side in zip(batch, size or default, strict=True)
     )
     return {

@@ -13,12 +13,12 @@ from tgate_export.common.progress import Progress
 from tgate_export.compile.compile import compile_plans, prepare
 from tgate_export.compile.request import PlanRequest
 
-FLAVOURS: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
+LIBRARIES: tuple[Library, ...] = ("tensorrt-rtx", "tensorrt")
 
 
 def installed_library() -> Library | None:
     """Return what is installed here; TensorRT-RTX if both are."""
-    for library in FLAVOURS:
+    for library in LIBRARIES:
         if importlib.util.find_spec(library.replace("-", "_")):
             return library
     return None

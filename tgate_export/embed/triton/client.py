@@ -1,8 +1,8 @@
 """A client of a served bundle: gRPC, pictures as arrays, progress as it comes.
 
 with TGateClient("127.0.0.1:8001", "shapes") as client:
-drawing = client.generate("a red circle", steps=25, seed=0, on_progress=print)
-Image.fromarray(drawing.images[0]).save("x.png")
+result = client.generate("a red circle", steps=25, seed=0, on_progress=print)
+Image.fromarray(result.images[0]).save("x.png")
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GeneratedImages:
     """The result of a request.
 
     Attributes:
         images: [B, H, W, 3] u8 ("raw"), a list of files ("png") or of their base64 text
             ("base64"), or latents [B, C, h, w] f32 ("latents").
-        seed: that it was drawn with.
+        seed: that they were generated with.
         timings: the server's, in seconds; see `BatchedOutput.timings`.
         warnings: what of the prompts was left out, because it did not fit the text encoder.
     """
@@ -71,16 +71,16 @@ class Call:
         self._answers: queue.Queue[Any] = queue.Queue()
         self._forget = forget
         self._cancel = cancel
-        self._drawing: Drawing | None = None
+        self._result: GeneratedImages | None = None
 
     def __iter__(self) -> Iterator[Progress]:
         """Wait for each step; ends with the request."""
-        while self._drawing is None:
+        while self._result is None:
             answer = self._next(None)
             if isinstance(answer, Progress):
                 yield answer
 
-    def result(self, timeout: float | None = None) -> Drawing:
+    def result(self, timeout: float | None = None) -> GeneratedImages:
         """Wait for the result.
 
         Args:
@@ -90,9 +90,9 @@ class Call:
             ServerError: with the server's message.
             TimeoutError: nothing came in time.
         """
-        while self._drawing is None:
+        while self._result is None:
             self._next(timeout)
-        return self._drawing
+        return self._result
 
     def cancel(self) -> None:
         """Tell the server that nobody waits any more, and frees the request's place."""
@@ -107,8 +107,8 @@ class Call:
             self._answers.put(answer)  # for whoever asks again
             self._forget()
             raise ServerError(str(answer)) from None
-        if isinstance(answer, Drawing):
-            self._drawing = answer
+        if isinstance(answer, GeneratedImages):
+            self._result = answer
             self._forget()
             return None
         progress: Progress = answer
@@ -154,8 +154,8 @@ class TGateClient:
         on_progress: Callable[[Progress], None] | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> Drawing:
-        """Draw, and wait for it; see `start` for the options.
+    ) -> GeneratedImages:
+        """Generate, and wait for the result; see `start` for the options.
 
         Raises:
             ServerError: with the server's message.
@@ -190,7 +190,7 @@ class TGateClient:
             embeddings: instead of prompts, arrays by the names of the text encoder's outputs,
                 such as `prompt_embeds` and `negative_prompt_embeds`.
             deadline: seconds after which the server should drop the request.
-            format: "raw", "png", "base64" or "latents"; see `Drawing`.
+            format: "raw", "png", "base64" or "latents"; see `GeneratedImages`.
             progress: tell every step that can be told in time,
             preview: and send its latents.
             request_id: for the server's log.
@@ -280,7 +280,7 @@ def _close(client: Any, cancel: bool) -> None:
     client.close()
 
 
-def _read(result: Any, format_: Format) -> Progress | Drawing:
+def _read(result: Any, format_: Format) -> Progress | GeneratedImages:
     """Read one answer; the last one has the timings."""
     names = {output.name for output in result.get_response().outputs}
     if "timings" not in names:
@@ -292,4 +292,4 @@ def _read(result: Any, format_: Format) -> Progress | Drawing:
         images = images.tolist()
     timings = json.loads(result.as_numpy("timings")[0])
     warnings = timings.pop("warnings")
-    return Drawing(images, int(result.as_numpy("seed")[0]), timings, warnings)
+    return GeneratedImages(images, int(result.as_numpy("seed")[0]), timings, warnings)

@@ -272,13 +272,13 @@ def _options(parameters: dict[str, str]) -> BatchingOptions:
 def _result(call: Call, output: BatchedOutput, files: Sequence[bytes]) -> list[Any]:
     images = np.asarray(output.images)
     if call.format == "latents":
-        drawn = pb_utils.Tensor("latents", images)
+        content = pb_utils.Tensor("latents", images)
     elif call.format == "raw":
-        drawn = pb_utils.Tensor("images", (images * 255).round().astype(np.uint8))
+        content = pb_utils.Tensor("images", (images * 255).round().astype(np.uint8))
     else:
-        drawn = pb_utils.Tensor("png", np.array(files, dtype=np.object_))
+        content = pb_utils.Tensor("png", np.array(files, dtype=np.object_))
     return [
-        drawn,
+        content,
         pb_utils.Tensor("seed", np.array([output.request.seed], np.uint64)),
         _text_tensor("timings", json.dumps(output.timings() | {"warnings": output.warnings})),
     ]

@@ -25,7 +25,7 @@ class Call:
     """One checked request.
 
     Attributes:
-        request: what to draw.
+        request: what to generate.
         format: of the result.
         deadline: seconds from now, if it has one.
         progress: whether every step is to be told,

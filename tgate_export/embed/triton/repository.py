@@ -36,10 +36,10 @@ class ServingOptions:
             the CPU.
         execution_env: Python environment of the model: a folder or an archive that conda-pack
             wrote; may begin with $$TRITON_MODEL_DIRECTORY. By default that of the server.
-        max_batch: see `BatchingOptions`, as the next three.
-        max_in_flight: the same.
-        max_pending: the same.
-        call_target: the same, in seconds.
+        max_batch: see `BatchingOptions`.
+        max_in_flight: see `BatchingOptions`.
+        max_pending: see `BatchingOptions`.
+        call_target: in seconds; see `BatchingOptions`.
     """
 
     backend: str = "auto"

@@ -54,8 +54,8 @@ def _conditioning(source: ModelSource) -> Conditioning:
 
 def _takes_sizes(source: ModelSource) -> bool:
     transformer = source.config("transformer")
-    told: bool | None = transformer.get("use_additional_conditions")
-    return transformer.get("sample_size") == 128 if told is None else told
+    conditioned: bool | None = transformer.get("use_additional_conditions")
+    return transformer.get("sample_size") == 128 if conditioned is None else conditioned
 
 
 def _predict(transformer: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:

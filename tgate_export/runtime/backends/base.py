@@ -30,7 +30,7 @@ class BackendOptions:
 
     Attributes:
         precision: to compute in, whatever the bundle's weights are stored in; fp32 when None,
-            since bf16 draws slightly different pictures.
+            since bf16 gives slightly different pictures.
         cuda_graphs: capture each launch once and replay it, instead of enqueueing it every time.
         weight_streaming_budget: bytes of weights that each plan may keep on the GPU, the others
             being streamed from the host; all of them when None. Needs plans built for it.
@@ -195,7 +195,7 @@ class Backend(ABC):
         return self.prepare(launch, memory)
 
     def batch_size(self, images: int) -> int:
-        """Return how many of the images that are left to draw one run can take."""
+        """Return how many of the images that are left one run can take."""
         return images
 
     def mark(self) -> Any:
@@ -215,7 +215,7 @@ class Backend(ABC):
         So do those after it, until `resume`.
         """
 
-    def resume(self) -> None:  # noqa: B027 - as above
+    def resume(self) -> None:  # noqa: B027 - nothing to undo
         """Let launches run again after `stop`."""
 
     def memory_report(self) -> MemoryReport | None:

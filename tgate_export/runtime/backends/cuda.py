@@ -229,7 +229,7 @@ def out_of_memory(purpose: str, needed: int, free: int) -> BackendError:
     """Say how much was missing, and what helps."""
     return BackendError(
         f"out of GPU memory: {purpose} needs {_gib(needed)}, {_gib(free)} is free",
-        "end what else uses the GPU, draw fewer or smaller images a call, or build plans with ",
+        "end what else uses the GPU, ask for fewer or smaller images a call, or build plans with ",
         Argument("weight_streaming", True),
         " and set a budget",
     )

@@ -42,7 +42,7 @@ _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
 
 
 class Batcher:
-    """Draws what many callers ask for at once, each step of all of them in shared engine calls.
+    """Generates what many callers ask for at once, each step of all of them in shared engine calls.
 
     Requests may differ in everything but the bundle: steps, gate, sampler, guidance, seed, size.
     Before every call the images in flight are sorted by how long they can wait (`policy`), and one
@@ -113,7 +113,7 @@ class Batcher:
         bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
         if bundle.manifest.latents.video:
             raise InvalidRequestError(
-                f"{path} draws videos, which are not drawn in flight: use TGatePipeline"
+                f"{path} generates videos, which are not batched in flight: use TGatePipeline"
             )
         return cls(bundle, select(backend, bundle), options)
 
@@ -188,18 +188,18 @@ class Batcher:
         moment = due(now, self._needed(images[0].left), limit)
         for image in images:
             image.due = moment
-        job = RequestState(request, Future(), images, now, limit, on_step, tuple(warnings))
+        state = RequestState(request, Future(), images, now, limit, on_step, tuple(warnings))
         with self._changed:
             self._check_room(request.images)
             self._pending += request.images
-            self._waiting.append(job)
+            self._waiting.append(state)
             self._changed.notify()
-        return job.future
+        return state.future
 
     def stats(self) -> BatcherStats:
         """Return what has been done so far, and what is pending."""
         with self._changed:
-            waiting = sum(len(job.waiting) for job in self._waiting)
+            waiting = sum(len(state.waiting) for state in self._waiting)
             return self._recorder.stats(waiting, self._pending - waiting)
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
@@ -236,8 +236,8 @@ class Batcher:
                     self._call()
                     self._refuse_late()
                 except BaseException as error:  # memory that ran out between calls, say
-                    for job in {self._owners[image]: None for image in self._flight}:
-                        self._settle(job, error)
+                    for state in {self._owners[image]: None for image in self._flight}:
+                        self._settle(state, error)
         finally:  # nobody is to wait for a thread that is gone
             self._closing = True
             self._fail_all()
@@ -248,14 +248,14 @@ class Batcher:
         while not self._ended.wait(_WATCH_SECONDS):
             self._refuse_late()
             with self._calling:
-                if self._running and all(job.future.done() for job in self._running):
+                if self._running and all(state.future.done() for state in self._running):
                     self.backend.stop()
 
     def _fail_all(self) -> None:
         with self._changed:
-            jobs = [*self._waiting, *self._begun]
-        for job in jobs:
-            self._settle(job, ClosedError("the server closed before this request was done"))
+            states = [*self._waiting, *self._begun]
+        for state in states:
+            self._settle(state, ClosedError("the server closed before this request was done"))
 
     def _await_flight(self) -> bool:
         """Wait until something is in flight; False when the batcher is closed and all is done."""
@@ -273,44 +273,44 @@ class Batcher:
         """Forget what was cancelled, failed or is done, so that its place is free."""
         self._waiting, gone = partition(self._waiting)
         self._begun, ended = partition(self._begun)
-        for job in (*gone, *ended):
-            self._release(job)
-            self._recorder.count(job.outcome)
-        for job in (*gone, *ended):
-            for image in job.images:
+        for state in (*gone, *ended):
+            self._release(state)
+            self._recorder.count(state.outcome)
+        for state in (*gone, *ended):
+            for image in state.images:
                 self._owners.pop(image, None)
         if gone or ended:
             self._flight = [image for image in self._flight if image in self._owners]
 
-    def _release(self, job: RequestState) -> None:
-        """Stop counting a job's images as pending."""
+    def _release(self, state: RequestState) -> None:
+        """Stop counting a request's images as pending."""
         with self._changed:
-            if not job.released:
-                job.released = True
-                self._pending -= job.request.images
+            if not state.released:
+                state.released = True
+                self._pending -= state.request.images
 
-    def _settle(self, job: RequestState, outcome: BatchedOutput | BaseException) -> None:
-        """Give a job its outcome; who gets it may submit the next one at once."""
-        self._release(job)
-        job.settle(outcome)
+    def _settle(self, state: RequestState, outcome: BatchedOutput | BaseException) -> None:
+        """Give a request its outcome; who gets it may submit the next one at once."""
+        self._release(state)
+        state.settle(outcome)
 
     def _refuse_late(self) -> None:
         now = monotonic()
         with self._changed:
-            jobs = [*self._waiting, *self._begun]
-        for job in jobs:
-            if error := job.late(now):
-                self._settle(job, error)
+            states = [*self._waiting, *self._begun]
+        for state in states:
+            if error := state.late(now):
+                self._settle(state, error)
 
     def _begin_waiting(self) -> None:
         """Let images begin while there is room, those that can wait least before the others."""
-        self._waiting.sort(key=lambda job: self._start_by(job.waiting[0]))
+        self._waiting.sort(key=lambda state: self._start_by(state.waiting[0]))
         while self._waiting and len(self._flight) < self.max_in_flight:
-            job = self._waiting[0]
-            image = job.waiting.popleft()
-            self._owners[image] = job
+            state = self._waiting[0]
+            image = state.waiting.popleft()
+            self._owners[image] = state
             self._flight.append(image)
-            if not job.waiting:
+            if not state.waiting:
                 self._begun.append(self._waiting.pop(0))
 
     def _call(self) -> None:
@@ -320,16 +320,16 @@ class Batcher:
             self._start_by,
         )
         started = monotonic()
-        jobs = list(dict.fromkeys(self._owners[member] for member in members))
-        for job in jobs:
-            job.began = job.began or started
+        states = list(dict.fromkeys(self._owners[member] for member in members))
+        for state in states:
+            state.began = state.began or started
         with self._calling:
-            self._running = jobs
+            self._running = states
         try:
             engine_seconds = self._runner.run(stage, members)
         except BaseException as error:  # whatever a backend raises is the callers' to see
-            for job in jobs:
-                self._settle(job, error)
+            for state in states:
+                self._settle(state, error)
             return
         finally:
             with self._calling:
@@ -342,31 +342,35 @@ class Batcher:
         for member in members:
             self._tell(stage, member, len(members), seconds)
         self._flight = [image for image in self._flight if image.stage != "done"]
-        for job in jobs:
-            if all(image.stage == "done" for image in job.images):
-                self._finish(job)
+        for state in states:
+            if all(image.stage == "done" for image in state.images):
+                self._finish(state)
 
-    def _finish(self, job: RequestState) -> None:
+    def _finish(self, state: RequestState) -> None:
         now = monotonic()
         outcome: BatchedOutput | BaseException
         try:
-            outcome = job.late(now) or job.output(now)
+            outcome = state.late(now) or state.output(now)
         except BaseException as error:  # memory for the result, say: it is this caller's alone
             outcome = error
-        self._settle(job, outcome)
+        self._settle(state, outcome)
 
     def _tell(self, stage: Stage, member: ImageState, batch: int, seconds: float) -> None:
         """Note a call in a member's request, and tell its caller of a step."""
-        job = self._owners[member]
-        time = job.stages.setdefault(stage, StageTime())
+        state = self._owners[member]
+        time = state.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.seconds += seconds
         time.images += batch
-        if stage not in ("encode", "decode") and job.on_step is not None and not job.future.done():
+        if (
+            stage not in ("encode", "decode")
+            and state.on_step is not None
+            and not state.future.done()
+        ):
             try:
-                job.on_step(StepProgress.of(member, batch))
+                state.on_step(StepProgress.of(member, batch))
             except BaseException as error:  # whatever it is, it is this caller's alone
-                self._settle(job, error)
+                self._settle(state, error)
 
     def _check_room(self, images: int) -> None:
         if self._closing:

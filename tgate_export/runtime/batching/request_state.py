@@ -148,9 +148,9 @@ class RequestState:
     """A request in the batcher's hands.
 
     Attributes:
-        arrived: when it was submitted, as the two below by `time.monotonic`.
-        deadline: when its result is of no more use.
-        began: when its first engine call began.
+        arrived: when it was submitted, by `time.monotonic`.
+        deadline: when its result is of no more use, by `time.monotonic`.
+        began: when its first engine call began, by `time.monotonic`.
         warnings: for its caller.
         released: whether its images have stopped counting as pending.
         waiting: its images that have not begun; the first begins next.
@@ -213,10 +213,10 @@ class RequestState:
         )
 
 
-def partition(jobs: Iterable[RequestState]) -> tuple[list[RequestState], list[RequestState]]:
-    """Return the jobs whose futures are open, and those whose are done."""
+def partition(states: Iterable[RequestState]) -> tuple[list[RequestState], list[RequestState]]:
+    """Return the requests whose futures are open, and those whose are done."""
     left: list[RequestState] = []
     done: list[RequestState] = []
-    for job in jobs:
-        (done if job.future.done() else left).append(job)
+    for state in states:
+        (done if state.future.done() else left).append(state)
     return left, done

@@ -1,6 +1,6 @@
-"""Draw pictures anew with other prompts, by strength, as one labelled picture.
+"""Generate pictures anew with other prompts, by strength, as one labelled picture.
 
-Usage: python scripts/draw_image_to_image.py BUNDLE [--out build/image-to-image.png]
+Usage: python scripts/image_to_image_grid.py BUNDLE [--out build/image-to-image.png]
 The bundle is one of `shapes`, built with --image-to-image.
 """
 
@@ -16,7 +16,7 @@ from rich.progress import track
 
 from tgate_export import TGatePipeline
 
-# What the image is drawn from, and what it is to become.
+# What the image is made from, and what it is to become.
 PROMPTS = (
     ("a red circle on a blue background", "a red cross on a blue background"),
     ("a yellow cross on a magenta background", "a cyan cross on a magenta background"),
@@ -32,15 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     pipeline = TGatePipeline.from_bundle(arguments.bundle)
     rows = []
-    for before, after in track(PROMPTS, "drawing", console=Console(stderr=True), transient=True):
+    for before, after in track(PROMPTS, "generating", console=Console(stderr=True), transient=True):
         image = np.asarray(pipeline(before, seed=1, output_type="np").images)[0]
-        drawn = [
+        made = [
             np.asarray(
                 pipeline(after, image=image, strength=strength, seed=2, output_type="np").images
             )[0]
             for strength in STRENGTHS
         ]
-        rows.append((f"{before.split(' on ')[0]}\n-> {after.split(' on ')[0]}", [image, *drawn]))
+        rows.append((f"{before.split(' on ')[0]}\n-> {after.split(' on ')[0]}", [image, *made]))
     titles = [("the image", ""), *((f"strength {strength:g}", "") for strength in STRENGTHS)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     picture_grid(titles, rows).save(arguments.out)
