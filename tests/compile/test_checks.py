@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tgate_export.bundle.manifest import Graph, Precision, Tensor
+from tgate_export.bundle.manifest import Graph, Input, Precision, Tensor
 from tgate_export.common.errors import VerificationError
 from tgate_export.compile.checks import check_precision, check_tensors
 from tgate_export.compile.compiler import Compiler, load_compiler
@@ -70,7 +70,9 @@ def graph(
     shape: tuple[int | str, ...] = ("batch", 16),
     precision: Precision = "fp16",
 ) -> Graph:
-    x = Tensor.model_validate({"name": name, "dtype": dtype, "shape": shape})
+    x = Input.model_validate(
+        {"name": name, "dtype": dtype, "shape": shape, "from": {"loop": "sample"}}
+    )
     z = Tensor(name="z", dtype="float16", shape=("batch", 16))
     return Graph(
         file="a.onnx", weights=None, precision=precision, parameters=0, inputs=(x,), outputs=(z,)

@@ -169,9 +169,15 @@ def test_settings_reach_the_compiler(tiny_bundle: Path, tmp_path: Path) -> None:
     ("request_", "message"),
     [
         (request_for("9.0"), r"cannot compile for SM 9.0: choose from 7.5, .*8.9, .*12.0"),
-        (request_for(settings=PlanSettings(hardware_compatible=True)), "--hardware-compatible"),
-        (request_for(settings=PlanSettings(version_compatible=True)), "--version-compatible"),
-        (request_for(settings=PlanSettings(weights_stripped=True)), "--strip-weights needs"),
+        (
+            request_for(settings=PlanSettings(hardware_compatible=True)),
+            "hardware compatibility is of",
+        ),
+        (
+            request_for(settings=PlanSettings(version_compatible=True)),
+            "version compatibility is of",
+        ),
+        (request_for(settings=PlanSettings(weights_stripped=True)), "stripping weights needs"),
         (request_for(batch=Range(min=1, opt=9, max=9)), "batch of 1:9:9 do not fit .* 1:1:8"),
     ],
 )
