@@ -23,9 +23,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import conftest, tiny
+from tests import conftest
 from tests.oracle import hooked_diffusers
 from tests.oracle.families import diffusers_run, diffusers_video, official_latents, official_video
+from tests.support import tiny
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal

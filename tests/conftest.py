@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.once import alone, common_folder, made_once
-from tests.tiers import is_quick, link_cache, refuse_to_build
+from tests.support.once import alone, common_folder, made_once
+from tests.support.tiers import is_quick, link_cache, refuse_to_build
 
 # The models here are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

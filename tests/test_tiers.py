@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import tiers
+from tests.support import tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 

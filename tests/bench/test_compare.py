@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.fake import SECONDS, Clock, FakeBackend, FakeMemory, fake_pipeline
+from tests.support.bench import SECONDS, Clock, FakeBackend, FakeMemory, fake_pipeline
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs

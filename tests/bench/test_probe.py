@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from tests.bench.fake import Clock, FakeBackend, FakeMemory, fake_pipeline
+from tests.support.bench import Clock, FakeBackend, FakeMemory, fake_pipeline
 from tgate_export.bench.convergence import relative_change
 from tgate_export.bench.probe import MIN_SSIM, Probe, chart_gates, choose_bound, judge, upper_bound
 from tgate_export.bench.similarity import ssim

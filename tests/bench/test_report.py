@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.bench.fake import Clock, FakeBackend, fake_pipeline
+from tests.support.bench import Clock, FakeBackend, fake_pipeline
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import compare
 from tgate_export.bench.measure import Plan, Setup

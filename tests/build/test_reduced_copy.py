@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import FIXED
+from tests.support.tiny import FIXED
 from tgate_export.build import assembly
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.manifest import Range, Size

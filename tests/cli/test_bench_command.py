@@ -11,8 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.command import Result, run
 from tests.conftest import CPU_BACKENDS
+from tests.support.command import Result, run
 from tgate_export.bench import peak_memory
 from tgate_export.bench import result as result_module
 from tgate_export.bench.result import BenchResult

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.build import build as build_module
 
 Capture = pytest.CaptureFixture[str]

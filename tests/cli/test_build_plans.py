@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import run
+from tests.support.command import run
 
 
 def test_plans_of_a_bundle(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.bundle.test_integrity import change_byte, remove
-from tests.cli.command import run
-from tests.hostile import relist
+from tests.support.command import run
+from tests.support.hostile import relist
 from tgate_export.build import assembly, verify_bundle
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.runtime.backends.base import Backend
@@ -60,7 +60,7 @@ def test_build_again_by_force(
     assert report["up_to_date"] is False
     assert 0 < report["largest_relative_difference"] < 1e-4  # the bound of all but pictures
     built, first = open_bundle(tiny_bundle_copy).manifest, open_bundle(tiny_bundle).manifest
-    # The same source gives the same bytes; without the cache, see tests/build/test_build_cache.py.
+    # The same source gives the same bytes; without the cache, see tests/e2e/test_build_cache.py.
     for name in ("graphs/denoiser.weights", "graphs/full.onnx", "graphs/gated.onnx"):
         assert built.files[name] == first.files[name]
     assert os.listdir(tiny_bundle_copy.parent) == [tiny_bundle_copy.name]

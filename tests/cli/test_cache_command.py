@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.bundle.manifest import File
 from tgate_export.common.user_cache import cache_folder, write_cached
 from tgate_export.export.content_cache import user_content_cache

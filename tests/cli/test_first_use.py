@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Result, run
+from tests.support.command import Result, run
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.cli._console import next_commands

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, change_byte
-from tests.cli.command import Result, run
 from tests.conftest import CPU_BACKENDS
-from tests.hostile import full_disk
+from tests.support.command import Result, run
+from tests.support.hostile import full_disk
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.runtime.tokenizer import PromptTokenizer
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Result, run
 from tests.conftest import CPU_BACKENDS
-from tests.runtime.emulation.install import install
-from tests.runtime.emulation.plans import write_emulated
-from tests.runtime.emulation.real import write_real
+from tests.support.command import Result, run
+from tests.support.emulation.install import install
+from tests.support.emulation.plans import write_emulated
+from tests.support.emulation.real import write_real
 
 Generate = Callable[..., Result]
 

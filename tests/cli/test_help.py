@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tgate_export
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.cli import COMMANDS
 from tgate_export.families.names import NAMED_MODELS
 

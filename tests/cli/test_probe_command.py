@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.command import Result, run
+from tests.support.command import Result, run
 from tgate_export.bench import result as result_module
 from tgate_export.bundle.integrity import read_manifest
 

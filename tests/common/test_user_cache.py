@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import full_disk
+from tests.support.hostile import full_disk
 from tgate_export.common.user_cache import cache_folder, read_cached, write_cached, write_whole
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.embed.driver import CppBuild, Driver, compile_library
-from tests.once import alone
+from tests.support.cpp_driver import CppBuild, Driver, compile_library
+from tests.support.once import alone
 
 
 @pytest.fixture(scope="session")

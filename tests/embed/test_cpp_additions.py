@@ -20,8 +20,8 @@ from tests.e2e.test_additions import (  # noqa: F401 - fixtures
     made_up,
     pipeline,
 )
-from tests.embed.driver import CppBuild, Driver
 from tests.embed.test_cpp_run import array, texts
+from tests.support.cpp_driver import CppBuild, Driver
 
 
 def request(**parameters: Any) -> dict[str, Any]:

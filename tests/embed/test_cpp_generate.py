@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.command import run
-from tests.embed.driver import CppBuild
+from tests.support.command import run
+from tests.support.cpp_driver import CppBuild
 from tgate_export.bundle.integrity import read_manifest
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")

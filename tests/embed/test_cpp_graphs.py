@@ -19,9 +19,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.embed.driver import CppBuild, Driver, assert_alike
 from tests.embed.test_cpp_run import texts
-from tests.hostile import relist
 from tests.runtime.test_onnx_check import (
     BAD,
     MEMORY,
@@ -36,6 +34,8 @@ from tests.runtime.test_onnx_check import (
     repeated,
     training,
 )
+from tests.support.cpp_driver import CppBuild, Driver, assert_alike
+from tests.support.hostile import relist
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends.onnx_check import read_graph

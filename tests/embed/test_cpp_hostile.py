@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.embed.driver import CppBuild, Driver
 from tests.embed.test_cpp_run import texts
 from tests.embed.test_cpp_tokenizer import SHAPES, edited
-from tests.hostile import relist
+from tests.support.cpp_driver import CppBuild, Driver
+from tests.support.hostile import relist
 
 INT = 2**31 - 1
 

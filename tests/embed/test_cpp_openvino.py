@@ -11,9 +11,9 @@ import onnx
 import openvino
 import pytest
 
-from tests.embed.driver import CppBuild, Driver
 from tests.embed.test_cpp_run import PROMPTS, array, assert_same, python_run, texts
-from tests.hostile import relist
+from tests.support.cpp_driver import CppBuild, Driver
+from tests.support.hostile import relist
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends.base import BackendError
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.bundle.test_manifest import VALID
-from tests.embed.driver import Driver, assert_alike
 from tests.embed.test_cpp_requests import opened, tensor
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
-from tests.hostile import relist
+from tests.support.cpp_driver import Driver, assert_alike
+from tests.support.hostile import relist
 from tgate_export.build.describe import TGATE
 from tgate_export.bundle.manifest import Manifest, parse_manifest
 from tgate_export.common.errors import InvalidRequestError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import run
-from tests.embed.driver import CppBuild, configure, require_tools
+from tests.support.command import run
+from tests.support.cpp_driver import CppBuild, configure, require_tools
 from tgate_export import __version__
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import BundleError

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
-from tests.embed.driver import CppBuild, Driver, Refusal, assert_alike
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.runtime.test_cpus import QUOTAS, write
+from tests.support import tiny
+from tests.support.cpp_driver import CppBuild, Driver, Refusal, assert_alike
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line

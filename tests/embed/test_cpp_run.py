@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.embed.driver import Driver
+from tests.support.cpp_driver import Driver
 from tgate_export import TGatePipeline
 from tgate_export.data.shapes_world import COLOURS, SHAPES
 

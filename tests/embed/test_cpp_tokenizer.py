@@ -14,8 +14,8 @@ import pytest
 from diffusers.loaders import TextualInversionLoaderMixin
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from tests.embed.driver import Driver
 from tests.runtime.test_tokenizer import PROMPTS, with_inversions
+from tests.support.cpp_driver import Driver
 from tgate_export.data import SHAPES_DIR
 from tgate_export.families.random_tokenizers import byte_tokenizer
 

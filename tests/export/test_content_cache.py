@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import full_disk
+from tests.support.hostile import full_disk
 from tgate_export.bundle.manifest import File
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.export import content_cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.families.small_folder import save_files
+from tests.support.small_folder import save_files
 
 
 @pytest.fixture

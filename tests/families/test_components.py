@@ -14,8 +14,8 @@ import diffusers
 import pytest
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
-from tests.families.small_folder import WEIGHTS, edit_json, safetensors, write_json
-from tests.tiny import CONFIGS
+from tests.support.small_folder import WEIGHTS, edit_json, safetensors, write_json
+from tests.support.tiny import CONFIGS
 from tgate_export.common.errors import ModelError
 from tgate_export.families import geometry
 from tgate_export.families import source as source_module

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from tests.families.small_folder import WEIGHTS, edit_json, safetensors, save_files, write_json
+from tests.support.small_folder import WEIGHTS, edit_json, safetensors, save_files, write_json
 from tgate_export.build import verify_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.common.errors import InvalidRequestError, ModelError, TGateError

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
 from tests.families.test_source import edit_json
+from tests.support import tiny
 from tgate_export.common.errors import ModelError
 from tgate_export.families.modules import VaeDecoder, VaeEncoder
 from tgate_export.families.registry import family_of

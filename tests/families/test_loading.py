@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.families.small_folder import WEIGHTS
+from tests.support.small_folder import WEIGHTS
 from tgate_export.common.errors import ModelError
 from tgate_export.families.loading import load
 from tgate_export.families.source import resolve_source

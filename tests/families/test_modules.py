@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.families.small_folder import edit_json, save_files
+from tests.support.small_folder import edit_json, save_files
 from tgate_export.families.source import resolve_source
 from tgate_export.families.stable_diffusion.modules import ClipTextEncoder
 from tgate_export.families.stable_diffusion_xl.modules import DualClipTextEncoder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import CONFIGS
+from tests.support.tiny import CONFIGS
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.cli._hints import on_command_line

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests import tiny
+from tests.support import tiny
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import VerificationError

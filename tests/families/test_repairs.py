@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tests.families.small_folder import edit_json
+from tests.support.small_folder import edit_json
 from tgate_export.families import geometry
 from tgate_export.families.loading import component_precision
 from tgate_export.families.registry import FAMILIES

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from tests.families.small_folder import edit_json
+from tests.support.small_folder import edit_json
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.common.hints import in_python, worded

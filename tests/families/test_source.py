@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.families.small_folder import WEIGHTS, edit_json, write_json
+from tests.support.small_folder import WEIGHTS, edit_json, write_json
 from tgate_export.common.errors import InvalidRequestError, ModelError, TGateError
 from tgate_export.families import geometry
 from tgate_export.families.source import resolve_source

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from tests.families.small_folder import WEIGHTS, edit_json, write_json
+from tests.support.small_folder import WEIGHTS, edit_json, write_json
 from tgate_export.common.errors import ModelError
 from tgate_export.families.loading import load, load_component
 from tgate_export.families.names import NAMED_MODELS

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import tgate_export
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime import backends

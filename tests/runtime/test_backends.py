@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.hostile import relist
-from tests.runtime.emulation.install import Emulation, install
-from tests.runtime.emulation.plans import write_emulated
+from tests.support.emulation.install import Emulation, install
+from tests.support.emulation.plans import write_emulated
+from tests.support.hostile import relist
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME

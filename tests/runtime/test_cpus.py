@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime import cpus

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.emulation import tensorrt as emulated_tensorrt
-from tests.runtime.emulation.cuda import CudaEmulation
-from tests.runtime.emulation.install import Emulation, install
+from tests.support.emulation import tensorrt as emulated_tensorrt
+from tests.support.emulation.cuda import CudaEmulation
+from tests.support.emulation.install import Emulation, install
 from tgate_export.runtime.backends.base import BackendError
 from tgate_export.runtime.backends.cuda import Block, Cuda, Event, Graph
 

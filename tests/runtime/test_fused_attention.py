@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.runtime.attention import save_attention
+from tests.support.attention import save_attention
 from tgate_export.runtime.backends.fused_attention import fuse_attention
 from tgate_export.runtime.backends.onnx_file import read_model
 

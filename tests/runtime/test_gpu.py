@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.attention import save_attention
-from tests.runtime.emulation.plans import write_emulated
-from tests.runtime.emulation.real import installed_library, write_real
-from tests.runtime.emulation.stand_in import install_stand_in
+from tests.support.attention import save_attention
+from tests.support.emulation.plans import write_emulated
+from tests.support.emulation.real import installed_library, write_real
+from tests.support.emulation.stand_in import install_stand_in
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Library
 from tgate_export.runtime.backends import select

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.hostile import relist
+from tests.support.hostile import relist
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends import select

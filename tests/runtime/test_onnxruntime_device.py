@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.batching.solo import assert_equals_solo
+from tests.support.solo import assert_equals_solo
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import onnxruntime as module
 from tgate_export.runtime.backends.base import BackendOptions

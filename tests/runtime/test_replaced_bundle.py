@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.emulation.install import install
-from tests.runtime.emulation.plans import write_emulated
+from tests.support.emulation.install import install
+from tests.support.emulation.plans import write_emulated
 from tgate_export import TGatePipeline
 from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends import onnxruntime_sessions, weight_file

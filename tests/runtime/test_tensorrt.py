@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.batching.solo import assert_equals_solo
-from tests.runtime.emulation.cuda import cudaError_t
-from tests.runtime.emulation.install import Emulation, install
-from tests.runtime.emulation.plans import write_emulated
+from tests.support.emulation.cuda import cudaError_t
+from tests.support.emulation.install import Emulation, install
+from tests.support.emulation.plans import write_emulated
+from tests.support.solo import assert_equals_solo
 from tgate_export import TGatePipeline
 from tgate_export.bundle.plans import Library, PlanSettings
 from tgate_export.runtime.backends import select

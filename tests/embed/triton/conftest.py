@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.embed.triton.slow import slow_down
-from tests.once import alone
+from tests.support.once import alone
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from tests.cli.command import run
+from tests.support.command import run
 from tgate_export.bundle.integrity import open_bundle, read_manifest
 from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.embed.triton.interface import inputs, outputs

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.runtime.batching.solo import assert_equal_solo, batcher_of, submit
+from tests.support.solo import assert_equal_solo, batcher_of, submit
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import TGateError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.batching.solo import (
+from tests.support.solo import (
     TOLERANCE,
     assert_equal_solo,
     assert_equals_solo,

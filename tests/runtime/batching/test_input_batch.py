@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.batching.solo import TOLERANCE
+from tests.support.solo import TOLERANCE
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Memory

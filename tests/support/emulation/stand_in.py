@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.emulation.cuda import POISON
-from tests.runtime.emulation.tensorrt import (
+from tests.support.emulation.cuda import POISON
+from tests.support.emulation.tensorrt import (
     NUMPY,
     Context,
     Engine,

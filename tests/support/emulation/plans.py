@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.runtime.emulation.tensorrt import VERSIONS
+from tests.support.emulation.tensorrt import VERSIONS
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest

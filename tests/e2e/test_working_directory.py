@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLANTED = ("torch", "numpy", "json", "click", "diffusers", "onnxruntime", "openvino", "tempfile")
 FILES = sorted([*(ROOT / "tgate_export").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.emulation.cuda import CudaEmulation
-from tests.runtime.emulation.tensorrt import TensorRTEmulation
+from tests.support.emulation.cuda import CudaEmulation
+from tests.support.emulation.tensorrt import TensorRTEmulation
 
 
 @dataclass

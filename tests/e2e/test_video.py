@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
-from tests.cli.command import run
 from tests.oracle.families import diffusers_video, official_video
+from tests.support import tiny
+from tests.support.command import run
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.build.verify_bundle import verify_bundle

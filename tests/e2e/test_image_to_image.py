@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
 from tests.oracle.families import diffusers_image_run, image_latents, load_pipeline
-from tests.runtime.batching.solo import assert_equals_solo, batcher_of
+from tests.support import tiny
+from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line

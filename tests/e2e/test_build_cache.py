@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import FIXED, only_samplers
+from tests.support.tiny import FIXED, only_samplers
 from tgate_export.build import compare
 from tgate_export.build import verify_bundle as verify_module
 from tgate_export.build.build import BuildResult, build_bundle

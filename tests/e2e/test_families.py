@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTextModel
 
-from tests import tiny
 from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
-from tests.runtime.batching.solo import assert_equals_solo, batcher_of
+from tests.support import tiny
+from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest

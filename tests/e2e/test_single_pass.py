@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.oracle import hooked_diffusers
-from tests.tiny import FIXED, only_samplers, save_lcm
+from tests.support.tiny import FIXED, only_samplers, save_lcm
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.common.errors import InvalidRequestError

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tests.runtime.emulation.cuda import POISON, CudaEmulation
+from tests.support.emulation.cuda import POISON, CudaEmulation
 
 Shape = tuple[int, ...]
 VERSIONS = {"tensorrt": "10.13.3.9", "tensorrt_rtx": "1.7.1.116"}
