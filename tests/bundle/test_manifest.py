@@ -12,7 +12,8 @@ import pytest
 
 import tgate_export.bundle.manifest as manifest_module
 from tgate_export.bundle.integrity import read_manifest
-from tgate_export.bundle.manifest import Manifest, Range, parse_manifest
+from tgate_export.bundle.manifest import Manifest, Range
+from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.common.errors import BundleError
 
 WHERE = Path("bundle/manifest.json")

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tgate_export.bundle.manifest import Graph, Input, Precision, Tensor
+from tgate_export.bundle.manifest_graphs import Graph, Input, Precision, Tensor
 from tgate_export.common.errors import VerificationError
 from tgate_export.compile.checks import check_precision, check_tensors
 from tgate_export.compile.compiler import Compiler, load_compiler

@@ -20,7 +20,7 @@ from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
 from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_table
 from tests.support.cpp_driver import Driver, Refusal, assert_alike
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.bundle.manifest import parse_manifest
+from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
 from tgate_export.common.errors import BundleError
 

@@ -23,7 +23,8 @@ from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.support.cpp_driver import Driver, assert_alike
 from tests.support.hostile import relist
 from tgate_export.build.describe import TGATE
-from tgate_export.bundle.manifest import Manifest, parse_manifest
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
 from tgate_export.runtime.request import make_request

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tgate_export.bench.result import Curve
-from tgate_export.bundle.manifest import Cache
+from tgate_export.bundle.manifest_graphs import Cache
 from tgate_export.runtime.run import StepInfo
 
 

@@ -22,12 +22,8 @@ from tgate_export.bundle.integrity import (
     check_files,
     read_manifest,
 )
-from tgate_export.bundle.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Precision,
-    Range,
-)
+from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
+from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.bundle.plans import keep_plans
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
 from tgate_export.common.errors import BundleError, TGateError

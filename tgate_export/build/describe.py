@@ -7,14 +7,8 @@ from typing import TypeVar
 
 from tgate_export.build.options import BuildOptions, versions
 from tgate_export.build.request import BuildRequest
-from tgate_export.bundle.manifest import (
-    SCHEMA_MINOR,
-    File,
-    Manifest,
-    Method,
-    Sampler,
-    Tokenizer,
-)
+from tgate_export.bundle.manifest import SCHEMA_MINOR, File, Manifest, Sampler, Tokenizer
+from tgate_export.bundle.manifest_graphs import Method
 from tgate_export.export.unit import ExportedUnit
 from tgate_export.families import geometry
 from tgate_export.families.source import ModelSource

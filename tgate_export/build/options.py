@@ -13,11 +13,11 @@ from tgate_export.bundle.manifest import (
     SCHEMA_VERSION,
     Guidance,
     Manifest,
-    Precision,
     Range,
     Size,
     Source,
 )
+from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tgate_export.bundle.manifest import Manifest, Tensor
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_graphs import Tensor
 from tgate_export.common.errors import BundleError
 
 

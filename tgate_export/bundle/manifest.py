@@ -8,119 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tgate_export.bundle.fields import MAX_RANK, BundleModel, BundlePath, Count, Name, Positive
-from tgate_export.bundle.json_file import parse_json
-from tgate_export.bundle.manifest_checks import ReferenceFaultError, check_references
+from tgate_export.bundle.fields import BundleModel, BundlePath, Count, Name, Positive
+from tgate_export.bundle.manifest_checks import check_references
+from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Method, Precision
 from tgate_export.bundle.origins import (
     FromCache,
     FromGraph,
     FromImage,
     FromParameter,
     FromTokens,
-    Origin,
 )
 from tgate_export.common.errors import BundleError
 from tgate_export.parameters import Parameter
-from tgate_export.steps.rule import Guard
 from tgate_export.steps.step_plan import PhaseCaches
 
 # A newer minor version adds fields, which older readers ignore; what a reader cannot ignore is in
 # `requires` as well.
 SCHEMA_VERSION, SCHEMA_MINOR = 2, 0
-# Abilities beyond those of 2.0 that this reader has.
-ABILITIES: frozenset[str] = frozenset()
 MANIFEST_NAME = "manifest.json"
 
-DType = Literal["float32", "float16", "int64"]
-Precision = Literal["fp32", "fp16"]
 # How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
 # scale, or not at all.
 Guidance = Literal["classifier-free", "embedded", "none"]
-
-
-class Tensor(BundleModel):
-    """A graph's output; a dimension is a number or the name of a free one."""
-
-    name: Name
-    dtype: DType
-    shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
-
-
-class Input(Tensor):
-    """A graph's input, and where it comes from."""
-
-    origin: Origin = Field(validation_alias="from", serialization_alias="from")
-
-
-class Graph(BundleModel):
-    """One ONNX graph of the bundle."""
-
-    file: BundlePath
-    weights: BundlePath | None = Field(description="external data file, shared by the denoisers")
-    precision: Precision = Field(description="of its weights and computation")
-    float32_attention: bool = Field(
-        default=False, description="attention products are fp32 whatever the precision"
-    )
-    float32_layers: Count = Field(
-        default=0, description="linear layers that are fp32 whatever the precision"
-    )
-    parameters: int = Field(description="number of weights this graph uses")
-    inputs: tuple[Input, ...]
-    outputs: tuple[Tensor, ...]
-
-
-class Cache(BundleModel):
-    """A tensor that one step writes and a later step reads; a graph's output of the same name.
-
-    Of attention it is [batch, layers, tokens, width]; one of every guidance pass, unconditional,
-    then conditional, is [batch, passes, layers, tokens, width].
-    """
-
-    dtype: DType
-    shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
-    kind: Name = Field(description="such as cross_cache, self_passes or self_cache")
-    layers: tuple[str, ...] = Field(
-        default=(), description="module path of each index on the layers axis"
-    )
-
-
-class Dimension(BundleModel):
-    """A named dimension: times * ceil(latent_height / downsample) * ceil(latent_width / ...)."""
-
-    downsample: Positive
-    times: Positive = 1
-
-
-class Method(BundleModel):
-    """A way to reuse computation over the steps of a run."""
-
-    parameters: tuple[Name, ...] = Field(description="those that its rule reads")
-    at_least: dict[Name, Name] = Field(
-        default={}, description="parameters that are at least as large as another one"
-    )
-    rule: Annotated[tuple[Guard, ...], Field(min_length=1)] = Field(
-        description="the phase of a step: the first guard whose comparisons all hold"
-    )
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Method:
-        if self.rule[-1].all:
-            raise ValueError("the rule's last guard has comparisons, so that a step may have none")
-        read = {
-            name
-            for guard in self.rule
-            for comparison in guard.all
-            for name in comparison.parameters
-        }
-        if unknown := sorted((read | {*self.at_least, *self.at_least.values()})
-                             - set(self.parameters)):  # fmt: skip
-            raise ValueError(f"{unknown[0]!r} is not one of its parameters")
-        return self
 
 
 class Range(BundleModel):
@@ -374,72 +287,3 @@ class Manifest(BundleModel):
     def to_json(self) -> str:
         """Return the text of `manifest.json`."""
         return self.model_dump_json(indent=1) + "\n"
-
-
-def parse_manifest(text: str, where: Path) -> Manifest:
-    """Read a manifest's text.
-
-    Raises:
-        BundleError: when it is no manifest, or one that this reader is too old or too new for.
-    """
-    try:
-        raw = parse_json(text)
-    except ValueError as error:
-        raise BundleError(f"{where} is not valid JSON ({error}): build the bundle again") from None
-    if not isinstance(raw, dict) or "schema_version" not in raw:
-        raise BundleError(f"{where} is not a bundle manifest: it has no schema_version")
-    version, minor = raw["schema_version"], raw.get("schema_minor", 0)
-    if type(version) is not int or type(minor) is not int:  # `true` would pass for 1
-        raise BundleError(f"{where} is not a bundle manifest: schema_version is {version!r}")
-    if version > SCHEMA_VERSION:
-        raise BundleError(
-            f"{where} has schema version {version}, this tgate-export reads {SCHEMA_VERSION}: "
-            "update tgate-export, or build the bundle again"
-        )
-    if 0 < version < SCHEMA_VERSION:
-        raise BundleError(
-            f"{where} has schema version {version}, this tgate-export reads {SCHEMA_VERSION}: "
-            "build the bundle again"
-        )
-    requires = raw.get("requires", [])
-    lacking = [name for name in requires if name not in ABILITIES] if _are_texts(requires) else []
-    if lacking:
-        raise BundleError(
-            f"{where} needs {lacking[0]!r}, which this tgate-export cannot do: update tgate-export"
-        )
-    try:
-        return Manifest.model_validate_json(
-            text,
-            extra="ignore" if minor > SCHEMA_MINOR else "forbid",
-            by_alias=True,
-            by_name=False,
-        )
-    except ValidationError as error:
-        field, fault = first_fault(error, raw)
-        raise BundleError(
-            f"{where}: {field or 'manifest'}: {fault}: build the bundle again", field=field
-        ) from None
-
-
-def first_fault(error: ValidationError, raw: Any) -> tuple[str, str]:
-    """Return the path of the first field that is wrong, as in the record, and what is wrong."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ReferenceFaultError):
-        return cause.field, str(cause)
-    path: list[str] = []
-    inner: Any = raw
-    for part in first["loc"]:
-        in_list = isinstance(inner, list) and isinstance(part, int) and part < len(inner)
-        if in_list or (isinstance(inner, dict) and part in inner):
-            inner = inner[part]
-        elif part == "[key]" or (first["type"] == "missing" and part == first["loc"][-1]):
-            inner = None
-        else:  # of the alternatives that a field has
-            continue
-        path.append(str(part))
-    return ".".join(path), first["msg"]
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

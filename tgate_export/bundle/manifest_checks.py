@@ -16,7 +16,8 @@ from tgate_export.bundle.origins import (
 )
 
 if TYPE_CHECKING:
-    from tgate_export.bundle.manifest import Input, Manifest, Tensor
+    from tgate_export.bundle.manifest import Manifest
+    from tgate_export.bundle.manifest_graphs import Input, Tensor
 
 Shape = tuple[int | str, ...]
 # What the host computes -> how many numbers of each sample, and the parameters that it reads.

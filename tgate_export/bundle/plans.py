@@ -18,19 +18,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from tgate_export.bundle.bystanders import is_bystander
+from tgate_export.bundle.fields import MAX_RANK
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.json_file import RECORD_BYTES, read_json
 from tgate_export.bundle.manifest import (
-    MAX_RANK,
     BundleModel,
     File,
     Manifest,
     Name,
     Positive,
-    Precision,
     Range,
 )
+from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import BundleError
 
 PLANS_FOLDER = "plans"

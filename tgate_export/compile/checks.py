@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tgate_export.bundle.manifest import Graph, Precision, Tensor
+from tgate_export.bundle.manifest_graphs import Graph, Precision, Tensor
 from tgate_export.common.errors import VerificationError
 
 # TensorRT's names of element types.

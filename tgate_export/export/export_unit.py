@@ -9,15 +9,14 @@ from pathlib import Path
 import onnx_ir
 import torch
 
-from tgate_export.bundle.manifest import (
+from tgate_export.bundle.manifest import Range, Size
+from tgate_export.bundle.manifest_graphs import (
     Cache,
     Dimension,
     DType,
     Graph,
     Input,
     Precision,
-    Range,
-    Size,
     Tensor,
 )
 from tgate_export.common.memory import release_memory

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from tgate_export.bundle.fields import BundleModel, Name
-from tgate_export.bundle.manifest import Cache, Dimension, File, Graph, Precision, Range, Size
+from tgate_export.bundle.manifest import File, Range, Size
+from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Precision
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
 from tgate_export.families.registry import family_module

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgate_export.bundle.manifest import Precision
+from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import ModelError, first_line
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource

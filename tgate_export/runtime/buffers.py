@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgate_export.bundle.manifest import Input
+from tgate_export.bundle.manifest_graphs import Input
 from tgate_export.bundle.origins import (
     FromCache,
     FromFormula,

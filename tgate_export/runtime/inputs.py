@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tgate_export.bundle.manifest import Input, Manifest
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_graphs import Input
 from tgate_export.bundle.origins import FromFormula, FromImage, FromParameter
 from tgate_export.runtime.buffers import buffer_of
 from tgate_export.runtime.formulas import formula_row

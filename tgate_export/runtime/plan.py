@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from tgate_export.bundle.dims import concrete_shape, named_dims
-from tgate_export.bundle.manifest import DType, Input, Manifest, Tensor
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_graphs import DType, Input, Tensor
 from tgate_export.bundle.origins import FromLoop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS
 from tgate_export.common.errors import BundleError

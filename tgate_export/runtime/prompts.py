@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgate_export.bundle.manifest import Manifest, Tensor
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_graphs import Tensor
 from tgate_export.bundle.origins import FromMask, FromParameter, FromTokens
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.buffers import NEGATIVE, buffer_of

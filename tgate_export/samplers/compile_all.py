@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.manifest import Graph, Input, Sampler, Tensor
+from tgate_export.bundle.manifest import Sampler
+from tgate_export.bundle.manifest_graphs import Graph, Input, Tensor
 from tgate_export.bundle.origins import FromLoop, Loop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS, SamplerTable
 from tgate_export.common.errors import ModelError, TGateError, first_line

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tgate_export.bundle.manifest import Precision
+from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import VerificationError
 from tgate_export.common.hints import Argument
 from tgate_export.runtime.backends.base import Backend

@@ -10,7 +10,8 @@ import torch
 
 from tgate_export.bundle.dims import concrete_shape, named_dims
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import Input, Manifest
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest_graphs import Input
 from tgate_export.bundle.origins import (
     FromCache,
     FromFormula,

@@ -16,7 +16,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import Tensor
+from tgate_export.bundle.manifest_graphs import Tensor
 from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends.onnx_file import EXTERNAL, parse_model
 
