@@ -201,7 +201,7 @@ class Measurement:
         prompts = self.setups[variant.target].prompts
         batch = self.plan.batch
         chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]
-        return self._call(variant, chosen, self.plan.seed + number)
+        return self._call(variant, chosen, self.plan.seed + number * self.plan.batch)
 
     def _call(self, variant: Variant, prompts: Sequence[str], seed: int) -> Reading:
         output = self.setups[variant.target].pipeline(

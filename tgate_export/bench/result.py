@@ -110,7 +110,7 @@ class Target(ResultModel):
         description="of a process of its own that loads the bundle and makes one batch"
     )
     device_memory: dict[str, object] | None = Field(description="the backend's own report")
-    prompts: list[str] = Field(description="used in turn; round r has seed settings.seed + r")
+    prompts: list[str] = Field(description="used in turn; image i has seed settings.seed + i")
     attribution: Attribution | None = Field(description="from MACs")
     measured_attribution: Attribution | None = Field(
         description="from seconds; none where twice the images do not fit or run at less than "
