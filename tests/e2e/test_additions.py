@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from tests.oracle import hooked_diffusers
+from tests.support.once import made_once
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.origins import FromImage, FromParameter
@@ -80,9 +81,11 @@ def made_up() -> Iterator[None]:
 def bundle(
     made_up: None, tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Built with its graphs and runs across the gate compared with PyTorch."""
-    out = tmp_path_factory.mktemp("made-up") / "bundle"
-    return build_bundle(str(tiny_pipeline_dir), out=out).path
+    """Built once, also for the tests in C++; its graphs are compared with PyTorch."""
+    return made_once(
+        tmp_path_factory, "bundles/made-up",
+        lambda out: build_bundle(str(tiny_pipeline_dir), out=out),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

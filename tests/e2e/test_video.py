@@ -175,7 +175,7 @@ def test_verify_holds(built: Built, tmp_path: Path) -> None:
         ({}, "image is missing: a video is made from one"),
         ({"prompt": "a"}, "prompt has no effect: a video is made from its image"),
         ({"negative_prompt": "a"}, "negative_prompt has no effect"),
-        ({"strength": 0.5}, "strength 0.5 has no effect on a video"),
+        ({"strength": 0.5}, "strength 0.5 has no effect: this bundle's runs begin with no image"),
         ({"fps": 0}, "fps must be at least 1, got 0"),
         ({"noise_aug_strength": float("nan")}, "noise_aug_strength must be at least 0, got nan"),
         ({"min_guidance_scale": float("inf")}, "min_guidance_scale must be a finite number"),
@@ -214,7 +214,7 @@ def test_the_command_writes_a_video(
         "--steps", "2", "--fps", "5", "--seed", "1",
     )  # fmt: skip
     report = run(capsys, *call, "--out", tmp_path / "clip.gif", "--json").json()
-    assert report["motion"]["fps"] == 5
+    assert report["fps"] == 5
     assert [Path(file).name for file in report["images"]] == ["clip-0.gif", "clip-1.gif"]
     with Image.open(tmp_path / "clip-1.gif") as video:
         assert (video.n_frames, video.size, video.info["duration"]) == (

@@ -113,14 +113,14 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("made_up")
 def test_the_command_line_runs_it(
-    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["--prompt", "a fox", "--steps", 2, "--gate-step", 1, "--seed", 3, "--json"]
     pictures = {}
     for name in ("reference", "onnxruntime:cpu"):
         out = tmp_path / f"{name.partition(':')[0]}.png"
         options = [*call, "--backend", name, "--threads", 1, "--out", out]
-        report = run(capsys, "generate", tiny_bundle, *options).json()
+        report = run(capsys, "generate", tiny_bundle_copy, *options).json()
         assert report["backend"] == name
         pictures[name] = np.asarray(Image.open(out)).astype(int)
     # Two implementations of the same graphs: rounding may move a value over the edge of 8 bits.

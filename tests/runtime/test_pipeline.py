@@ -140,7 +140,7 @@ def test_default_gate_scales_with_steps(pipeline: TGatePipeline) -> None:
         ({"prompt": []}, "prompt must be"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"num_inference_steps": 0}, "steps must be at least 1"),
-        ({"num_inference_steps": 101}, "steps must be at least 1"),
+        ({"num_inference_steps": 101}, "steps must be 1 to 100"),
         ({"gate_step": 0}, "gate_step must be at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite"),
         ({"scheduler": "dmp"}, "unknown scheduler 'dmp'.*ddim"),

@@ -27,7 +27,11 @@ def parameter_values(
     for name, value in given.items():
         # Without image-to-image it is the image that is refused, with how to build a bundle that
         # takes one; see `rebuild`.
-        of_image = name == "strength" and given.get("image") is not None
+        of_image = (
+            name == "strength"
+            and given.get("image") is not None
+            and "image" not in manifest.parameters
+        )
         if value is not None and name not in manifest.parameters and not of_image:
             _refuse_absent(manifest, name, value)
     values = {
