@@ -126,7 +126,7 @@ def test_usage_errors_are_those_of_the_python_command(
         (["--size", "16x"], "--size '' is not a number"),
         (["--backend", "magic"], "unknown backend 'magic': choose one of auto, "),
         (["--out", "x.jpg"], "--out x.jpg must end in .png"),
-        (["--image", "x.png"], "tgate_generate draws from text alone: image-to-image is in"),
+        (["--image", "x.png"], "tgate_generate begins with noise alone: image-to-image is in"),
         (["--set", "gate_step"], "--set gate_step has no value: give NAME=VALUE"),
         (["--set", "tint=1"], "--set tint: this bundle has num_inference_steps, "),
         (["--set", "gate_step=2.5"], "--set gate_step '2.5' is not a number"),

@@ -46,7 +46,7 @@ KINDS: dict[type[TGateError], str] = {
     InvalidRequestError: "request",
     BackendError: "backend",
     BundleError: "bundle",
-    TGateError: "job",
+    TGateError: "file",
 }
 
 

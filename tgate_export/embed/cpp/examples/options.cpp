@@ -10,9 +10,9 @@ namespace {
 
 constexpr const char* kHelp = R"(Usage: tgate_generate BUNDLE --prompt TEXT [OPTIONS]
 
-Draw with a bundle: full graph before the gate step, gated graph from it on.
+Generate images with a bundle: full graph before the gate step, gated graph from it on.
 
-  --prompt TEXT            What to draw.
+  --prompt TEXT            What to show.
   --negative-prompt TEXT   What to avoid.
   --steps N                Denoising steps.
   --gate-step N            First step that reuses cross-attention and drops guidance; at --steps or
@@ -104,7 +104,7 @@ std::uint64_t parse_seed(const std::string& text) {
   return seed;
 }
 
-// Finds out before drawing and not after.
+// Finds out before a run and not after it.
 void check_writable(const std::filesystem::path& out) {
   if (out.extension() != ".png") refuse("--out " + out.string() + " must end in .png");
   const std::filesystem::path folder = out.has_parent_path() ? out.parent_path() : ".";
@@ -185,7 +185,7 @@ Arguments parse_arguments(int argc, char** argv) {
       case kSeed: request.seed = parse_seed(value); break;
       case kImage:
       case kStrength:
-        refuse("tgate_generate draws from text alone: image-to-image is in the Python runtime, "
+        refuse("tgate_generate begins with noise alone: image-to-image is in the Python runtime, "
                "`tgate-export generate --image`");
       case kNumImages: request.num_images_per_prompt = integer("--num-images"); break;
       case kSize: parse_size(value, request); break;

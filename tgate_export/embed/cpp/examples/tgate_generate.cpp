@@ -1,4 +1,4 @@
-// Draws with a bundle from the command line: `tgate-export generate` without Python.
+// Generates images from the command line: `tgate-export generate` without Python.
 #include <csignal>
 #include <cstdio>
 #include <exception>

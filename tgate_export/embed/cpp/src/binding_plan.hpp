@@ -13,7 +13,7 @@ namespace tgate {
 
 // Buffers of the negative prompt have the names of the prompt's after this.
 inline const std::string kNegative = "negative_";
-// The graph that reads what is to be drawn.
+// The graph that reads what is to be generated.
 inline const std::string kPromptEncoder = "text_encoder";
 
 using Shape = std::vector<std::int64_t>;

@@ -87,7 +87,7 @@ int images_of(const Manifest& manifest, std::size_t prompts, int each) {
       prompts > kMost ? kMost + 1 : static_cast<std::int64_t>(prompts) * each;
   if (images > kMost) {
     refuse("num_images_per_prompt",
-           "a call draws " + std::to_string(kMost) +
+           "a call makes " + std::to_string(kMost) +
                " images at most: give fewer prompts, or a smaller num_images_per_prompt");
   }
   const std::int64_t rest = images % manifest.batch.max;  // images of the last call

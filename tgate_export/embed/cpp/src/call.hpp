@@ -26,7 +26,7 @@ struct Call {
   double guidance_scale(std::size_t image) const;  // 1 where the bundle has no guidance
 };
 
-// Whether an image is drawn without guidance, as in diffusers: its prompt's conditions take the
+// Whether an image is made without guidance, as in diffusers: its prompt's conditions take the
 // place of the negative ones, so that both passes of the graphs are the prompt's; the scale is 1.
 bool by_prompt_alone(const Manifest& manifest, double scale);
 

@@ -9,7 +9,7 @@ const char* name_of(ErrorKind kind) {
     case ErrorKind::bundle: return "bundle";
     case ErrorKind::request: return "request";
     case ErrorKind::backend: return "backend";
-    case ErrorKind::job: return "job";
+    case ErrorKind::file: return "file";
     default: return "cancelled";
   }
 }

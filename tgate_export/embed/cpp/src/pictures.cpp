@@ -19,7 +19,7 @@ constexpr const char* kImage = "image";
 
 void check_name(const Manifest& manifest, const std::string& name) {
   if (name == kImage) {
-    refuse(name, "this runtime draws from text alone: a run that begins with an image is for the "
+    refuse(name, "this runtime begins with noise alone: a run that begins with an image is for the "
                  "Python one");
   }
   const Parameter* parameter = manifest.parameters.find(name);

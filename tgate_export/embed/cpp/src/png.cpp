@@ -24,7 +24,7 @@ void write_png(const Image& image, const std::filesystem::path& file) {
   errno = 0;
   if (png_image_write_to_file(&header, file.c_str(), 0, image.rgb.data(), 0, nullptr) == 0) {
     const std::string reason = errno ? std::strerror(errno) : header.message;
-    throw Error(ErrorKind::job, "cannot write " + file.string() + ": " + reason);
+    throw Error(ErrorKind::file, "cannot write " + file.string() + ": " + reason);
   }
 }
 

@@ -11,11 +11,11 @@ enum class ErrorKind {
   bundle,     // missing, damaged, foreign, or of a newer version
   request,    // an argument out of range; the message names it
   backend,    // cannot be used here, or failed
-  job,        // a file cannot be written
+  file,       // a file cannot be written
   cancelled,  // the step callback ended the run
 };
 
-const char* name_of(ErrorKind kind);  // bundle, request, backend, job or cancelled
+const char* name_of(ErrorKind kind);  // bundle, request, backend, file or cancelled
 
 // `what()` is one line that names the thing and says what to do.
 class Error : public std::runtime_error {

@@ -1,4 +1,4 @@
-// Draw with a bundle: a graph for each phase, one weighted sum a step.
+// Generate images with a bundle: a graph for each phase, one weighted sum a step.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ class Pipeline {
   Pipeline(Pipeline&&) noexcept;
   Pipeline& operator=(Pipeline&&) noexcept;
 
-  // Draws one image for each prompt, or several. Throws Error.
+  // Generates one image for each prompt, or several. Throws Error.
   Result operator()(const Request& request);
 
   const Manifest& manifest() const;

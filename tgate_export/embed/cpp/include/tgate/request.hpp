@@ -51,7 +51,7 @@ struct Request {
   std::optional<int> sp_interval;
   std::optional<int> fi_interval;
   std::optional<int> warm_up;
-  // Empty, one for all prompts, or one each; a prompt at 1 or less is drawn without guidance, and
+  // Empty, one for all prompts, or one each; a prompt at 1 or less is run without guidance, and
   // its negative prompt is ignored.
   std::vector<double> guidance_scale;
   std::optional<double> guidance_rescale;

@@ -139,7 +139,7 @@ Error out_of_memory(const std::string& purpose, std::size_t needed) {
   if (cudaMemGetInfo(&available, &total) != cudaSuccess) available = 0;
   return backend_error("out of GPU memory: " + purpose + " needs " + gib(needed) + ", " +
                        gib(available) +
-                       " is free: end what else uses the GPU, or draw fewer or smaller images a "
+                       " is free: end what else uses the GPU, or ask for fewer or smaller images a "
                        "call");
 }
 

@@ -35,7 +35,7 @@ void check_total(const Buffers& buffers) {
   if (total > memory) {
     throw Error(ErrorKind::backend, "the buffers of a run take " + std::to_string(total >> 20) +
                                         " MiB, this machine has " + std::to_string(memory >> 20) +
-                                        ": draw fewer or smaller images a call");
+                                        ": ask for fewer or smaller images a call");
   }
 }
 
