@@ -328,6 +328,8 @@ def test_missing_field_is_named(field: str) -> None:
         ("methods|tgate|rule|0|all|0|modulo", "warm_up"),  # may be 0
         ("methods|tgate|parameters", ["gate_step"]),
         ("methods|tgate|at_least", {"gate_step": "nope"}),
+        ("parameters|seed", {"type": "integer"}),  # every run has one
+        ("parameters|steps", {"type": "integer"}),
         ("dimensions", {"tokens_0": {"downsample": 0}}),
         ("batch|min", 2),  # above max
         ("size|multiple", 0),

@@ -20,6 +20,7 @@ from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
 from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_table
 from tests.support.cpp_driver import Driver, Refusal, assert_alike
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.manifest_checks import RESERVED
 from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
 from tgate_export.common.errors import BundleError
@@ -183,6 +184,13 @@ def read_alike(driver: Driver, text: str) -> bool:
         return False
     assert driver("manifest", text=text, where="x") == {"ok": True}, text
     return True
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_parameter_has_no_name_of_every_runs(driver: Driver, name: str) -> None:
+    raw = json.loads(json.dumps(VALID))
+    raw["parameters"][name] = {"type": "integer", "default": 1}
+    refuse_alike(driver, json.dumps(raw))
 
 
 VALUES = [None, True, 3, 0, -1, 4.5, "", "x", "25", [], [1], {}, {"a": 1}]

@@ -30,6 +30,16 @@ FORMULAS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 }
 
 
+# What every run has by these names, in some front end.
+RESERVED = frozenset(
+    {
+        "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "seed",
+        "num_images", "num_images_per_prompt", "height", "width", "latents", "output_type",
+        "parameters", "steps", "deadline", "format", "progress", "preview",
+    }
+)  # fmt: skip
+
+
 class ReferenceFaultError(ValueError):
     """A field that does not fit the others."""
 
@@ -167,6 +177,8 @@ def _check_parameters(manifest: Manifest) -> None:
         if name not in manifest.parameters or manifest.parameters[name].default is None:
             raise ReferenceFaultError(f"parameters.{name}", "it has no default")
     for name, parameter in manifest.parameters.items():
+        if name in RESERVED:
+            raise ReferenceFaultError(f"parameters.{name}", "every run has something of that name")
         if parameter.default is not None and (fault := parameter.fault(parameter.default)):
             raise ReferenceFaultError(f"parameters.{name}.default", f"it {fault}")
     if set(manifest.parameters["scheduler"].choices) != set(manifest.samplers):

@@ -195,7 +195,15 @@ void check_parameters(const Manifest& manifest) {
       throw RecordError(std::string("parameters.") + name, "it has no default");
     }
   }
+  // What every run has by these names, in some front end.
+  static const std::set<std::string> kReserved{
+      "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "seed", "num_images",
+      "num_images_per_prompt", "height", "width", "latents", "output_type", "parameters", "steps",
+      "deadline", "format", "progress", "preview"};
   for (const auto& [name, parameter] : manifest.parameters) {
+    if (kReserved.count(name) != 0) {
+      throw RecordError("parameters." + name, "every run has something of that name");
+    }
     if (!parameter.default_value) continue;
     if (const auto fault = fault_of(parameter, *parameter.default_value); !fault.empty()) {
       throw RecordError("parameters." + name + ".default", "it " + fault);
