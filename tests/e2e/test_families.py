@@ -13,6 +13,7 @@ from transformers import CLIPTextModel
 
 from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
 from tests.support import tiny
+from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
@@ -41,14 +42,14 @@ class Built:
 def folder_and_bundle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("families") / request.param
     kind = tiny.PIPELINES[request.param]
-    kind.save(folder)
+    folder = made_once(tmp_path_factory, f"pipelines/{request.param}", kind.save)
     with tiny.only_samplers("ddim", "euler", "dpm++2m"):
-        bundle = build_bundle(
-            str(folder), size=tiny.SIZE, batch=kind.batch, out=folder.with_name("bundle")
-        )
-    return folder, bundle.path
+        bundle = made_once(
+            tmp_path_factory, f"bundles/{request.param}",
+            lambda out: build_bundle(str(folder), size=tiny.SIZE, batch=kind.batch, out=out),
+        )  # fmt: skip
+    return folder, bundle
 
 
 @pytest.fixture(scope="module")

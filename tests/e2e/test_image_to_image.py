@@ -16,6 +16,7 @@ import torch
 
 from tests.oracle.families import diffusers_image_run, image_latents, load_pipeline
 from tests.support import tiny
+from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
@@ -52,10 +53,12 @@ def folder_and_bundle(
         tiny.PIPELINES[request.param].save(folder)
         # The starts of the other pipeline's scheduler are kept.
         shutil.copytree(tiny_pipeline_dir / "scheduler", folder / "scheduler", dirs_exist_ok=True)
-    out = tmp_path_factory.mktemp("bundles") / request.param
     with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
-        bundle = build_bundle(str(folder), image_to_image=True, out=out)
-    return folder, bundle.path
+        bundle = made_once(
+            tmp_path_factory, f"bundles/image-to-image-{request.param}",
+            lambda out: build_bundle(str(folder), image_to_image=True, out=out),
+        )  # fmt: skip
+    return folder, bundle
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.oracle import hooked_diffusers
+from tests.support.once import made_once
 from tests.support.tiny import FIXED, only_samplers, save_lcm
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
@@ -24,22 +25,27 @@ RELATIVE = 5e-6
 
 @pytest.fixture(scope="session")
 def lcm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save_lcm(folder := tmp_path_factory.mktemp("pipelines") / "lcm")
-    return folder
+    return made_once(tmp_path_factory, "pipelines/lcm", save_lcm)
 
 
 @pytest.fixture(scope="session")
 def embedded_bundle(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "lcm"
     with only_samplers("ddim", "lcm", "euler-a"):
-        return build_bundle(str(lcm_dir), batch=FIXED, out=out).path
+        return made_once(
+            tmp_path_factory, "bundles/lcm",
+            lambda out: build_bundle(str(lcm_dir), batch=FIXED, out=out),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def unguided_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "unguided"
     with only_samplers("ddim"):
-        return build_bundle(str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out).path
+        return made_once(
+            tmp_path_factory, "bundles/unguided",
+            lambda out: build_bundle(
+                str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out
+            ),
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

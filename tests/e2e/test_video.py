@@ -13,6 +13,7 @@ from PIL import Image
 from tests.oracle.families import diffusers_video, official_video
 from tests.support import tiny
 from tests.support.command import run
+from tests.support.once import made_once
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.build.verify_bundle import verify_bundle
@@ -37,14 +38,16 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    folder = tmp_path_factory.mktemp("video") / "svd"
-    tiny.save_svd(folder)
+    folder = made_once(tmp_path_factory, "pipelines/svd", tiny.save_svd)
     width, height, two = (Range(min=n, opt=n, max=n) for n in (WIDTH, HEIGHT, 2))
-    bundle = build_bundle(
-        str(folder), size=(width, height), batch=two, sp_interval=2, fi_interval=2, warm_up=1,
-        out=folder.with_name("bundle"),
+    bundle = made_once(
+        tmp_path_factory, "bundles/svd",
+        lambda out: build_bundle(
+            str(folder), size=(width, height), batch=two, sp_interval=2, fi_interval=2, warm_up=1,
+            out=out,
+        ),
     )  # fmt: skip
-    return Built(folder, TGatePipeline.from_bundle(bundle.path))
+    return Built(folder, TGatePipeline.from_bundle(bundle))
 
 
 def images() -> np.ndarray:
