@@ -82,22 +82,18 @@ class Parameter(BaseModel):
         return self._limit_fault(value)
 
     def _limit_fault(self, value: Any) -> str:
-        bounded = self.min is not None and self.max is not None
-        if self.above is not None and not value > self.above:
-            return f"must be above {self.above}{self._up_to}, got {value}"
-        if bounded and not self.min <= value <= self.max:
+        inside = (
+            (self.above is None or value > self.above)
+            and (self.min is None or value >= self.min)
+            and (self.max is None or value <= self.max)
+        )
+        if inside:
+            return "" if _is_finite(value) else f"must be a finite number, got {value}"
+        if self.min is not None and self.max is not None:
             return f"must be {self.min} to {self.max}, got {value}"
-        if self.min is not None and not value >= self.min:
-            because = f": {self.because}" if self.because else ""
-            return f"must be at least {self.min}, got {value}{because}"
-        if self.max is not None and not value <= self.max:
-            above = "" if self.above is None else f"above {self.above} and "
-            return f"must be {above}at most {self.max}, got {value}"
-        return "" if _is_finite(value) else f"must be a finite number, got {value}"
-
-    @property
-    def _up_to(self) -> str:
-        return "" if self.max is None else f" and at most {self.max}"
+        limits = {"above": self.above, "at least": self.min, "at most": self.max}
+        said = " and ".join(f"{how} {limit}" for how, limit in limits.items() if limit is not None)
+        return f"must be {said}, got {value}{f': {self.because}' if self.because else ''}"
 
 
 class Declared(Parameter):
@@ -107,7 +103,6 @@ class Declared(Parameter):
         short: its name where names are short: an option of the command line, an input of Triton.
         inert: values up to this change nothing, so that bundles without the parameter accept them.
         absent: why a bundle has none.
-        arguments: what the signature says of it.
     """
 
     short: str = ""

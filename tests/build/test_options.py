@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from tgate_export.build import options as options_module
 from tgate_export.build.options import build_key, check_options, default_folder
 from tgate_export.bundle.manifest import Range
 from tgate_export.common import versions
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.families.source import resolve_source
 
 
@@ -51,3 +53,27 @@ def test_what_a_build_depends_on(
             lambda name: "0" if name == changed else version(name),
         )  # fmt: skip
     assert build_key(source, source.record(), options) != key
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"gate_step": 0}, "gate_step must be at least 1, got 0"),
+        ({"sp_interval": 0}, "sp_interval must be at least 1, got 0: 1 computes self-attention"),
+        ({"fi_interval": -2}, "fi_interval must be at least 1, got -2: 1 computes self-attention"),
+        ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
+        (
+            {"warm_up": 6},
+            "gate_step 5 is below warm_up 6: give a gate_step of at least 6, or a "
+            "warm_up of at most 5",
+        ),
+    ],
+)
+def test_refuses_settings_that_make_no_plan(
+    tiny_pipeline_dir: Path, settings: dict[str, Any], reason: str
+) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained")
+    with pytest.raises(InvalidRequestError, match=f"^{reason}"):
+        check_options(
+            source, "fp32", None, Range(min=1, opt=1, max=8), **({"gate_step": 5} | settings)
+        )

@@ -13,7 +13,7 @@ from tests.bundle.test_manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, table_entry
-from tgate_export.runtime.inputs import host_inputs, host_row
+from tgate_export.runtime.inputs import host_rows
 from tgate_export.runtime.request import Request, check_split, make_request
 
 OPTIONS: dict[str, Any] = {
@@ -150,14 +150,11 @@ def test_told_sizes_are_for_models_that_are_told() -> None:
         "time_ids", ["batch", 6], {"formula": "time_ids"},
         **{name: table_entry(name) for name in names},
     )  # fmt: skip
-    ((buffer, tensor),) = (
-        (name, entry) for name, entry in host_inputs(told, ["full"]).items() if "time" in name
-    )
-    assert buffer == "formula/time_ids"
-    sizes = host_row(told, request(of=told), 0, tensor)
+    sizes = host_rows(told, request(of=told), 0)["formula/time_ids"]
     assert sizes.tolist() == [16, 16, 0, 0, 16, 16]
     made = request(of=told, original_size=(32, 64), crops_coords_top_left=(1, 2))
-    assert host_row(told, made, 0, tensor).tolist() == [32, 64, 1, 2, 16, 16]
+    sizes = host_rows(told, made, 0)["formula/time_ids"]
+    assert sizes.tolist() == [32, 64, 1, 2, 16, 16]
     for wrong in [(1,), (1, -2), (1, 2, 3), (1.5, 2)]:
         with pytest.raises(InvalidRequestError, match="target_size must be two whole numbers"):
             request(of=told, target_size=wrong)

@@ -12,8 +12,9 @@ from tgate_export.bundle.manifest import Defaults
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
+from tgate_export.runtime.run_plan import step_plan_of
 from tgate_export.runtime.timings import Timings
-from tgate_export.steps.tgate import VERSION_1, Intervals, tgate_plan
+from tgate_export.steps.tgate import VERSION_1, Intervals
 
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
@@ -147,9 +148,7 @@ def binding_plan(
     manifest = pipeline.manifest
     table = pipeline.sampler_table(scheduler or manifest.defaults.scheduler)
     sampler = table.for_steps(row.num_inference_steps)
-    call = row.call()
-    steps = call.pop("num_inference_steps")
-    step_plan = tgate_plan(steps, call.pop("gate_step"), sampler.extra_evaluations, **call)
+    step_plan = step_plan_of(manifest, row.call(), sampler)
     size = manifest.size
     shape = RunShape(batch, size.height.opt, size.width.opt, step_plan, sampler.draws_noise)
     return plan_run(manifest, shape)

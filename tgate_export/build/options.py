@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
-from tgate_export.steps.tgate import CacheKind, check_settings
+from tgate_export.parameters import PARAMETERS
+from tgate_export.steps.rule import at_least_fault
+from tgate_export.steps.tgate import AT_LEAST, CacheKind
 
 _PACKAGES = (
     "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -81,10 +84,10 @@ def check_options(
         of = "" if frames == 1 else f" for {frames} frames"
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     gate = source.defaults.gate_step if gate_step is None else gate_step
-    try:
-        check_settings(gate, sp_interval, fi_interval, warm_up)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from None
+    _check_method(
+        {"gate_step": gate, "sp_interval": sp_interval, "fi_interval": fi_interval,
+         "warm_up": warm_up}
+    )  # fmt: skip
     if image_to_image and not source.family.image_to_image:
         raise InvalidRequestError(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
@@ -125,6 +128,17 @@ def check_options(
         source.guidance,
         image_to_image,
     )
+
+
+def _check_method(values: Mapping[str, int]) -> None:
+    """Refuse settings that make no step plan, for any number of steps."""
+    for name, value in values.items():
+        if fault := PARAMETERS[name].fault(value):
+            raise InvalidRequestError(f"{name} {fault}", field=name)
+    for name, least in AT_LEAST.items():
+        if values[name] < values[least]:
+            fault = at_least_fault(name, values[name], least, values[least])
+            raise InvalidRequestError(fault, field=name)
 
 
 def options_of(manifest: Manifest) -> BuildOptions:

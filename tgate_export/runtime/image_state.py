@@ -12,7 +12,7 @@ from tgate_export.bundle.origins import FromImage
 from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
 from tgate_export.runtime.buffers import NEGATIVE
 from tgate_export.runtime.guidance import by_prompt_alone
-from tgate_export.runtime.inputs import host_inputs, host_row
+from tgate_export.runtime.inputs import host_rows
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 from tgate_export.runtime.prompts import Prompts, encoder_buffer
 from tgate_export.runtime.request import Request
@@ -66,9 +66,10 @@ class ImageState:
     def of(cls, manifest: Manifest, request: Request, index: int, route: RunPlan) -> ImageState:
         """Prepare one of a request's images, with exactly the noise of a run of its own."""
         _, *shape = manifest.latents.shape(1, request.height, request.width)
-        state: State = {"history.0": np.zeros((HISTORY, *shape), np.float32)}
-        for buffer, tensor in host_inputs(manifest, manifest.phases).items():
-            state[buffer] = host_row(manifest, request, index, tensor)
+        state: State = {
+            "history.0": np.zeros((HISTORY, *shape), np.float32),
+            **host_rows(manifest, request, index),
+        }
         texts, embeds = _split(manifest, request.prompts, index, negative=False)
         alone = by_prompt_alone(manifest, request.guidance_scales[index])
         if alone:  # a text's conditions follow when it is encoded

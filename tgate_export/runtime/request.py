@@ -15,7 +15,15 @@ from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.host_arrays import host_array
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.parameter_values import method_values, parameter_values
-from tgate_export.runtime.prompts import Embeds, Prompts, count, negative, positive, repeat
+from tgate_export.runtime.prompts import (
+    Embeds,
+    Prompts,
+    count,
+    encoder_values,
+    negative,
+    positive,
+    repeat,
+)
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
@@ -122,12 +130,13 @@ def make_request(
             field="num_images_per_prompt",
         )
     values = parameter_values(manifest, parameters, number)
-    if prompt_embeds is not None and any(values.get("clip_skip", ())):
-        raise InvalidRequestError(
-            f"clip_skip {values['clip_skip'][0]} has no effect on prompt_embeds: leave it out",
-            field="clip_skip",
-        )
-    begins_with_image = image is not None and manifest.takes_prompt
+    if prompt_embeds is not None:
+        for name, each in encoder_values(manifest, values, negative=False).items():
+            if parameters.get(name) is not None and any(each):
+                raise InvalidRequestError(
+                    f"{name} {each[0]} has no effect on prompt_embeds: leave it out", field=name
+                )
+    begins_with_image = image is not None and "image" not in manifest.pictures
     steps = executed = values["num_inference_steps"][0]
     largest = manifest.samplers[values["scheduler"][0]].max_steps
     if not 1 <= steps <= largest:

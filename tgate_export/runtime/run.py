@@ -84,12 +84,12 @@ class PreparedRun:
             states: of the images, at their first evaluations; all run the same plan.
         """
         for buffer, spec in self.plan.buffers.items():
-            rows = [state.state.get(buffer) for state in states]
-            given = [row for row in rows if row is not None]
-            if given:
-                # Of images whose negative conditions are their prompts', which follow.
-                other = np.zeros(spec.shape[1:], spec.dtype)
-                self.memory.write(Slot(buffer), np.stack([other if r is None else r for r in rows]))
+            if any(buffer in state.state for state in states):
+                # Some have none: those whose negative conditions are their prompts', which follow.
+                rows = np.zeros(spec.shape, spec.dtype)
+                for row, state in enumerate(states):
+                    rows[row] = state.state.get(buffer, 0)
+                self.memory.write(Slot(buffer), rows)
         for prefix in ("", NEGATIVE):
             if any(prefix in state.texts for state in states):
                 self._write_texts(manifest, tokenizers, states, prefix)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_file import read_sampler_table
 from tgate_export.bundle.sampler_table import SamplerSteps, SamplerTable
 from tgate_export.common.errors import BundleError, InvalidRequestError
@@ -19,6 +21,20 @@ class RunPlan:
 
     sampler: SamplerSteps
     step_plan: StepPlan
+
+
+def step_plan_of(manifest: Manifest, values: Mapping[str, int], sampler: SamplerSteps) -> StepPlan:
+    """Return the phase of every evaluation.
+
+    Args:
+        manifest: the bundle's.
+        values: of its method's parameters.
+        sampler: the run's steps.
+    """
+    return plan_steps(
+        manifest.method.rule, manifest.phase_caches, values,
+        sampler.num_inference_steps, sampler.extra_evaluations,
+    )  # fmt: skip
 
 
 class RunPlans:
@@ -57,12 +73,7 @@ class RunPlans:
         if request.begins_with_image and sampler.starts:
             sampler = sampler.starting_at(request.first_step)
         manifest = self._bundle.manifest
-        step_plan = plan_steps(
-            manifest.method.rule,
-            manifest.phase_caches,
-            {name: request.value(name) for name in manifest.method.parameters},
-            sampler.num_inference_steps,
-            sampler.extra_evaluations,
-        )
+        values = {name: request.value(name) for name in manifest.method.parameters}
+        step_plan = step_plan_of(manifest, values, sampler)
         check_graphs(self._bundle, step_plan, request)
         return RunPlan(sampler, step_plan)

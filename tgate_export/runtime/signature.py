@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from tgate_export.runtime.run import StepInfo
 
 
-class Generate:
+class Generate(ABC):
     """What can be called as `TGatePipeline` is."""
 
+    @abstractmethod
     def _generate(
         self, arguments: dict[str, Any], callback: Callable[[StepInfo], None] | None
     ) -> PipelineOutput:
-        raise NotImplementedError
+        """Make what a call asks for; `arguments` are those of `make_request`."""
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypedDict, get_args
 
-from tgate_export.steps.rule import Comparison, Guard, at_least_fault
+from tgate_export.steps.rule import Comparison, Guard
 from tgate_export.steps.step_plan import PhaseCaches, StepPlan, plan_steps
 
 Phase = Literal["full", "full_reuse", "gated", "gated_reuse"]
@@ -68,29 +68,6 @@ class Intervals(TypedDict):
 VERSION_1: Intervals = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
-def check_settings(gate_step: int, sp_interval: int, fi_interval: int, warm_up: int) -> None:
-    """Refuse settings that make no step plan, for any number of steps.
-
-    Raises:
-        ValueError: names the setting, and what to give instead.
-    """
-    if gate_step < 1:
-        raise ValueError(
-            f"gate_step must be at least 1, got {gate_step}: the first step always computes "
-            "cross-attention, its outputs are what the gated steps reuse"
-        )
-    for name, interval in (("sp_interval", sp_interval), ("fi_interval", fi_interval)):
-        if interval < 1:
-            raise ValueError(
-                f"{name} must be at least 1, got {interval}: "
-                "1 computes self-attention in every step"
-            )
-    if warm_up < 0:
-        raise ValueError(f"warm_up must be at least 0, got {warm_up}")
-    if gate_step < warm_up:
-        raise ValueError(at_least_fault("gate_step", gate_step, "warm_up", warm_up))
-
-
 def tgate_plan(
     num_inference_steps: int,
     gate_step: int,
@@ -100,7 +77,7 @@ def tgate_plan(
     fi_interval: int = 1,
     warm_up: int = 0,
 ) -> StepPlan:
-    """Plan one run, by kinds of caches.
+    """Plan one run of settings that were checked, by kinds of caches.
 
     Args:
         num_inference_steps: denoising steps, at least 1.
@@ -115,9 +92,8 @@ def tgate_plan(
         warm_up: self-attention is computed in steps `0..warm_up`, whatever `sp_interval` says.
 
     Raises:
-        ValueError: see `check_settings`; or no steps.
+        ValueError: no steps.
     """
-    check_settings(gate_step, sp_interval, fi_interval, warm_up)
     values = {
         "gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
         "warm_up": warm_up,
