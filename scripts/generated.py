@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tgate_export.runtime.pipeline import PipelineOutput
     from tgate_export.runtime.prompts import Embeds
-    from tgate_export.runtime.run import StepInfo
+    from tgate_export.runtime.step_info import StepInfo
 
 class Generate(ABC):
     """What can be called as `TGatePipeline` is."""

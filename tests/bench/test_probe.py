@@ -15,7 +15,7 @@ from tgate_export.bench.convergence import relative_change
 from tgate_export.bench.probe import MIN_SSIM, Probe, chart_gates, choose_bound, judge, upper_bound
 from tgate_export.bench.similarity import ssim
 from tgate_export.data.shapes_world import Scene, all_captions, render
-from tgate_export.runtime.plan import Launch, Slot
+from tgate_export.runtime.plan import Launch
 
 
 def test_curves_of_known_caches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_curves_of_known_caches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
         step = (backend.launched.count("full") - 1) % steps
         for name in launch.outputs:
             if name.startswith("cross_cache"):
-                cache = memory.values[Slot(name)]  # [B, L, S, C]
+                cache = memory.values[name]  # [B, L, S, C]
                 for layer in range(cache.shape[1]):
                     cache[:, layer] = 1 + (layer + 1) / 2**step
 

@@ -22,7 +22,7 @@ from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.run import StepInfo
+from tgate_export.runtime.step_info import StepInfo
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
 CALL: dict[str, Any] = {"guidance_scale": 6.0, "num_inference_steps": 7}

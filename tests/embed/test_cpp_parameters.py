@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from tgate_export.build.describe import TGATE
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
+from tgate_export.runtime.buffers import NEGATIVE, buffer_of
+from tgate_export.runtime.plan import BatchPlan, BatchShape, Launch, plan_batch
 from tgate_export.runtime.request import make_request
 from tgate_export.steps.rule import Guard, phase_of
-from tgate_export.steps.step_plan import Evaluation, StepPlan
 from tgate_export.steps.tgate import tgate_plan
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
@@ -165,9 +166,22 @@ def test_values_of_any_type(driver: Driver, tiny_bundle: Path, value: Any) -> No
             assert found == {known: request.value(known) for known in manifest.parameters}
 
 
-def planned(manifest: Manifest, batch: int, height: int, width: int) -> BindingPlan:
-    phases = tuple(Evaluation(name, (), ()) for name in manifest.phases)
-    return plan_run(manifest, RunShape(batch, height, width, StepPlan(phases, len(phases))))
+def launched(manifest: Manifest, plan: BatchPlan) -> list[Launch]:
+    """What C++ launches for a run of every phase, which never shares a batch."""
+    encoder = manifest.graph(manifest.prompt_encoder)
+    negative = Launch(
+        manifest.prompt_encoder,
+        {tensor.name: buffer_of(tensor, negative=True) for tensor in encoder.inputs},
+        {tensor.name: NEGATIVE + tensor.name for tensor in encoder.outputs},
+    )
+    steps = [
+        launch
+        for step, denoiser in enumerate(plan.denoise.values())
+        for launch in (denoiser, plan.sample[step % 2])
+    ]
+    # It decodes where the last step left the sample.
+    decode = replace(plan.decode, inputs={"latents": f"sample.{len(plan.denoise) % 2}"})
+    return [plan.encode, negative, *steps, decode]
 
 
 @pytest.mark.parametrize(
@@ -185,18 +199,20 @@ def test_buffers_and_launches(
     manifest = parse_manifest(text, Path("x"))
     found = driver("plan", text=text, request={"prompt": texts("a", "b"), **size})
     asked = make_request(manifest, ["a", "b"], **size)
-    plan = planned(manifest, 2, asked.height, asked.width)
+    plan = plan_batch(manifest, BatchShape(2, asked.height, asked.width, manifest.phases))
+    launches = launched(manifest, plan)
+    encoder, negative = manifest.graph(manifest.prompt_encoder), launches[1]
+    buffers = {
+        **plan.buffers,
+        **{negative.inputs[each.name]: plan.buffers[buffer_of(each)] for each in encoder.inputs},
+    }
+    del buffers["latents"]
     assert found["buffers"] == {
-        name: {"dtype": spec.dtype, "shape": list(spec.shape)}
-        for name, spec in plan.buffers.items()
+        name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in buffers.items()
     }
     assert found["launches"] == [
-        {
-            "graph": launch.graph,
-            "inputs": {name: slot.buffer for name, slot in launch.inputs.items()},
-            "outputs": {name: slot.buffer for name, slot in launch.outputs.items()},
-        }
-        for launch in plan.launches
+        {"graph": launch.graph, "inputs": launch.inputs, "outputs": launch.outputs}
+        for launch in launches
     ]
 
 

@@ -25,28 +25,9 @@ from tgate_export.runtime.pipeline import TGatePipeline
 MADE_UP = '''
 from functools import partial
 
-import numpy as np
-
-from tgate_export.runtime.backends.base import Backend, BackendError, Memory
+from tgate_export.runtime.backends.base import Backend, BackendError
+from tgate_export.runtime.backends.host_memory import HostMemory
 from tgate_export.runtime.backends.spec import BackendSpec
-
-
-class Arrays(Memory):
-    def __init__(self, buffers):
-        self.arrays = {
-            name: np.zeros([*([spec.rows] if spec.rows else []), *spec.shape], spec.dtype)
-            for name, spec in buffers.items()
-        }
-
-    def of(self, slot):
-        whole = self.arrays[slot.buffer]
-        return whole if slot.row is None else whole[slot.row, ...]
-
-    def write(self, slot, value):
-        self.of(slot)[...] = value
-
-    def read(self, slot):
-        return self.of(slot).copy()
 
 
 class Reference(Backend):
@@ -64,16 +45,16 @@ class Reference(Backend):
             if launch.graph not in self._graphs:
                 file = self._bundle.file(self._bundle.manifest.graph(launch.graph).file)
                 self._graphs[launch.graph] = ReferenceEvaluator(str(file))
-        return Arrays(plan.buffers)
+        return HostMemory(plan.buffers)
 
-    def prepare(self, launch, memory):
+    def prepare(self, launch, memory, batch=None):
         return partial(self._run, self._graphs[launch.graph], launch, memory)
 
     def _run(self, graph, launch, memory):
-        inputs = {name: memory.of(slot) for name, slot in launch.inputs.items()}
+        inputs = {name: memory.read(buffer) for name, buffer in launch.inputs.items()}
         outputs = dict(zip(graph.output_names, graph.run(None, inputs), strict=True))
-        for name, slot in launch.outputs.items():
-            memory.write(slot, outputs[name])
+        for name, buffer in launch.outputs.items():
+            memory.write(buffer, outputs[name])
 
 
 def no_luck():

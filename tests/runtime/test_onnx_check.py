@@ -19,7 +19,7 @@ from tgate_export.common.errors import BundleError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.onnx_check import check_model, read_graph
 from tgate_export.runtime.backends.onnx_file import parse_model
-from tgate_export.runtime.plan import BindingPlan, Slot
+from tgate_export.runtime.plan import BindingPlan
 
 MEMORY = "*/_ORT_MEM_ADDR_/*"  # in process, for ONNX Runtime and OpenVINO
 Edit = Callable[[onnx.ModelProto], None]
@@ -202,11 +202,11 @@ def sampler_plan() -> BindingPlan:
     inputs = ("sample", "noise_pred", "history", "noise", "weights")
     launch = Launch(
         "sampler",
-        {name: Slot(name) for name in inputs},
-        {name: Slot(name) for name in shapes.keys() - set(inputs)},
+        {name: name for name in inputs},
+        {name: name for name in shapes.keys() - set(inputs)},
     )
     buffers = {name: BufferSpec("float32", shape) for name, shape in shapes.items()}
-    return BindingPlan(buffers, (), None, (), launch, latents=Slot("next_sample"))
+    return BindingPlan(buffers, (launch,))
 
 
 def reads_memory(bundle: Path, address: int) -> bytes:

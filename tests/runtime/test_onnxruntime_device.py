@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
-from tests.support.solo import assert_equals_solo
+from tests.support.solo import assert_equal_solo, assert_equals_solo, submit
 from tgate_export import TGatePipeline
 from tgate_export.runtime.backends import onnxruntime as module
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory
+from tgate_export.runtime.backends.onnxruntime_rows import OrtRow, identity
 from tgate_export.runtime.backends.onnxruntime_sessions import Sessions
-from tgate_export.runtime.batching import Batcher
+from tgate_export.runtime.batching import Batcher, BatchingOptions
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -71,17 +74,18 @@ def test_same_latents(tiny_bundle: Path) -> None:
 
 
 def test_steps_share_what_was_captured(tiny_bundle: Path) -> None:
-    device = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
+    device: Any = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cuda")
     latents_of(device, num_inference_steps=4)
-    backend: Any = device.backend
-    memory, runs = backend._memory, dict(backend._memory.runs)
-    assert len([key for key in runs if key[0] == "full"]) == 1
+    batch = device._runner._input_batch
+    bound = dict(batch._bound)
+    assert sorted(graph for graph, _, _ in bound) == [
+        "full", "gated", "sampler", "sampler", "text_encoder", "vae_decoder",
+    ]  # fmt: skip
     latents_of(device, num_inference_steps=10, gate_step=5)
-    assert backend._memory is not memory
-    assert backend._memory.runs == runs
+    assert device._runner._input_batch is batch
+    assert batch._bound == bound
     latents_of(device, num_images_per_prompt=2)  # at other addresses
-    assert backend._memory.runs.keys() == runs.keys()
-    assert not set(map(id, backend._memory.runs.values())) & set(map(id, runs.values()))
+    assert device._runner._input_batch is not batch
 
 
 def test_a_graph_that_cannot_be_captured_runs_all_the_same(
@@ -113,3 +117,37 @@ def test_batches(tiny_bundle: Path) -> None:
     backend = OnnxRuntimeBackend(cpu.bundle, "cuda")
     with Batcher(cpu.bundle, backend) as batcher:
         assert_equals_solo(batcher, cpu, calls)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+def test_a_copy_is_an_onnx_model(dtype: str) -> None:
+    model = onnx.load_from_string(identity(dtype))
+    onnx.checker.check_model(model, full_check=True)
+    value = np.arange(6).astype(dtype)
+    (found,) = ReferenceEvaluator(model).run(None, {"source": value})
+    np.testing.assert_array_equal(found, value, strict=True)
+
+
+def test_rows_stay_on_the_device(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves between calls of changing images is never read to the host."""
+    cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    read: list[str] = []
+    original = OrtRow.__array__
+
+    def noted(self: OrtRow, *arguments: Any) -> np.ndarray:
+        array = original(self, *arguments)
+        read.append(str(array.shape))
+        return array
+
+    monkeypatch.setattr(OrtRow, "__array__", noted)
+    monkeypatch.setattr(OrtDeviceMemory, "read", None)
+    calls = [
+        {"prompt": "a", "seed": seed, "num_inference_steps": 3 + seed, "gate_step": 2}
+        for seed in range(5)
+    ]
+    options = BatchingOptions(max_batch=2)
+    with Batcher(cpu.bundle, OnnxRuntimeBackend(cpu.bundle, "cuda"), options) as batcher:
+        read.clear()  # of the warm-up
+        futures = submit(batcher, calls)
+        assert_equal_solo(futures, cpu, calls)
+    assert read == ["(4, 8, 8)"] * len(calls)

@@ -13,7 +13,7 @@ from tgate_export import TGatePipeline
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError
-from tgate_export.runtime.run import StepInfo
+from tgate_export.runtime.step_info import StepInfo
 
 # One sample alone and in a batch: the same graph, another summation order in the kernels.
 BATCH_TOLERANCE = 1e-4

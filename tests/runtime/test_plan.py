@@ -9,8 +9,15 @@ import pytest
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import BundleError
-from tgate_export.runtime.plan import BindingPlan, Launch, RunShape, Slot, plan_run
+from tgate_export.runtime.plan import BatchPlan, BatchShape, Launch, plan_batch
 from tgate_export.steps.tgate import tgate_plan
+
+# What the host writes before the first step.
+WRITTEN = {
+    "tokens/input_ids", "parameter/guidance_scale", "parameter/guidance_rescale",
+    "parameter/clip_skip", "negative_prompt_embeds", "sample.0", "denoiser_input", "history.0",
+    "timestep", "weights", "noise",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -23,88 +30,72 @@ def reusing(reuse_bundle: Path) -> Manifest:
     return read_manifest(reuse_bundle)
 
 
-def plan(manifest: Manifest, steps: int = 6, gate: int = 2, **intervals: int) -> BindingPlan:
-    return plan_run(manifest, RunShape(2, 16, 16, tgate_plan(steps, gate, **intervals)))
+def plan(manifest: Manifest, batch: int = 2) -> BatchPlan:
+    return plan_batch(manifest, BatchShape(batch, 16, 16, manifest.phases))
 
 
-def launches(found: BindingPlan) -> list[Launch]:
-    return [*found.encode, *(launch for step in found.steps for launch in step), found.decode]
-
-
-def test_order_of_graphs(manifest: Manifest) -> None:
-    assert [launch.graph for launch in launches(plan(manifest, 3, 1))] == [
-        "text_encoder", "text_encoder", "full", "sampler", "gated", "sampler", "gated", "sampler",
-        "vae_decoder",
-    ]  # fmt: skip
-
-
-def test_every_tensor_is_bound(manifest: Manifest) -> None:
-    for launch in launches(plan(manifest)):
+@pytest.mark.builds
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "reuse_bundle"])
+def test_every_tensor_is_bound(fixture: str, request: pytest.FixtureRequest) -> None:
+    manifest = read_manifest(request.getfixturevalue(fixture))
+    found = plan(manifest).bindings
+    assert {launch.graph for launch in found.launches} == set(manifest.graphs)
+    for launch in found.launches:
         graph = manifest.graph(launch.graph)
         assert set(launch.inputs) == {tensor.name for tensor in graph.inputs}
         assert set(launch.outputs) == {tensor.name for tensor in graph.outputs}
+        assert not set(launch.inputs.values()) & set(launch.outputs.values()), launch
+
+
+def test_only_what_a_run_needs_is_bound(manifest: Manifest) -> None:
+    found = plan_batch(manifest, BatchShape(2, 16, 16, ("full",))).bindings
+    assert {launch.graph for launch in found.launches} == {
+        "text_encoder", "full", "sampler", "vae_decoder",
+    }  # fmt: skip
+
+
+def test_rows_are_images(manifest: Manifest) -> None:
+    for name, spec in plan(manifest, batch=3).buffers.items():
+        assert spec.shape[0] == 3, name
 
 
 def test_gated_reads_the_memory_that_full_wrote(manifest: Manifest) -> None:
-    found = plan(manifest)
-    full = next(step[0] for step in found.steps if step[0].graph == "full")
-    gated = next(step[0] for step in found.steps if step[0].graph == "gated")
+    denoise = plan(manifest).denoise
     assert manifest.caches
     for name in manifest.caches:
-        assert full.outputs[name] == gated.inputs[name]
-
-
-def test_no_launch_reads_what_it_writes(manifest: Manifest) -> None:
-    for launch in launches(plan(manifest)):
-        assert not set(launch.inputs.values()) & set(launch.outputs.values()), launch
+        assert denoise["full"].outputs[name] == denoise["gated"].inputs[name]
 
 
 def test_everything_read_was_written_by_the_host_or_before(manifest: Manifest) -> None:
     """Replays the data flow: the host writes its inputs, launches write theirs in order."""
-    replay(plan(manifest, steps=5, gate=3))
+    replay(plan(manifest), tgate_plan(5, 3).phases)
 
 
 def test_reused_self_attention_was_written_before(reusing: Manifest) -> None:
-    found = plan(reusing, steps=12, gate=7, sp_interval=3, fi_interval=2, warm_up=1)
-    assert {denoiser.graph for denoiser, _ in found.steps} == {
-        "full", "full_reuse", "gated", "gated_reuse",
-    }  # fmt: skip
-    replay(found)
-    for launch in launches(found):
-        assert not set(launch.inputs.values()) & set(launch.outputs.values()), launch
+    phases = tgate_plan(12, 7, sp_interval=3, fi_interval=2, warm_up=1).phases
+    assert set(phases) == {"full", "full_reuse", "gated", "gated_reuse"}
+    replay(plan(reusing), phases)
 
 
-def replay(found: BindingPlan) -> None:
-    evaluations = len(found.steps)
-    written = {Slot(name) for name in ("tokens/input_ids", "negative_tokens/input_ids",
-                                       "parameter/guidance_scale",
-                                       "parameter/guidance_rescale", "parameter/clip_skip",
-                                       "negative_parameter/clip_skip",
-                                       "sample.0", "denoiser_input", "history.0")}  # fmt: skip
-    written.add(Slot("noise"))
-    written |= {Slot(name, row) for name in ("timestep", "weights") for row in range(evaluations)}
-    for launch in launches(found):
+def replay(found: BatchPlan, phases: tuple[str, ...]) -> None:
+    written = set(WRITTEN)
+
+    def run(launch: Launch) -> None:
         assert set(launch.inputs.values()) <= written, launch.graph
-        written |= set(launch.outputs.values())
-    last = found.steps[-1][1]
-    assert found.latents == last.outputs["next_sample"]
-    assert found.decode.inputs["latents"] == found.latents
+        written.update(launch.outputs.values())
 
-
-def test_steps_read_their_own_rows(manifest: Manifest) -> None:
-    for index, (denoiser, sampler) in enumerate(plan(manifest).steps):
-        assert denoiser.inputs["timestep"] == Slot("timestep", index)
-        assert sampler.inputs["weights"] == Slot("weights", index)
-        assert sampler.inputs["noise"] == Slot("noise")
-
-
-def test_only_a_sampler_that_draws_noise_has_some_for_every_step(manifest: Manifest) -> None:
-    shape = RunShape(2, 16, 16, tgate_plan(6, 2), noise=True)
-    found = plan_run(manifest, shape)
-    assert found.buffers["noise"].slots == 6
-    for index, (_, sampler) in enumerate(found.steps):
-        assert sampler.inputs["noise"] == Slot("noise", index)
-    assert plan(manifest).buffers["noise"].slots == 1
+    run(found.encode)
+    for step, phase in enumerate(phases):
+        denoiser, sampler = found.denoise[phase], found.sample[step % 2]
+        run(denoiser)
+        run(sampler)
+        assert sampler.inputs["noise_pred"] == denoiser.outputs["noise_pred"]
+        assert sampler.outputs["denoiser_input"] == denoiser.inputs["sample"]
+        # What the sampler wrote is what it reads the next time.
+        following = found.sample[(step + 1) % 2]
+        for name in ("sample", "history"):
+            assert sampler.outputs[f"next_{name}"] == following.inputs[name]
+            written.discard(sampler.inputs[name])
 
 
 def test_a_tensor_that_fits_no_buffer_is_named(manifest: Manifest) -> None:

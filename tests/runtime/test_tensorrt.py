@@ -26,8 +26,7 @@ from tgate_export.bundle.plans import Library, PlanSettings
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import BackendError, BackendOptions
 from tgate_export.runtime.batching import Batcher
-from tgate_export.runtime.plan import Slot
-from tgate_export.runtime.run import StepInfo
+from tgate_export.runtime.step_info import StepInfo
 
 # The emulation runs them so, too.
 pytestmark = pytest.mark.usefixtures("plain_sessions")
@@ -155,19 +154,21 @@ def test_no_waiting_and_no_memory_calls_between_steps(gpu: Emulation, planned: P
 def test_one_capture_for_each_graph_and_addresses(gpu: Emulation, planned: Path) -> None:
     pipeline = open_pipeline(planned)
     latents_of(pipeline, num_inference_steps=20)
-    # text encoder: two prompts; sampler: two directions; full, gated, decoder: one each
-    assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
+    # sampler: two directions; text encoder, full, gated, decoder: one each
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 6
     launched = gpu.cuda.calls["cudaGraphLaunch"]
     assert launched == 2 + 2 * 20
     latents_of(pipeline, num_inference_steps=20, seed=9, scheduler="euler", prompt="other")
-    assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 6
     allocated = gpu.cuda.calls["cudaMalloc"]
     latents_of(pipeline, num_inference_steps=10, gate_step=7)
-    latents_of(pipeline, num_inference_steps=30, gate_step=99)  # no gated step
-    assert gpu.cuda.calls["cudaGraphInstantiate"] == 7
-    assert gpu.cuda.calls["cudaMalloc"] == allocated + 2 * 2  # timesteps and weights
-    latents_of(pipeline, num_inference_steps=11)
-    assert gpu.cuda.calls["cudaGraphInstantiate"] == 8  # the decoder reads the other buffer
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 6
+    assert gpu.cuda.calls["cudaMalloc"] == allocated
+    latents_of(pipeline, num_inference_steps=31, gate_step=7)
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 6
+    assert gpu.cuda.calls["cudaMalloc"] == allocated + 2  # timesteps and weights of more steps
+    latents_of(pipeline, num_inference_steps=30, gate_step=99)  # without the buffers of `gated`
+    assert gpu.cuda.calls["cudaGraphInstantiate"] == 6 + 5
 
 
 def test_caches_are_the_same_memory_on_both_sides(gpu: Emulation, planned: Path) -> None:
@@ -235,6 +236,7 @@ def test_memory_report(gpu: Emulation, planned: Path) -> None:
         f"tensorrt-rtx/{graph}": 4 * spec.parameters for graph, spec in graphs.items()
     }
     # What the device has given out, the emulated weights aside.
+    pipeline.backend.synchronize()
     assert report.activations + report.buffers == sum(gpu.cuda.live.values())
     assert report.as_dict()["total_bytes"] == sum(gpu.cuda.live.values()) + sum(
         report.weights.values()
@@ -352,9 +354,10 @@ def test_a_plan_of_other_tensors_is_refused(
 def test_a_host_array_of_another_shape_is_refused(gpu: Emulation, planned: Path) -> None:
     pipeline = open_pipeline(planned)
     latents_of(pipeline)
-    assert pipeline._prepared is not None
-    with pytest.raises(ValueError, match="'timestep' holds float32"):
-        pipeline._prepared.memory.write(Slot("timestep", 0), np.zeros(2, np.float32))
+    batch = pipeline._runner._input_batch
+    assert batch is not None
+    with pytest.raises(ValueError, match="'timestep' takes float32"):
+        batch._memory.write("timestep", np.zeros(2, np.float32))
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -373,7 +376,9 @@ def test_in_flight_batches_equal_solo_runs(
         assert batcher.max_batch == 8
         assert_equals_solo(batcher, reference, calls)
         captured = len(gpu.cuda.graphs)
-    assert captured == (5 if cuda_graphs else 0)  # one a graph, whatever the batch
+    assert captured == (
+        6 if cuda_graphs else 0
+    )  # one a graph, the sampler's two, whatever the batch
 
 
 def test_plans_of_one_image_serve_many(

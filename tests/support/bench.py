@@ -12,7 +12,7 @@ from tgate_export.bundle.integrity import open_bundle
 from tgate_export.runtime import pipeline as pipeline_module
 from tgate_export.runtime.backends.base import Backend, Execute, Memory
 from tgate_export.runtime.pipeline import TGatePipeline
-from tgate_export.runtime.plan import BindingPlan, Launch, Slot
+from tgate_export.runtime.plan import BindingPlan, Launch
 
 SECONDS = {"text_encoder": 0.5, "full": 2.0, "gated": 0.75, "sampler": 0.125, "vae_decoder": 1.0}
 
@@ -30,16 +30,14 @@ class Clock:
 class FakeMemory(Memory):
     def __init__(self, plan: BindingPlan) -> None:
         self.values = {
-            Slot(name, row): np.zeros(spec.shape, spec.dtype)
-            for name, spec in plan.buffers.items()
-            for row in ([None] if spec.rows is None else range(spec.rows))
+            name: np.zeros(spec.shape, spec.dtype) for name, spec in plan.buffers.items()
         }
 
-    def write(self, slot: Slot, value: np.ndarray) -> None:
-        np.copyto(self.values[slot], value)
+    def write(self, buffer: str, value: np.ndarray) -> None:
+        np.copyto(self.values[buffer], value)
 
-    def read(self, slot: Slot) -> np.ndarray:
-        return self.values[slot].copy()
+    def read(self, buffer: str) -> np.ndarray:
+        return self.values[buffer].copy()
 
 
 class FakeBackend(Backend):
@@ -65,14 +63,14 @@ class FakeBackend(Backend):
     def allocate(self, plan: BindingPlan) -> Memory:
         return FakeMemory(plan)
 
-    def prepare(self, launch: Launch, memory: Memory) -> Execute:
+    def prepare(self, launch: Launch, memory: Memory, batch: int | None = None) -> Execute:
         assert isinstance(memory, FakeMemory)
 
         def execute() -> None:
             self.launched.append(launch.graph)
             self.clock.now += self.seconds_of[launch.graph]
             if launch.graph == "vae_decoder":
-                memory.values[Slot("images")][:] = self.launched.count("full") % 100 / 100
+                memory.values["images"][:] = self.launched.count("full") % 100 / 100
             self.ran(launch, memory)
 
         return execute

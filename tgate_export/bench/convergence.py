@@ -12,7 +12,7 @@ import numpy as np
 
 from tgate_export.bench.result import Curve
 from tgate_export.bundle.manifest_graphs import Cache
-from tgate_export.runtime.run import StepInfo
+from tgate_export.runtime.step_info import StepInfo
 
 
 def cross_caches(caches: Mapping[str, Cache]) -> dict[str, Cache]:

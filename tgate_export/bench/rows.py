@@ -11,9 +11,10 @@ from tgate_export.bench.result import Kind
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
-from tgate_export.runtime.plan import BindingPlan, RunShape, plan_run
+from tgate_export.runtime.plan import BatchPlan, BatchShape, plan_batch
 from tgate_export.runtime.run_plan import step_plan_of
 from tgate_export.runtime.timings import Timings
+from tgate_export.steps.step_plan import StepPlan
 from tgate_export.steps.tgate import VERSION_1, Intervals
 
 # Of the steps; 5, 10 and 15 of 25.
@@ -137,18 +138,23 @@ def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated:
     return min(steps, max(1, round(part / whole * evaluations) - extra))
 
 
+def run_step_plan(pipeline: TGatePipeline, row: RowSpec, scheduler: str | None) -> StepPlan:
+    """Return the phases of a row's run, without running it."""
+    manifest = pipeline.manifest
+    table = pipeline.sampler_table(scheduler or manifest.defaults.scheduler)
+    sampler = table.for_steps(row.num_inference_steps)
+    return step_plan_of(manifest, row.call(), sampler)
+
+
 def binding_plan(
     pipeline: TGatePipeline, row: RowSpec, batch: int, scheduler: str | None
-) -> BindingPlan:
-    """Return every launch and buffer of a row, without running it.
+) -> BatchPlan:
+    """Return the launches and buffers of a row, without running it.
 
     Raises:
         BundleError: the bundle lacks a graph that the row needs; the message names it.
     """
-    manifest = pipeline.manifest
-    table = pipeline.sampler_table(scheduler or manifest.defaults.scheduler)
-    sampler = table.for_steps(row.num_inference_steps)
-    step_plan = step_plan_of(manifest, row.call(), sampler)
-    size = manifest.size
-    shape = RunShape(batch, size.height.opt, size.width.opt, step_plan, sampler.draws_noise)
-    return plan_run(manifest, shape)
+    size = pipeline.manifest.size
+    phases = dict.fromkeys(run_step_plan(pipeline, row, scheduler).phases)
+    shape = BatchShape(batch, size.height.opt, size.width.opt, tuple(phases))
+    return plan_batch(pipeline.manifest, shape)

@@ -11,10 +11,10 @@ import numpy as np
 from tgate_export.bench.macs import Macs as GraphMacs
 from tgate_export.bench.macs import graph_macs
 from tgate_export.bench.result import Attribution, ExpectedSpeedup, Macs
-from tgate_export.bench.rows import RowSpec, binding_plan
+from tgate_export.bench.rows import RowSpec, run_step_plan
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.runtime.pipeline import TGatePipeline
-from tgate_export.runtime.plan import BindingPlan
+from tgate_export.runtime.plan import BatchPlan
 
 
 class WorkCounter:
@@ -32,9 +32,12 @@ class WorkCounter:
         Raises:
             ImportError: the `onnx` package is not installed.
         """
-        plan = binding_plan(self._pipeline, row, self._batch, self._scheduler)
-        steps = self._sum([denoiser.graph for denoiser, _ in plan.steps])
-        total = self._sum([launch.graph for launch in plan.launches])
+        manifest = self._pipeline.manifest
+        phases = run_step_plan(self._pipeline, row, self._scheduler).phases
+        prompts = 2 if manifest.takes_negative else 1
+        once = [*[manifest.prompt_encoder] * prompts, "vae_decoder"]
+        steps = self._sum(list(phases))
+        total = steps + self._sum([*["sampler"] * len(phases), *once])
         return Macs(
             total=total.total // self._batch,
             papers=total.layers // self._batch,
@@ -88,7 +91,7 @@ def weights_bytes(bundle: Bundle) -> int:
     return sum(manifest.files[file].bytes for file in files)
 
 
-def cache_bytes(bundle: Bundle, plan: BindingPlan) -> int:
+def cache_bytes(bundle: Bundle, plan: BatchPlan) -> int:
     """Return the bytes of the cache tensors of a run."""
     specs = [plan.buffers[name] for name in bundle.manifest.caches]
     return sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape) for spec in specs)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.origins import FromImage
 from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps
+from tgate_export.runtime.backends.base import Row
 from tgate_export.runtime.buffers import NEGATIVE
 from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.inputs import host_rows
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
-from tgate_export.runtime.prompts import Prompts, encoder_buffer
+from tgate_export.runtime.prompts import Prompts, needs_encoding
 from tgate_export.runtime.request import Request
 from tgate_export.runtime.run_plan import RunPlan
-from tgate_export.steps.step_plan import Evaluation
 
-State = dict[str, np.ndarray]
+State = dict[str, Row]
 Stage = str  # a phase, "encode", "decode" or "done"
+# What the loop gives the graphs of each step.
+LOOP = ("timestep", "weights", "noise")
+# What each step makes for the next one, besides caches.
+_CARRIED = frozenset({"sample", "history", "denoiser_input"})
 
 
 @dataclass(eq=False)
@@ -30,34 +35,39 @@ class ImageState:
     Attributes:
         request: what it belongs to.
         index: which of the request's images it is.
+        shape: of its sample [C, h, w].
         run_plan: its evaluations.
-        state: rows by buffer, as the next evaluation reads them.
-        texts: what is to be encoded before the first evaluation, by the prefix of its tensors.
+        state: rows by name, as the next evaluation reads them, but for those that are kept.
+        prompts: what is to be encoded before the first evaluation, by the prefix of its tensors: a
+            text, or rows of the prompt encoder's inputs.
         image: what the VAE is to encode before the first evaluation [H, W, 3] f32, if anything.
         alone: its prompt's conditions are also its negative ones.
         due: the moment by which it should be done; see `policy.due`.
         step: the next evaluation.
         left: evaluations to come, by phase.
         row: its place in the last call.
+        kept: what is in that row and newer than the state.
+        abandoned: nobody waits for it any more.
         result: the image [H, W, 3], or the latents [C, h, w] if those were asked for.
     """
 
     request: Request
     index: int
+    shape: tuple[int, ...]
     run_plan: RunPlan
     state: State
-    texts: dict[str, str]
+    prompts: dict[str, str | dict[str, np.ndarray]]
     image: np.ndarray | None
     alone: bool = False
     due: float = 0.0
     step: int = 0
     row: int | None = None
+    kept: set[str] = field(default_factory=set)
+    abandoned: bool = False
     result: np.ndarray | None = None
     left: Counter[str] = field(init=False)
-    _zeros: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._zeros = np.zeros_like(self.state["history.0"][0])
         self.left = Counter(self.run_plan.step_plan.phases)
         if not self.request.begins_with_image:
             self._begin(None)
@@ -67,29 +77,27 @@ class ImageState:
         """Prepare one of a request's images, with exactly the noise of a run of its own."""
         _, *shape = manifest.latents.shape(1, request.height, request.width)
         state: State = {
-            "history.0": np.zeros((HISTORY, *shape), np.float32),
+            "history": _zeros((HISTORY, *shape)),
             **host_rows(manifest, request, index),
         }
-        texts, embeds = _split(manifest, request.prompts, index, negative=False)
+        texts, embeds = _split(manifest, request.prompts, index)
         alone = by_prompt_alone(manifest, request.guidance_scales[index])
         if alone:  # a text's conditions follow when it is encoded
             embeds |= {NEGATIVE + name: row for name, row in embeds.items()}
         elif request.negative_prompts is not None:
-            more_texts, more_embeds = _split(
-                manifest, request.negative_prompts, index, negative=True
-            )
+            more_texts, more_embeds = _split(manifest, request.negative_prompts, index, NEGATIVE)
             texts, embeds = texts | more_texts, embeds | more_embeds
         elif manifest.takes_negative:
             for output in manifest.graph(manifest.prompt_encoder).outputs:
                 row = tuple(int(dim) for dim in output.shape[1:])
                 state[NEGATIVE + output.name] = np.zeros(row, output.dtype)
         image = vae_picture(manifest, request, index)
-        return cls(request, index, route, state | embeds, texts, image, alone)
+        return cls(request, index, tuple(shape), route, state | embeds, texts, image, alone)
 
     @property
     def stage(self) -> Stage:
         """What it needs next."""
-        if self.texts or self.image is not None:
+        if self.prompts or self.image is not None:
             return "encode"
         phases = self.run_plan.step_plan.phases
         if self.step < len(phases):
@@ -101,50 +109,68 @@ class ImageState:
         """Height and width in pixels; a call has one size."""
         return self.request.height, self.request.width
 
+    @property
+    def wants_latents(self) -> bool:
+        """Whether its sample is the result, and is not to be decoded."""
+        return self.request.output_type == "latent"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What of its row it will read again."""
+        if self.abandoned or self.result is not None:
+            return frozenset()
+        evaluations = self.run_plan.step_plan.evaluations[self.step :]
+        if not evaluations:
+            return frozenset({"sample"})
+        read: set[str] = set()
+        written: set[str] = set()
+        for evaluation in evaluations:
+            read.update(name for name in evaluation.reads if name not in written)
+            written.update(evaluation.writes)
+        return _CARRIED | read
+
     def begin_with_image(self, latents: np.ndarray) -> None:
         """Start from an encoded image [C, h, w] instead of from noise alone."""
         self._begin(latents)
-        self.image = None
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """The next evaluation of the denoiser."""
-        return self.run_plan.step_plan.evaluations[self.step]
-
-    def advance(self, rows: dict[str, np.ndarray]) -> None:
-        """Note what an evaluation made."""
-        self.state |= rows
-        self.left[self.evaluation.phase] -= 1
+    def advance(self) -> None:
+        """Note that the row has what an evaluation made."""
+        evaluation = self.run_plan.step_plan.evaluations[self.step]
+        self.kept |= _CARRIED.union(evaluation.writes)
+        self.left[evaluation.phase] -= 1
         self.step += 1
 
     def end(self, result: np.ndarray) -> None:
         """Note the result, and let go of everything else."""
         self.result = result
-        self.state = {"sample.0": self.state["sample.0"]}
+        self.state = {}
+        self.kept.clear()
 
     def _begin(self, image_latents: np.ndarray | None) -> None:
         """Make the first sample, the same at every call."""
         if self.request.latents is not None:
             latents = self.request.latents[self.index]
         else:
-            latents = standard_normal(self._zeros.shape, self.request.seed, self.index)
+            latents = standard_normal(self.shape, self.request.seed, self.index)
         sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
-        self.state |= {"sample.0": sample, "denoiser_input": denoiser_input}
+        self.state |= {"sample": sample, "denoiser_input": denoiser_input}
 
-    def input(self, buffer: str) -> np.ndarray:
-        """Return the row that the next evaluation reads from a buffer."""
+    def input(self, name: str) -> Row:
+        """Return the row that the next evaluation reads, if it is not kept."""
+        return self.loop_row(name, self.step) if name in LOOP else self.state[name]
+
+    def loop_row(self, name: str, step: int) -> np.ndarray:
+        """Return what the loop gives an evaluation, by a name in `LOOP`."""
         sampler = self.run_plan.sampler
-        if buffer == "timestep":
-            return sampler.timesteps[self.step, ...]
-        if buffer == "weights":
-            return sampler.weights[self.step]
-        if buffer == "noise":
-            return self.noise(self.step) if sampler.draws_noise else self._zeros
-        return self.state[buffer]
+        if name == "timestep":
+            return sampler.timesteps[step, ...]
+        if name == "weights":
+            return sampler.weights[step]
+        return self.noise(step) if sampler.draws_noise else _zeros(self.shape)
 
     def noise(self, step: int) -> np.ndarray:
         """Return the noise [C, h, w] f32 of an evaluation, of unit variance."""
-        return standard_normal(self._zeros.shape, self.request.seed, self.index, step + 1)
+        return standard_normal(self.shape, self.request.seed, self.index, step + 1)
 
 
 def vae_picture(manifest: Manifest, request: Request, index: int) -> np.ndarray | None:
@@ -184,12 +210,20 @@ def first_sample(
 
 
 def _split(
-    manifest: Manifest, prompts: Prompts, index: int, *, negative: bool
-) -> tuple[dict[str, str], State]:
-    """Return an image's text to encode, or what the call brings in its place, by buffer."""
-    if isinstance(prompts, dict):
-        return {}, {
-            encoder_buffer(manifest, name, negative=negative): value[index]
-            for name, value in prompts.items()
-        }
-    return {NEGATIVE if negative else "": prompts[index]}, {}
+    manifest: Manifest, prompts: Prompts, index: int, prefix: str = ""
+) -> tuple[dict[str, str | dict[str, np.ndarray]], State]:
+    """Return what of an image's prompt is to be encoded, and what the call brings encoded."""
+    if not isinstance(prompts, dict):
+        return {prefix: prompts[index]}, {}
+    rows = {name: value[index] for name, value in prompts.items()}
+    if needs_encoding(manifest, prompts):
+        return {prefix: rows}, {}
+    return {}, {prefix + name: row for name, row in rows.items()}
+
+
+@lru_cache(8)
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros, the same ones each time: a batch that has them copies none."""
+    zeros = np.zeros(shape, np.float32)
+    zeros.flags.writeable = False
+    return zeros

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +17,16 @@ from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend, BackendOptions
 from tgate_export.runtime.image_state import ImageState
-from tgate_export.runtime.plan import RunShape, Slot
-from tgate_export.runtime.prompts import needs_encoding
+from tgate_export.runtime.input_batch import InputBatch, Span
+from tgate_export.runtime.model_runner import ModelRunner
+from tgate_export.runtime.output import as_asked
+from tgate_export.runtime.plan import BatchShape
 from tgate_export.runtime.request import Request, check_split, make_request
-from tgate_export.runtime.run import PreparedRun, StepInfo
 from tgate_export.runtime.run_plan import RunPlans
 from tgate_export.runtime.signature import Generate
+from tgate_export.runtime.step_info import StepInfo
+from tgate_export.runtime.text_encoder import TextEncoder
 from tgate_export.runtime.timings import StepTiming, Timings
-from tgate_export.runtime.tokenizer import PromptTokenizer
-
-if TYPE_CHECKING:
-    pass
-
 
 StepCallback = Callable[[StepInfo], None]
 
@@ -59,13 +58,9 @@ class TGatePipeline(Generate):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        specs = bundle.manifest.tokenizers
-        with bundle.reading(*(spec.file for spec in specs.values())):
-            self._tokenizers = {
-                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
-            }
+        self._texts = TextEncoder(bundle)
+        self._runner = ModelRunner(backend, bundle, self._texts)
         self._run_plans = RunPlans(bundle)
-        self._prepared: PreparedRun | None = None
 
     @classmethod
     def from_bundle(
@@ -105,10 +100,7 @@ class TGatePipeline(Generate):
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
-        with self.backend.turns.take(self) as still_bound:
-            if not still_bound:
-                self._prepared = None
-            self.backend.check_files()
+        with self._runner.turn():
             while left := request.images - first:
                 batch = self.backend.batch_size(min(left, self.manifest.batch.max))
                 part = slice(first, first := first + batch)
@@ -116,10 +108,7 @@ class TGatePipeline(Generate):
                 results.append(result)
                 timings = timing if timings is None else timings + timing
         assert timings is not None
-        stacked = np.concatenate(results)
-        if request.output_type == "latent":
-            stacked = stacked.reshape(self.manifest.latents.unfolded(stacked.shape))
-        images = to_pil(stacked) if request.output_type == "pil" else stacked
+        images = as_asked(self.manifest, request, np.concatenate(results))
         return PipelineOutput(images, timings, request)
 
     def sampler_table(self, scheduler: str) -> SamplerTable:
@@ -133,78 +122,69 @@ class TGatePipeline(Generate):
     def _run(
         self, request: Request, part: slice, callback: StepCallback | None
     ) -> tuple[np.ndarray, Timings]:
+        """Take some of a request's images through all stages, in one batch that stays together."""
         run_plan = self._run_plans.of(request)
-        sampler, step_plan = run_plan.sampler, run_plan.step_plan
-        run = self._prepare(
-            RunShape(
-                part.stop - part.start, request.height, request.width, step_plan,
-                sampler.draws_noise,
+        sampler, phases = run_plan.sampler, run_plan.step_plan.phases
+        batch = self._runner.input_batch(
+            BatchShape(
+                part.stop - part.start, request.height, request.width,
+                tuple(phase for phase in self.manifest.phases if phase in phases),
                 image=request.begins_with_image or not self.manifest.takes_prompt,
             )
         )  # fmt: skip
         started = perf_counter()
-        mark, seconds = self.backend.mark, self.backend.seconds
-        states = [
+        images = [
             ImageState.of(self.manifest, request, index, run_plan)
             for index in range(part.start, part.stop)
         ]
-        image_started = mark()
-        run.encode_pictures(states)
-        image_encoded = mark()
-        run.begin(self.manifest, self._tokenizers, states)
+        for image in images:
+            for prompt in self._texts.inputs(image).values():
+                for message in prompt.warnings:
+                    warnings.warn(message, stacklevel=4)
         # Launches may only be queued: nothing waits for the device before the end.
-        encode_started = mark()
-        for execute, prompts in zip(
-            run.encode, (request.prompts, request.negative_prompts), strict=False
-        ):
-            if prompts is not None and needs_encoding(self.manifest, prompts):
-                execute()
-        run.replace_negatives(self.manifest, states)
-        encoded = mark()
-        marks = []
-        for index, (denoise, solve) in enumerate(run.steps):
-            before = mark()
-            denoise()
-            between = mark()
-            solve()
-            marks.append((before, between, mark()))
-            if callback is not None:
-                callback(run.step_info(index, float(sampler.timesteps[index])))
-                self.backend.turns.check()
-        decode_started = decoded = mark()
-        if request.output_type == "latent":
-            result = run.memory.read(run.plan.latents)
-        else:
-            run.decode()
-            decoded = mark()
-            result = run.memory.read(Slot("images"))
+        vae_encoder = self._runner.encode_images(batch, images)
+        text_encoder = self._runner.encode_prompts(batch, images)
+        batch.stage(images)
+        spans = []
+        try:
+            for step, phase in enumerate(phases):
+                spans.append(batch.denoise(phase, images))
+                if callback is not None:
+                    timestep = float(sampler.timesteps[step])
+                    callback(_step_info(batch, images, step, phases, timestep))
+                    self.backend.turns.check()
+            vae_decoder: Span | None = None
+            if request.output_type == "latent":
+                result = batch.latents(images)
+            else:
+                result, vae_decoder = batch.decode(images)
+        finally:
+            batch.abandon(images)
         self.backend.synchronize()
         ended = perf_counter()
-        image_seconds = seconds(image_started, image_encoded)
+
+        def seconds(span: Span | None) -> float:
+            return 0.0 if span is None else self.backend.seconds(span.start, span.end)
+
         steps = tuple(
-            StepTiming(phase, seconds(before, between), seconds(between, after))
-            for phase, (before, between, after) in zip(step_plan.phases, marks, strict=True)
+            StepTiming(phase, seconds(denoiser), seconds(sampling))
+            for phase, (denoiser, sampling) in zip(phases, spans, strict=True)
         )
-        return result, Timings(
-            seconds(encode_started, encoded), steps, seconds(decode_started, decoded),
-            ended - started, image_seconds if run.encode_image else 0.0,
+        timings = Timings(
+            seconds(text_encoder), steps, seconds(vae_decoder), ended - started,
+            seconds(vae_encoder) if batch.shape.image else 0.0,
         )  # fmt: skip
-
-    def _prepare(self, shape: RunShape) -> PreparedRun:
-        """Allocate and bind for a run's shape, or return what the last call of it used."""
-        if self._prepared is None or self._prepared.shape != shape:
-            self._prepared = None  # free the old buffers first
-            self._prepared = PreparedRun.create(self.backend, self.manifest, shape)
-        return self._prepared
+        return np.stack(result), timings
 
 
-def to_pil(images: np.ndarray) -> list[Any]:
-    """Convert images [B, H, W, 3] in [0, 1] to 8-bit PIL images, rounding as diffusers does.
-
-    Videos [B, F, H, W, 3] become lists of them.
-    """
-    from PIL import Image
-
-    if images.ndim == 5:
-        return [to_pil(video) for video in images]
-    return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]
+def _step_info(
+    batch: InputBatch,
+    images: Sequence[ImageState],
+    step: int,
+    phases: Sequence[str],
+    timestep: float,
+) -> StepInfo:
+    return StepInfo(
+        step, len(phases), phases[step], timestep, lambda: np.stack(batch.latents(images)),
+        batch.read,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,98 +12,88 @@ from tgate_export.bundle.manifest_graphs import DType, Input, Tensor
 from tgate_export.bundle.origins import FromLoop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS
 from tgate_export.common.errors import BundleError
-from tgate_export.runtime.buffers import NEGATIVE, buffer_of
-from tgate_export.steps.step_plan import StepPlan
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A buffer, or one row of a buffer that holds a value for every step."""
-
-    buffer: str
-    row: int | None = None
+from tgate_export.runtime.buffers import buffer_of
 
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """Memory that lives as long as a run's shape: allocated once, bound many times.
+    """Memory that lives as long as a batch's shape: allocated once, bound many times.
 
     Attributes:
         dtype: element type.
-        shape: shape of one row, as the graphs see it.
-        rows: number of rows, or None for a buffer that is a single tensor.
+        shape: as the graphs see it; the first axis is the images'.
     """
 
     dtype: DType
     shape: tuple[int, ...]
-    rows: int | None = None
-
-    @property
-    def slots(self) -> int:
-        """How many tensors the buffer holds."""
-        return 1 if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One engine run with every tensor bound to a slot."""
+    """One engine run: which buffer every tensor is bound to."""
 
     graph: str
-    inputs: Mapping[str, Slot]
-    outputs: Mapping[str, Slot]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class RunShape:
-    """What the memory and the launches of a run depend on.
+class BatchShape:
+    """What the memory and the launches of a batch depend on.
 
     Attributes:
-        batch: images.
+        batch: images, at most.
         height: pixels.
         width: pixels.
-        step_plan: the graph of every evaluation.
-        noise: whether the sampler draws noise at its steps.
-        image: whether the run begins with an image.
+        phases: the denoiser's graphs that its steps may run.
+        image: whether the VAE's encoder may run.
     """
 
     batch: int
     height: int
     width: int
-    step_plan: StepPlan
-    noise: bool = False
+    phases: tuple[str, ...]
     image: bool = False
 
 
 @dataclass(frozen=True)
 class BindingPlan:
-    """Buffers and launches of one run, decided before anything is launched.
+    """What a backend makes ready: buffers by name, and every launch on them."""
+
+    buffers: Mapping[str, BufferSpec]
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Buffers and launches of a batch, decided before anything is launched.
 
     Attributes:
         buffers: by name.
-        encode: the prompt encoder's launches, for the prompt and the negative one.
-        encode_image: the VAE encoder's launch, if the run begins with an image.
-        steps: for each evaluation, the denoiser's launch and the sampler's.
-        decode: the launch after the loop.
-        latents: the slot of the final latents.
+        encode: the prompt encoder's launch.
+        encode_image: the VAE encoder's launch, if there may be one.
+        denoise: the launch of each phase.
+        sample: the sampler's launch, from each of the sample's two buffers to the other.
+        decode: the launch after the last step.
     """
 
     buffers: Mapping[str, BufferSpec]
-    encode: tuple[Launch, ...]
+    encode: Launch
     encode_image: Launch | None
-    steps: tuple[tuple[Launch, Launch], ...]
+    denoise: Mapping[str, Launch]
+    sample: tuple[Launch, Launch]
     decode: Launch
-    latents: Slot
 
     @property
-    def launches(self) -> tuple[Launch, ...]:
-        """Every launch, in order."""
+    def bindings(self) -> BindingPlan:
+        """Return the buffers and every launch."""
         image = () if self.encode_image is None else (self.encode_image,)
-        steps = (launch for step in self.steps for launch in step)
-        return (*image, *self.encode, *steps, self.decode)
+        launches = (self.encode, *image, *self.denoise.values(), *self.sample, self.decode)
+        return BindingPlan(self.buffers, launches)
 
 
-def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
-    """Decide the memory and every launch of a run.
+def plan_batch(manifest: Manifest, shape: BatchShape) -> BatchPlan:
+    """Decide the memory of a batch, and every launch that its images can need.
 
     Every cache has one buffer: a graph writes it where a later one reads it. The sample and the
     history alternate between two buffers, so that the sampler never reads what it writes.
@@ -111,79 +101,54 @@ def plan_run(manifest: Manifest, shape: RunShape) -> BindingPlan:
     Raises:
         BundleError: when a graph has a tensor that no buffer fits.
     """
-    evaluations = len(shape.step_plan.phases)
-    phases = tuple(dict.fromkeys(shape.step_plan.phases))
-    buffers = run_buffers(manifest, shape, phases, evaluations)
+    buffers = batch_buffers(manifest, shape)
     bind = partial(bind_launch, manifest, buffers)
-    steps = tuple(
-        (
-            bind(phase, {"sample": Slot("denoiser_input"), "timestep": Slot("timestep", step)}),
-            bind(
-                "sampler",
-                {
-                    "sample": Slot(f"sample.{step % 2}"),
-                    "history": Slot(f"history.{step % 2}"),
-                    "weights": Slot("weights", step),
-                    "noise": Slot("noise", step if shape.noise else None),
-                },
-                {
-                    "next_sample": Slot(f"sample.{(step + 1) % 2}"),
-                    "next_history": Slot(f"history.{(step + 1) % 2}"),
-                },
-            ),
+
+    def sampler(source: int) -> Launch:
+        return bind(
+            "sampler",
+            {"sample": f"sample.{source}", "history": f"history.{source}"},
+            {"next_sample": f"sample.{1 - source}", "next_history": f"history.{1 - source}"},
         )
-        for step, phase in enumerate(shape.step_plan.phases)
-    )
-    latents = Slot(f"sample.{evaluations % 2}")
-    return BindingPlan(
+
+    return BatchPlan(
         buffers=buffers,
-        encode=tuple(
-            bind(manifest.prompt_encoder, negative=negative)
-            for negative in ((False, True) if manifest.takes_negative else (False,))
-        ),
+        encode=bind(manifest.prompt_encoder),
         encode_image=bind("vae_encoder") if shape.image else None,
-        steps=steps,
-        decode=bind("vae_decoder", {"latents": latents}),
-        latents=latents,
+        denoise={phase: bind(phase, {"sample": "denoiser_input"}) for phase in shape.phases},
+        sample=(sampler(0), sampler(1)),
+        decode=bind("vae_decoder"),
     )
 
 
-def run_buffers(
-    manifest: Manifest, shape: RunShape, phases: Iterable[str], evaluations: int | None
-) -> dict[str, BufferSpec]:
-    """Return the memory of a run, with a row for every evaluation, or a single one for None."""
+def batch_buffers(manifest: Manifest, shape: BatchShape) -> dict[str, BufferSpec]:
+    """Return the memory of a batch, by buffer."""
     dims = named_dims(manifest, batch=shape.batch, height=shape.height, width=shape.width)
     latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
-        "timestep": BufferSpec("float32", (shape.batch,), evaluations),
-        "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS), evaluations),
-        # Zeros that every step shares, unless the sampler draws some.
-        "noise": BufferSpec("float32", latents, evaluations if shape.noise else None),
+        "timestep": BufferSpec("float32", (shape.batch,)),
+        "weights": BufferSpec("float32", (shape.batch, NUM_WEIGHTS)),
+        "noise": BufferSpec("float32", latents),
         "denoiser_input": BufferSpec("float32", latents),
         "noise_pred": BufferSpec("float32", latents),
+        "latents": BufferSpec("float32", latents),  # to be decoded
     }
     for parity in (0, 1):
         buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
         buffers[f"history.{parity}"] = BufferSpec("float32", history)
-    encoder = manifest.prompt_encoder
     others = ["vae_decoder", *(["vae_encoder"] if shape.image else [])]
 
     def add(buffer: str, graph: str, tensor: Tensor) -> None:
         buffers.setdefault(buffer, BufferSpec(tensor.dtype, concrete_shape(graph, tensor, dims)))
 
-    for name in (encoder, *others, *phases):
+    for name in (manifest.prompt_encoder, *others, *shape.phases):
         graph = manifest.graph(name)
         for tensor in graph.inputs:
             if not isinstance(tensor.origin, FromLoop):
                 add(buffer_of(tensor), name, tensor)
         for output in graph.outputs:
             add(output.name, name, output)
-    if manifest.takes_negative:
-        for tensor in manifest.graph(encoder).inputs:
-            add(buffer_of(tensor, negative=True), encoder, tensor)
-        for output in manifest.graph(encoder).outputs:
-            add(NEGATIVE + output.name, encoder, output)
     return buffers
 
 
@@ -191,36 +156,30 @@ def bind_launch(
     manifest: Manifest,
     buffers: Mapping[str, BufferSpec],
     name: str,
-    loop: Mapping[str, Slot] | None = None,
-    outputs: Mapping[str, Slot] | None = None,
-    *,
-    negative: bool = False,
+    loop: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
 ) -> Launch:
     """Bind a graph's tensors to buffers.
 
     Args:
         manifest: the bundle's.
-        buffers: of the run.
+        buffers: of the batch.
         name: the graph's.
-        loop: slots of what the step loop gives it, by what it is.
-        outputs: slots of outputs that are not in the buffers of their own names.
-        negative: the graph encodes the negative prompt.
+        loop: buffers of what the step loop gives it, by what it is, where they have other names.
+        outputs: buffers of outputs that are not in those of their own names.
     """
     graph = manifest.graph(name)
-    loop, outputs, prefix = loop or {}, outputs or {}, NEGATIVE if negative else ""
+    loop, outputs = loop or {}, outputs or {}
 
-    def source(tensor: Input) -> Slot:
+    def source(tensor: Input) -> str:
         if isinstance(tensor.origin, FromLoop):
-            return loop.get(tensor.origin.loop, Slot(tensor.origin.loop))
-        return Slot(buffer_of(tensor, negative=negative))
+            return loop.get(tensor.origin.loop, tensor.origin.loop)
+        return buffer_of(tensor)
 
     launch = Launch(
         name,
         {tensor.name: source(tensor) for tensor in graph.inputs},
-        {
-            tensor.name: outputs.get(tensor.name, Slot(prefix + tensor.name))
-            for tensor in graph.outputs
-        },
+        {tensor.name: outputs.get(tensor.name, tensor.name) for tensor in graph.outputs},
     )
     for tensor in graph.inputs:
         _check_fit(name, tensor, buffers, launch.inputs[tensor.name])
@@ -229,8 +188,8 @@ def bind_launch(
     return launch
 
 
-def _check_fit(graph: str, expected: Tensor, buffers: Mapping[str, BufferSpec], slot: Slot) -> None:
-    spec = buffers.get(slot.buffer)
+def _check_fit(graph: str, expected: Tensor, buffers: Mapping[str, BufferSpec], name: str) -> None:
+    spec = buffers.get(name)
     fits = (
         spec is not None
         and spec.dtype == expected.dtype
@@ -244,5 +203,5 @@ def _check_fit(graph: str, expected: Tensor, buffers: Mapping[str, BufferSpec], 
         found = "nothing" if spec is None else f"{spec.dtype} {list(spec.shape)}"
         raise BundleError(
             f"graph {graph!r}: tensor {expected.name!r} is {expected.dtype} "
-            f"{list(expected.shape)}, but buffer {slot.buffer!r} is {found}"
+            f"{list(expected.shape)}, but buffer {name!r} is {found}"
         )

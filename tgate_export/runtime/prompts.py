@@ -11,7 +11,6 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_graphs import Tensor
 from tgate_export.bundle.origins import FromMask, FromParameter, FromTokens
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.buffers import NEGATIVE, buffer_of
 from tgate_export.runtime.host_arrays import host_array
 
 if TYPE_CHECKING:
@@ -92,14 +91,6 @@ def encoder_values(
             each = values[origin.parameter]
             found[origin.parameter] = each if applies else [0] * len(each)
     return found
-
-
-def encoder_buffer(manifest: Manifest, name: str, *, negative: bool) -> str:
-    """Return the buffer of one of the prompt encoder's inputs or outputs."""
-    for tensor in manifest.graph(manifest.prompt_encoder).inputs:
-        if tensor.name == name:
-            return buffer_of(tensor, negative=negative)
-    return f"{NEGATIVE if negative else ''}{name}"
 
 
 def positive(

@@ -10,7 +10,7 @@ import numpy as np
 from tgate_export.bundle.dims import concrete_shape, named_dims
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch, Slot
+from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,15 +58,11 @@ def run_on(backend: Backend, manifest: Manifest, graph: str, inputs: Arrays) -> 
         tensor.name: BufferSpec(tensor.dtype, concrete_shape(graph, tensor, dims))
         for tensor in (*entry.inputs, *entry.outputs)
     }
-    launch = Launch(
-        graph,
-        {tensor.name: Slot(tensor.name) for tensor in entry.inputs},
-        {tensor.name: Slot(tensor.name) for tensor in entry.outputs},
-    )
-    plan = BindingPlan(buffers, (), None, (), launch, latents=Slot(entry.outputs[0].name))
-    memory = backend.allocate(plan)
+    tensors = {tensor.name: tensor.name for tensor in entry.inputs}
+    launch = Launch(graph, tensors, {tensor.name: tensor.name for tensor in entry.outputs})
+    memory = backend.allocate(BindingPlan(buffers, (launch,)))
     execute = backend.prepare(launch, memory)
     for name in launch.inputs:
-        memory.write(Slot(name), inputs[name])
+        memory.write(name, inputs[name])
     execute()
-    return {name: memory.read(Slot(name)) for name in launch.outputs}
+    return {name: memory.read(name) for name in launch.outputs}

@@ -8,7 +8,7 @@ _SLOWER = """
 
 import time
 
-from tgate_export.runtime.batching.model_runner import ModelRunner
+from tgate_export.runtime.model_runner import ModelRunner
 
 _run = ModelRunner.run
 

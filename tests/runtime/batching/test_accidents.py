@@ -31,8 +31,8 @@ from tgate_export.runtime.batching import (
     DeadlineError,
 )
 from tgate_export.runtime.batching import batcher as batcher_module
-from tgate_export.runtime.batching.input_batch import InputBatch
 from tgate_export.runtime.batching.request_state import RequestState
+from tgate_export.runtime.input_batch import InputBatch
 
 
 class Panic(BaseException):

@@ -31,7 +31,7 @@ from tgate_export.runtime.batching import (
     QueueFullError,
     StepProgress,
 )
-from tgate_export.runtime.batching.input_batch import InputBatch
+from tgate_export.runtime.input_batch import InputBatch, Span
 
 
 @pytest.fixture(scope="module")
@@ -318,10 +318,10 @@ def test_engine_failure_fails_those_in_the_call_alone(
 ) -> None:
     original = InputBatch.denoise
 
-    def failing(self: InputBatch, phase: Any, members: Any) -> None:
+    def failing(self: InputBatch, phase: Any, members: Any) -> tuple[Span, Span]:
         if any(member.request.prompts == ("bad",) for member in members):
             raise RuntimeError("out of memory")
-        original(self, phase, members)
+        return original(self, phase, members)
 
     monkeypatch.setattr(InputBatch, "denoise", failing)
     with batcher_of(pipeline, BatchingOptions(max_batch=1)) as batcher:

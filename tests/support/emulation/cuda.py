@@ -152,6 +152,9 @@ class CudaEmulation:
     # Memory
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        return self._allocate(size)
+
+    def _allocate(self, size: int) -> tuple[Any, ...]:
         if self.capturing():
             return cudaError_t.cudaErrorStreamCaptureUnsupported, None
         if sum(self.live.values()) + size > self.memory_limit:
@@ -166,6 +169,16 @@ class CudaEmulation:
         for stream in self.streams.values():  # as the real one, it waits
             stream.drain()
         ctypes.memset(devPtr, POISON, self.live.pop(devPtr))
+        return (OK,)
+
+    def cudaMallocAsync(self, size: int, hStream: int) -> tuple[Any, ...]:
+        assert hStream in self.streams
+        return self._allocate(size)
+
+    def cudaFreeAsync(self, devPtr: int, hStream: int) -> tuple[Any, ...]:
+        self.streams[hStream].put(
+            lambda: ctypes.memset(devPtr, POISON, self.live.pop(devPtr)) and None
+        )
         return (OK,)
 
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any, ...]:

@@ -23,8 +23,7 @@ from tgate_export.bundle.plans import (
     ShapeRange,
 )
 from tgate_export.runtime.backends.plan_choice import input_shapes
-from tgate_export.runtime.plan import RunShape, plan_run
-from tgate_export.steps.tgate import tgate_plan
+from tgate_export.runtime.plan import BatchShape, plan_batch
 
 Ranges = dict[str, dict[str, ShapeRange]]
 Triple = tuple[int, int, int]
@@ -32,10 +31,11 @@ Triple = tuple[int, int, int]
 
 def shape_ranges(manifest: Manifest, batch: Triple, size: Triple | None = None) -> Ranges:
     """Shapes of every input for these batches, and square images of these sizes."""
-    step_plan = tgate_plan(2, 1)
     default = (manifest.size.height.opt,) * 3
     low, opt, high = (
-        input_shapes(plan_run(manifest, RunShape(count, side, side, step_plan)))
+        input_shapes(
+            plan_batch(manifest, BatchShape(count, side, side, ("full", "gated"))).bindings
+        )
         for count, side in zip(batch, size or default, strict=True)
     )
     return {

@@ -36,7 +36,7 @@ from tgate_export.runtime.batching import (
     QueueFullError,
     StepProgress,
 )
-from tgate_export.runtime.pipeline import to_pil
+from tgate_export.runtime.output import to_pil
 
 _POLL_SECONDS = 0.1  # how soon a client that went away is noticed, and metrics are renewed
 _PROGRESS_BYTES = 64 * 2**20  # that may wait to be sent; what is more is left out

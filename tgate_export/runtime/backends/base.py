@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tgate_export.common.errors import InvalidRequestError, TGateError
-from tgate_export.runtime.plan import BindingPlan, Launch, Slot
+from tgate_export.runtime.plan import BindingPlan, Launch
 from tgate_export.runtime.turns import Turns
 
 Execute = Callable[[], None]
@@ -106,28 +106,51 @@ class MemoryReport:
         }
 
 
+class DeviceRow(ABC):
+    """A row that a backend keeps on its device; `np.asarray` copies it to the host."""
+
+    @abstractmethod
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Wait for what was queued, and return a copy."""
+
+
+Row = np.ndarray | DeviceRow
+
+
 class Memory(ABC):
-    """The buffers of one run shape, allocated once on the backend's device."""
+    """The buffers of one batch, allocated once on the backend's device."""
 
     @abstractmethod
-    def write(self, slot: Slot, value: np.ndarray) -> None:
-        """Copy a host array of the slot's shape and dtype into the slot."""
+    def write(self, buffer: str, value: np.ndarray) -> None:
+        """Copy a host array of the buffer's shape and dtype into it."""
 
     @abstractmethod
-    def read(self, slot: Slot) -> np.ndarray:
-        """Wait for every launch before it, and return a copy of the slot's contents."""
+    def read(self, buffer: str) -> np.ndarray:
+        """Wait for every launch before it, and return a copy of the buffer's contents."""
 
-    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
-        """Copy host arrays into some indices of the slot's first axis, and leave the others."""
-        whole = self.read(slot)
+    def write_rows(self, buffer: str, rows: Mapping[int, Row]) -> None:
+        """Copy rows into some indices of the buffer's first axis, and leave the others."""
+        whole = self.read(buffer)
         for row, value in rows.items():
-            whole[row] = value
-        self.write(slot, whole)
+            whole[row] = np.asarray(value)
+        self.write(buffer, whole)
 
-    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
-        """Return copies of some indices of the slot's first axis; waits as `read` does."""
-        whole = self.read(slot)
+    def read_rows(self, buffer: str, rows: Sequence[int]) -> list[np.ndarray]:
+        """Return copies of some indices of the buffer's first axis; waits as `read` does."""
+        whole = self.read(buffer) if rows else np.empty(0)
         return [whole[row].copy() for row in rows]
+
+    def take_rows(self, buffer: str, rows: Sequence[int]) -> list[Row]:
+        """Return copies of some indices of the buffer's first axis, where the backend likes."""
+        return list(self.read_rows(buffer, rows))
+
+    def stage(self, buffer: str, values: np.ndarray) -> Callable[[int], None]:
+        """Take a buffer's contents of several steps [steps, *shape].
+
+        Returns:
+            what queues the copy of one step's into the buffer.
+        """
+        return lambda step: self.write(buffer, values[step])
 
 
 class Backend(ABC):
@@ -176,23 +199,23 @@ class Backend(ABC):
     def allocate(self, plan: BindingPlan) -> Memory:
         """Load what the plan launches, and allocate its buffers, zeroed.
 
-        A backend serves one run shape at a time: drop the last one's memory first.
+        A backend serves one shape of a batch at a time: drop the last one's memory first.
 
         Raises:
             BackendError: names the graph that cannot be loaded, and why.
         """
 
     @abstractmethod
-    def prepare(self, launch: Launch, memory: Memory) -> Execute:
-        """Bind a launch's tensors; the result queues it. May run it, on zeros, to warm up."""
+    def prepare(self, launch: Launch, memory: Memory, batch: int | None = None) -> Execute:
+        """Bind a launch's tensors; the result queues it. May run it, to warm up.
 
-    def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
-        """Bind the first `batch` indices of every tensor's first axis, the sample.
-
-        A backend that has one shape at a time computes the others, too, and nobody reads them.
+        Args:
+            launch: one of the plan that the memory was allocated for.
+            memory: with the buffers.
+            batch: how many indices of every tensor's first axis are in use; all of them when None.
+                A backend that has one shape at a time computes the others, too, and nobody reads
+                them.
         """
-        del batch
-        return self.prepare(launch, memory)
 
     def batch_size(self, images: int) -> int:
         """Return how many of the images that are left one run can take."""

@@ -123,7 +123,22 @@ class Cuda:
         if error == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise out_of_memory(purpose, size, self.free_bytes())
         self.check((error,), f"allocate {size} bytes for {purpose}")
-        return Block(self.runtime, int(address), size)
+        return Block(int(address), size, self.runtime.cudaFree)
+
+    def allocate_in_stream(self, size: int, purpose: str) -> Block:
+        """Queue an allocation, from memory that blocks freed before it gave back to the stream.
+
+        Raises:
+            BackendError: there is not enough.
+        """
+        error, address = self.runtime.cudaMallocAsync(max(size, 1), self.stream)
+        if error == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
+            raise out_of_memory(purpose, size, self.free_bytes())
+        self.check((error,), f"allocate {size} bytes for {purpose}")
+        return Block(int(address), size, self._free_in_stream)
+
+    def _free_in_stream(self, address: int) -> None:
+        self.runtime.cudaFreeAsync(address, self.stream)
 
     def fill_zero(self, block: Block) -> None:
         """Queue zeros for a block."""
@@ -196,10 +211,10 @@ class Cuda:
 class Block:
     """Device memory, freed with this object."""
 
-    def __init__(self, runtime: Any, address: int, size: int) -> None:
+    def __init__(self, address: int, size: int, free: Callable[[int], Any]) -> None:
         self.address = address
         self.bytes = size
-        weakref.finalize(self, runtime.cudaFree, address).atexit = False
+        weakref.finalize(self, free, address).atexit = False
 
 
 class Event:

@@ -7,7 +7,7 @@ from tgate_export.runtime.backends.base import Backend, BackendError, Execute, M
 from tgate_export.runtime.plan import Launch
 
 
-def bind(backend: Backend, launch: Launch, memory: Memory) -> Execute:
+def bind(backend: Backend, launch: Launch, memory: Memory, batch: int) -> Execute:
     """Bind a launch, as `Backend.prepare`.
 
     Engines hold a graph's own types and shapes against the buffers that its manifest asked for:
@@ -24,7 +24,7 @@ def bind(backend: Backend, launch: Launch, memory: Memory) -> Execute:
         )
 
     try:
-        execute = backend.prepare(launch, memory)
+        execute = backend.prepare(launch, memory, batch)
     except (TGateError, MemoryError):
         raise
     except Exception as error:  # engines raise types of their own

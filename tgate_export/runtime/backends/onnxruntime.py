@@ -23,6 +23,7 @@ from tgate_export.runtime.backends.base import (
 )
 from tgate_export.runtime.backends.cuda import has_driver
 from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory, OrtMemory
+from tgate_export.runtime.backends.onnxruntime_rows import DeviceCopies
 from tgate_export.runtime.backends.onnxruntime_sessions import PROVIDERS, Sessions
 from tgate_export.runtime.backends.spec import BackendSpec
 from tgate_export.runtime.cpus import processors, quota
@@ -64,7 +65,7 @@ class OnnxRuntimeBackend(Backend):
             onnxruntime, bundle, device, cuda_graphs=cuda_graphs, threads=threads
         )
         self._pool: ThreadPoolExecutor | None = None
-        self._memory: OrtDeviceMemory | None = None
+        self._copies: DeviceCopies | None = None
         self._graph_ids = itertools.count(1)
 
     def renew(self) -> None:
@@ -83,36 +84,25 @@ class OnnxRuntimeBackend(Backend):
         for launch in plan.launches:
             self._sessions.get(launch.graph)
         if self.device == "cpu":
-            return OrtMemory(self._ort, plan.buffers)
-        if self._memory is not None and not self._memory.serves(plan.buffers):
-            self._memory = None  # free it first
-        self._memory = OrtDeviceMemory(self._ort, plan.buffers, self._memory)
-        return self._memory
+            return OrtMemory(plan.buffers)
+        if self._copies is None:
+            self._copies = DeviceCopies(self._ort, OrtDeviceMemory.device, PROVIDERS["cuda"])
+        return OrtDeviceMemory(self._ort, plan.buffers, self._copies)
 
-    def prepare(self, launch: Launch, memory: Memory) -> Execute:
-        """Bind a launch once; see `Backend.prepare`."""
-        if isinstance(memory, OrtDeviceMemory):
-            return self._prepare_on_device(launch, memory, None)
-        assert isinstance(memory, OrtMemory)
-        session = self._sessions.get(launch.graph)
-        binding = session.io_binding()
-        for name, slot in launch.inputs.items():
-            binding.bind_ortvalue_input(name, memory.value(slot))
-        for name, slot in launch.outputs.items():
-            binding.bind_ortvalue_output(name, memory.value(slot))
-        return partial(session.run_with_iobinding, binding, self._run_options)
-
-    def prepare_batch(self, launch: Launch, memory: Memory, batch: int) -> Execute:
-        """Bind the beginnings of the buffers; see `Backend.prepare_batch`.
+    def prepare(self, launch: Launch, memory: Memory, batch: int | None = None) -> Execute:
+        """Bind the beginnings of the buffers; see `Backend.prepare`.
 
         Small graphs on the CPU run a share of the batch on every core, see `SMALL_GRAPH_BYTES`.
         """
         if isinstance(memory, OrtDeviceMemory):
             return self._prepare_on_device(launch, memory, batch)
         assert isinstance(memory, OrtMemory)
-        parts = self._parts(launch.graph, batch)
-        edges = [batch * part // parts for part in range(parts + 1)]
+        parts = 1 if batch is None else self._parts(launch.graph, batch)
         session = self._sessions.get(launch.graph, single_thread=parts > 1)
+        if batch is None or parts == 1:
+            binding = _bind_rows(session, launch, memory, 0, batch)
+            return partial(session.run_with_iobinding, binding, self._run_options)
+        edges = [batch * part // parts for part in range(parts + 1)]
         runs = [
             partial(
                 session.run_with_iobinding,
@@ -134,21 +124,17 @@ class OnnxRuntimeBackend(Backend):
     def _prepare_on_device(
         self, launch: Launch, memory: OrtDeviceMemory, batch: int | None
     ) -> Execute:
-        """Bind a launch, or its beginnings, unless one of the same addresses was bound."""
-        slots = {**launch.inputs, **launch.outputs}
-        buffers = frozenset((name, slot.buffer) for name, slot in slots.items())
-        key = (launch.graph, buffers, batch)
-        if key not in memory.runs:
-            session = self._sessions.get(launch.graph)
-            binding = _bind_rows(session, launch, memory, 0, batch)
-            options = self._ort.RunOptions()
-            captured = launch.graph in self._sessions.captured
-            number = next(self._graph_ids) if captured else -1
-            options.add_run_config_entry("gpu_graph_id", str(number))
-            memory.runs[key] = partial(session.run_with_iobinding, binding, options)
-            if captured:
-                memory.runs[key]()  # runs once, and once more to capture
-        return partial(_execute, memory.copies(launch.inputs.values()), memory.runs[key])
+        """Bind a launch, and capture it where it can be."""
+        session = self._sessions.get(launch.graph)
+        binding = _bind_rows(session, launch, memory, 0, batch)
+        options = self._ort.RunOptions()
+        captured = launch.graph in self._sessions.captured
+        number = next(self._graph_ids) if captured else -1
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        execute = partial(session.run_with_iobinding, binding, options)
+        if captured:
+            execute()  # runs once, and once more to capture
+        return execute
 
     def _parts(self, graph: str, batch: int) -> int:
         """Return how many calls share a batch."""
@@ -182,23 +168,17 @@ def _bind_rows(
 ) -> Any:
     """Bind rows `first` to `last`, or to the end, of every buffer's first axis."""
     binding = session.io_binding()
-    for bind, slots in (
+    for bind, buffers in (
         (binding.bind_input, launch.inputs),
         (binding.bind_output, launch.outputs),
     ):
-        for name, slot in slots.items():
-            spec = memory.specs[slot.buffer]
+        for name, buffer in buffers.items():
+            spec = memory.specs[buffer]
             shape = [(spec.shape[0] if last is None else last) - first, *spec.shape[1:]]
             row_bytes = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
-            address = memory.value(slot).data_ptr() + first * row_bytes
+            address = memory.address(buffer) + first * row_bytes
             bind(name, memory.device, 0, np.dtype(spec.dtype).type, shape, address)
     return binding
-
-
-def _execute(copies: Sequence[Execute], run: Execute) -> None:
-    for copy in copies:
-        copy()
-    run()
 
 
 def _check(device: str) -> None:

@@ -2,115 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tgate_export.runtime.backends.base import Execute, Memory
-from tgate_export.runtime.plan import BufferSpec, Slot
+from tgate_export.runtime.backends.base import Memory, Row
+from tgate_export.runtime.backends.host_memory import HostMemory
+from tgate_export.runtime.backends.onnxruntime_rows import DeviceCopies, OrtRow
+from tgate_export.runtime.plan import BufferSpec
 
-# What tells one launch from another: graph, tensor -> buffer, and how many of a batch.
-LaunchKey = tuple[str, frozenset[tuple[str, str]], int | None]
 
-
-class OrtMemory(Memory):
-    """OrtValues by slot that share memory with numpy arrays."""
+class OrtMemory(HostMemory):
+    """Arrays in the host's memory, which launches are bound to by address."""
 
     device = "cpu"
 
-    def __init__(self, ort: Any, buffers: Mapping[str, BufferSpec]) -> None:
+    def __init__(self, buffers: Mapping[str, BufferSpec]) -> None:
+        super().__init__(buffers)
         self.specs = dict(buffers)
-        self._values: dict[Slot, Any] = {}
-        self._arrays: dict[Slot, np.ndarray] = {}
-        for name, spec in buffers.items():
-            for row in [None] if spec.rows is None else range(spec.rows):
-                slot = Slot(name, row)
-                self._arrays[slot] = np.zeros(spec.shape, dtype=spec.dtype)
-                self._values[slot] = ort.OrtValue.ortvalue_from_numpy(self._arrays[slot], "cpu", 0)
 
-    def value(self, slot: Slot) -> Any:
-        """Return what a launch is bound to for a slot."""
-        return self._values[slot]
-
-    def write(self, slot: Slot, value: np.ndarray) -> None:
-        """See `Memory.write`."""
-        np.copyto(self._arrays[slot], value, casting="no")
-
-    def read(self, slot: Slot) -> np.ndarray:
-        """See `Memory.read`."""
-        return self._arrays[slot].copy()
-
-    def write_rows(self, slot: Slot, rows: Mapping[int, np.ndarray]) -> None:
-        """See `Memory.write_rows`."""
-        array = self._arrays[slot]
-        for row, value in rows.items():
-            np.copyto(array[row, ...], value, casting="no")
-
-    def read_rows(self, slot: Slot, rows: Sequence[int]) -> list[np.ndarray]:
-        """See `Memory.read_rows`."""
-        return [self._arrays[slot][row].copy() for row in rows]
+    def address(self, buffer: str) -> int:
+        """Return where a buffer begins."""
+        return self.arrays[buffer].ctypes.data
 
 
 class OrtDeviceMemory(Memory):
-    """One OrtValue on the GPU for each tensor that launches are bound to; rows are on the host.
-
-    A launch that reads row `i` copies it over first, so that it has the same addresses at every
-    step: a CUDA graph is captured once.
-    """
+    """One OrtValue on the GPU for each buffer; rows move there, too."""
 
     device = "cuda"
 
-    def __init__(
-        self,
-        ort: Any,
-        buffers: Mapping[str, BufferSpec],
-        predecessor: OrtDeviceMemory | None = None,
-    ) -> None:
+    def __init__(self, ort: Any, buffers: Mapping[str, BufferSpec], copies: DeviceCopies) -> None:
         self.specs = dict(buffers)
-        self.runs: dict[LaunchKey, Execute] = predecessor.runs if predecessor else {}
-        self._values: dict[str, Any] = predecessor._values if predecessor else {}
-        self._rows = {
-            name: np.zeros((spec.rows, *spec.shape), spec.dtype)
+        self._new = ort.OrtValue
+        self._copies = copies
+        self._values = {
+            name: self._on_device(np.zeros(spec.shape, spec.dtype))
             for name, spec in buffers.items()
-            if spec.rows is not None
-        }
-        for name, spec in buffers.items():
-            zeros = np.zeros(spec.shape, spec.dtype)
-            if predecessor:
-                self._values[name].update_inplace(zeros)
-            else:
-                self._values[name] = ort.OrtValue.ortvalue_from_numpy(zeros, self.device, 0)
-
-    def serves(self, buffers: Mapping[str, BufferSpec]) -> bool:
-        """Whether launches would be bound to the same addresses, whatever the number of steps."""
-        return {name: (spec.dtype, spec.shape) for name, spec in buffers.items()} == {
-            name: (spec.dtype, spec.shape) for name, spec in self.specs.items()
         }
 
-    def value(self, slot: Slot) -> Any:
-        """Return what a launch is bound to for a slot."""
-        return self._values[slot.buffer]
+    def _on_device(self, array: np.ndarray) -> Any:
+        return self._new.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
 
-    def copies(self, slots: Iterable[Slot]) -> list[Callable[[], None]]:
-        """Return what copies rows to where launches read them."""
-        return [
-            partial(self._values[slot.buffer].update_inplace, self._rows[slot.buffer][slot.row])
-            for slot in slots
-            if slot.row is not None
-        ]
+    def address(self, buffer: str) -> int:
+        """Return where a buffer begins."""
+        return int(self._values[buffer].data_ptr())
 
-    def write(self, slot: Slot, value: np.ndarray) -> None:
+    def write(self, buffer: str, value: np.ndarray) -> None:
         """See `Memory.write`."""
-        if slot.row is not None:
-            np.copyto(self._rows[slot.buffer][slot.row], value, casting="no")
-        else:
-            self._values[slot.buffer].update_inplace(np.ascontiguousarray(value))
+        self._values[buffer].update_inplace(np.ascontiguousarray(value))
 
-    def read(self, slot: Slot) -> np.ndarray:
+    def read(self, buffer: str) -> np.ndarray:
         """See `Memory.read`."""
-        if slot.row is not None:
-            return self._rows[slot.buffer][slot.row].copy()
-        array: np.ndarray = self._values[slot.buffer].numpy()
+        array: np.ndarray = self._values[buffer].numpy()
         return array
+
+    def write_rows(self, buffer: str, rows: Mapping[int, Row]) -> None:
+        """Copy rows over, those of the device without the host; see `Memory.write_rows`."""
+        spec = self.specs[buffer]
+        if len(rows) == spec.shape[0] and not any(isinstance(r, OrtRow) for r in rows.values()):
+            self.write(buffer, np.stack([np.asarray(rows[row]) for row in range(len(rows))]))
+            return
+        for row, value in rows.items():
+            source = (
+                value.value if isinstance(value, OrtRow) else self._on_device(np.asarray(value))
+            )
+            self._copies.copy(self._row(buffer, row), source.data_ptr(), spec.dtype, spec.shape[1:])
+
+    def read_rows(self, buffer: str, rows: Sequence[int]) -> list[np.ndarray]:
+        """See `Memory.read_rows`."""
+        return [np.asarray(row) for row in self.take_rows(buffer, rows)]
+
+    def take_rows(self, buffer: str, rows: Sequence[int]) -> list[Row]:
+        """Return copies on the device; see `Memory.take_rows`."""
+        spec = self.specs[buffer]
+        taken: list[Row] = []
+        for row in rows:
+            value = self._new.ortvalue_from_shape_and_type(
+                list(spec.shape[1:]), np.dtype(spec.dtype).type, self.device, 0
+            )
+            self._copies.copy(value.data_ptr(), self._row(buffer, row), spec.dtype, spec.shape[1:])
+            taken.append(OrtRow(value))
+        return taken
+
+    def _row(self, buffer: str, row: int) -> int:
+        """Return the address of a row."""
+        spec = self.specs[buffer]
+        return self.address(buffer) + row * (
+            math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+        )

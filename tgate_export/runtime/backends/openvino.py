@@ -77,17 +77,18 @@ class OpenVinoBackend(Backend):
         self._graphs.check_files()
 
     def allocate(self, plan: BindingPlan) -> OvMemory:
-        """Allocate one tensor for each slot; see `Backend.allocate`."""
+        """Allocate a tensor for each buffer; see `Backend.allocate`."""
         self._graphs.compile_for(plan)
         return OvMemory(self._ov, plan.buffers)
 
-    def prepare(self, launch: Launch, memory: Memory) -> Execute:
+    def prepare(self, launch: Launch, memory: Memory, batch: int | None = None) -> Execute:
         """Give a launch a request of its own, with its tensors; see `Backend.prepare`."""
+        del batch  # one shape at a time
         assert isinstance(memory, OvMemory)
         compiled = self._graphs.of(launch.graph)
         tensors = {
-            name: memory.tensors[slot]
-            for name, slot in (*launch.inputs.items(), *launch.outputs.items())
+            name: memory.tensors[buffer]
+            for name, buffer in (*launch.inputs.items(), *launch.outputs.items())
         }
         if compiled.idle:
             bound = {tensor_name(launch.graph, name): value for name, value in tensors.items()}

@@ -101,7 +101,7 @@ class CompiledGraphs:
         for launch in plan.launches:
             self._map_weights(launch.graph)
             models.setdefault(self._name(launch.graph), {})[launch.graph] = {
-                name: plan.buffers[slot.buffer].shape for name, slot in launch.inputs.items()
+                name: plan.buffers[buffer].shape for name, buffer in launch.inputs.items()
             }
         with ThreadPoolExecutor(len(models)) as pool:  # a good part of compiling is single-threaded
             for done in [pool.submit(self._load, *item) for item in models.items()]:

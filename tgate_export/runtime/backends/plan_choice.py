@@ -27,7 +27,7 @@ def input_shapes(plan: BindingPlan) -> Shapes:
     """Return the shape of every input of every graph that a run launches."""
     return {
         launch.graph: {
-            tensor: plan.buffers[slot.buffer].shape for tensor, slot in launch.inputs.items()
+            tensor: plan.buffers[buffer].shape for tensor, buffer in launch.inputs.items()
         }
         for launch in plan.launches
     }

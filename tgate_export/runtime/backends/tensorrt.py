@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 
 from tgate_export.bundle.hash_cache import stamp_of
@@ -54,6 +53,7 @@ class TensorRTBackend(Backend):
         self._loader = PlanLoader(trt, collecting_logger(trt), self._cuda)
         self._engines: dict[tuple[str, str], Engine] = {}
         self._activations: Block | None = None
+        self._bound: dict[str, Engine] = {}  # those of the last shape
         self._memory: DeviceMemory | None = None
 
     def _rebuild(self, **changes: object) -> Build:
@@ -73,12 +73,6 @@ class TensorRTBackend(Backend):
         batch = self._bundle.manifest.batch.model_copy(update={"opt": usual})
         plans = choose(self._sets, self._machine, shapes, self._rebuild(batch=batch))
         engines = {graph: self._load(plans, graph) for graph in shapes}
-        if self._memory is not None and self._memory.serves(plan.buffers, engines):
-            # Another number of steps or another gate: what was captured stays valid.
-            self._memory = DeviceMemory(
-                self._cuda, plan.buffers, engines, self._memory.activations, self._memory
-            )
-            return self._memory
         self._memory = None  # free it first
         needed = max(engine.set_shapes(shapes[graph]) for graph, engine in engines.items())
         if self._activations is None or self._activations.bytes < needed:
@@ -86,7 +80,8 @@ class TensorRTBackend(Backend):
             self._activations = self._cuda.allocate(needed, "the activations of all plans")
         for engine in engines.values():
             engine.set_activations(self._activations)
-        self._memory = DeviceMemory(self._cuda, plan.buffers, engines, self._activations)
+        self._bound = engines
+        self._memory = DeviceMemory(self._cuda, plan.buffers, self._activations)
         return self._memory
 
     def _load(self, plans: PlanSet, graph: str) -> Engine:
@@ -126,21 +121,19 @@ class TensorRTBackend(Backend):
                 f"{file} was changed while the bundle was in use: load the bundle again"
             )
 
-    def prepare(self, launch: Launch, memory: Memory) -> Execute:
+    def prepare(self, launch: Launch, memory: Memory, batch: int | None = None) -> Execute:
         """Bind a launch; capture it unless one of the same addresses was. See `Backend.prepare`."""
+        del batch  # plans are of one at a time
         assert isinstance(memory, DeviceMemory)
-        # Rows are written by the host alone.
-        assert all(slot.row is None for slot in launch.outputs.values())
-        engine = memory.engines[launch.graph]
+        engine = self._bound[launch.graph]
         bindings = engine.bind(
-            {tensor: memory.view(slot) for tensor, slot in launch.inputs.items()},
-            {tensor: memory.view(slot) for tensor, slot in launch.outputs.items()},
+            {tensor: memory.view(buffer) for tensor, buffer in launch.inputs.items()},
+            {tensor: memory.view(buffer) for tensor, buffer in launch.outputs.items()},
         )
         key = (launch.graph, frozenset(bindings.addresses.items()))
         if key not in memory.runs:
             memory.runs[key] = self._run(engine, bindings)
-        copies = [copy for slot in launch.inputs.values() if (copy := memory.staging_copy(slot))]
-        return partial(_execute, copies, memory.runs[key])
+        return memory.runs[key]
 
     def _run(self, engine: Engine, bindings: Bindings) -> Execute:
         """Return what queues a graph on these addresses: a CUDA graph where that can be."""
@@ -182,12 +175,6 @@ class TensorRTBackend(Backend):
             activations=self._activations.bytes if self._activations else 0,
             buffers=self._memory.bytes if self._memory else 0,
         )
-
-
-def _execute(copies: list[Callable[[], None]], run: Execute) -> None:
-    for copy in copies:
-        copy()
-    run()
 
 
 def _make(library: Library, bundle: Bundle, options: BackendOptions) -> Backend:

@@ -18,7 +18,6 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.batching.model_runner import ModelRunner
 from tgate_export.runtime.batching.policy import CallCosts, choose, due
 from tgate_export.runtime.batching.request_state import (
     BatchedOutput,
@@ -32,10 +31,12 @@ from tgate_export.runtime.batching.request_state import (
     partition,
 )
 from tgate_export.runtime.batching.stats import BatcherStats, Recorder
-from tgate_export.runtime.batching.texts import TextEncoder
 from tgate_export.runtime.image_state import ImageState, Stage
+from tgate_export.runtime.model_runner import ModelRunner
+from tgate_export.runtime.plan import BatchShape
 from tgate_export.runtime.request import Request, make_request
 from tgate_export.runtime.run_plan import RunPlans
+from tgate_export.runtime.text_encoder import REMEMBERED, TextEncoder
 
 _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call stopped for it
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
@@ -68,8 +69,8 @@ class Batcher:
         self.max_pending = options.max_pending
         self._target = options.call_target
         self._run_plans = RunPlans(bundle)
-        self._texts = TextEncoder(bundle)
-        self._runner = ModelRunner(backend, bundle.manifest, self._texts, self.max_batch)
+        self._texts = TextEncoder(bundle, remember=REMEMBERED)
+        self._runner = ModelRunner(backend, bundle, self._texts)
         self._costs = CallCosts()
         self._pace: dict[Stage, float] = {}  # seconds of a call of the largest batch
         self._recorder = Recorder()
@@ -111,10 +112,6 @@ class Batcher:
             BackendError: the backend cannot be used here.
         """
         bundle = open_bundle(path, check_hashes=check_hashes, cache_hashes=True)
-        if bundle.manifest.latents.video:
-            raise InvalidRequestError(
-                f"{path} generates videos, which are not batched in flight: use TGatePipeline"
-            )
         return cls(bundle, select(backend, bundle), options)
 
     @property
@@ -181,9 +178,8 @@ class Batcher:
         ]
         warnings: dict[str, None] = {}  # each once
         for image in images:
-            for prefix, text in image.texts.items():
-                prepared = self._texts.text(text, request, image.index, negative=bool(prefix))
-                warnings |= dict.fromkeys(prepared.warnings)
+            for prompt in self._texts.inputs(image).values():
+                warnings |= dict.fromkeys(prompt.warnings)
         limit = None if deadline is None else now + deadline
         moment = due(now, self._needed(images[0].left), limit)
         for image in images:
@@ -278,6 +274,7 @@ class Batcher:
             self._recorder.count(state.outcome)
         for state in (*gone, *ended):
             for image in state.images:
+                image.abandoned = True
                 self._owners.pop(image, None)
         if gone or ended:
             self._flight = [image for image in self._flight if image in self._owners]
@@ -293,6 +290,8 @@ class Batcher:
         """Give a request its outcome; who gets it may submit the next one at once."""
         self._release(state)
         state.settle(outcome)
+        for image in state.images:  # now that its future is done, so that it runs no more
+            image.abandoned = True
 
     def _refuse_late(self) -> None:
         now = monotonic()
@@ -326,7 +325,7 @@ class Batcher:
         with self._calling:
             self._running = states
         try:
-            engine_seconds = self._runner.run(stage, members)
+            engine_seconds = self._runner.run(self._shape(members[0]), stage, members)
         except BaseException as error:  # whatever a backend raises is the callers' to see
             for state in states:
                 self._settle(state, error)
@@ -346,11 +345,17 @@ class Batcher:
             if all(image.stage == "done" for image in state.images):
                 self._finish(state)
 
+    def _shape(self, image: ImageState) -> BatchShape:
+        """Return the shape of calls for an image's size: the same, whatever an image needs."""
+        manifest = self.manifest
+        with_image = "vae_encoder" in manifest.graphs
+        return BatchShape(self.max_batch, *image.size, manifest.phases, image=with_image)
+
     def _finish(self, state: RequestState) -> None:
         now = monotonic()
         outcome: BatchedOutput | BaseException
         try:
-            outcome = state.late(now) or state.output(now)
+            outcome = state.late(now) or state.output(self.manifest, now)
         except BaseException as error:  # memory for the result, say: it is this caller's alone
             outcome = error
         self._settle(state, outcome)
@@ -368,7 +373,7 @@ class Batcher:
             and not state.future.done()
         ):
             try:
-                state.on_step(StepProgress.of(member, batch))
+                state.on_step(StepProgress.of(member, batch, self._runner.latents(member)))
             except BaseException as error:  # whatever it is, it is this caller's alone
                 self._settle(state, error)
 
@@ -399,7 +404,8 @@ class Batcher:
         size = self.manifest.size
         black = np.zeros((size.height.opt, size.width.opt, 3), np.uint8)
         request = self.request(
-            "", num_inference_steps=steps, gate_step=1, warm_up=0, seed=0,
+            "" if self.manifest.takes_prompt else None,
+            num_inference_steps=steps, gate_step=1, warm_up=0, seed=0,
             **dict.fromkeys(self.manifest.pictures, black),
         )  # fmt: skip
         self.submit(request).result()

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import TGateError, ordinary
 from tgate_export.runtime.batching.stats import Outcome
 from tgate_export.runtime.image_state import ImageState, Stage
-from tgate_export.runtime.pipeline import to_pil
+from tgate_export.runtime.output import as_asked
 from tgate_export.runtime.request import Request
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 
 class QueueFullError(TGateError):
@@ -81,10 +82,10 @@ class StepProgress:
     latents: Callable[[], np.ndarray]
 
     @classmethod
-    def of(cls, member: ImageState, batch: int) -> StepProgress:
-        """Describe the step that an image has just taken."""
+    def of(cls, member: ImageState, batch: int, latents: np.ndarray) -> StepProgress:
+        """Describe the step that an image has just taken, to these latents [C, h, w]."""
         phases = member.run_plan.step_plan.phases
-        step, latents = member.step - 1, member.state["sample.0"]
+        step = member.step - 1
         return cls(member.index, step, len(phases), phases[step], batch, lambda: latents)
 
 
@@ -111,8 +112,7 @@ class BatchedOutput:
     """Result of a request.
 
     Attributes:
-        images: a list of PIL images ("pil"), images [B, H, W, 3] f32 in [0, 1] ("np"), or latents
-            [B, C, h, w] f32 ("latent").
+        images: as `PipelineOutput.images`.
         request: the call with defaults filled in, the seed among them.
         waited: seconds before the first engine call.
         total: seconds from submission to result.
@@ -120,7 +120,7 @@ class BatchedOutput:
         warnings: what of the prompts was left out, because it did not fit the text encoder.
     """
 
-    images: list[Image.Image] | np.ndarray
+    images: list[Any] | np.ndarray
     request: Request
     waited: float
     total: float
@@ -202,11 +202,10 @@ class RequestState:
             "ask for fewer steps"
         )
 
-    def output(self, now: float) -> BatchedOutput:
+    def output(self, manifest: Manifest, now: float) -> BatchedOutput:
         """Return the result; every image is done."""
         results = [image.result for image in self.images if image.result is not None]
-        stacked = np.stack(results)
-        images = to_pil(stacked) if self.request.output_type == "pil" else stacked
+        images = as_asked(manifest, self.request, np.stack(results))
         waited = (self.began or now) - self.arrived
         return BatchedOutput(
             images, self.request, waited, now - self.arrived, self.stages, self.warnings

@@ -1,0 +1,234 @@
+"""A batch: its buffers, the images in its rows, and the engine calls on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.runtime.backends.base import Backend, Execute, Row
+from tgate_export.runtime.backends.launching import bind
+from tgate_export.runtime.image_state import LOOP, ImageState
+from tgate_export.runtime.plan import BatchShape, Launch, plan_batch
+
+# What has two buffers, of which the sampler reads one and writes the other: names by buffer.
+_ALTERNATING = {f"{name}.{parity}": name for name in ("sample", "history") for parity in (0, 1)}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Marks of the backend before and after launches; see `Backend.seconds`."""
+
+    start: Any
+    end: Any
+
+
+class InputBatch:
+    """Memory for the largest batch of one image size; a call uses the first rows of it.
+
+    Launches are bound once for each number of images. What an evaluation makes of an image stays
+    in the image's row until another one needs the row: images that go on together move nothing.
+    What an image brings is copied in when the row does not hold it already.
+
+    Attributes:
+        shape: of the batch.
+    """
+
+    def __init__(self, backend: Backend, manifest: Manifest, shape: BatchShape) -> None:
+        self.shape = shape
+        self._backend = backend
+        self._smallest = min(manifest.batch.min, shape.batch)
+        self._plan = plan_batch(manifest, shape)
+        self._memory = backend.allocate(self._plan.bindings)
+        self._bound: dict[tuple[str, int, int], Execute] = {}
+        # By buffer and row, what was copied there and was not written over.
+        self._held: dict[str, dict[int, Row]] = {}
+        self._seats: list[ImageState | None] = [None] * shape.batch
+        self._parity = 0  # which of its two buffers the sample is in
+        self._staged: tuple[list[ImageState], dict[str, Callable[[int], None]]] = ([], {})
+        for launch in self._plan.bindings.launches:  # what a backend does for a batch, it does now
+            self._execute(launch, shape.batch)
+
+    def encode(self, texts: Sequence[Mapping[str, Row]]) -> list[dict[str, Row]]:
+        """Run the prompt encoder on at most `batch` inputs; return each one's outputs."""
+        launch = self._plan.encode
+        self._call(launch, {name: [text[name] for text in texts] for name in launch.inputs})
+        made = {
+            name: self._memory.take_rows(buffer, range(len(texts)))
+            for name, buffer in launch.outputs.items()
+        }
+        return [{name: rows[index] for name, rows in made.items()} for index in range(len(texts))]
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> list[Row]:
+        """Return what the VAE makes of at most `batch` images [H, W, 3] f32 in [0, 1]."""
+        launch = self._plan.encode_image
+        assert launch is not None  # `check_graphs` refuses a request that needs it
+        (source,), (output,) = launch.inputs, launch.outputs.values()
+        self._call(launch, {source: images})
+        return self._memory.take_rows(output, range(len(images)))
+
+    def decode(self, members: Sequence[ImageState]) -> tuple[list[np.ndarray], Span]:
+        """Return the images [H, W, 3] f32 in [0, 1] of at most `batch` that took their steps."""
+        self._release(members)
+        launch = self._plan.decode
+        (source,) = launch.inputs
+        span = self._call(launch, {source: [member.state["sample"] for member in members]})
+        return self._memory.read_rows("images", range(len(members))), span
+
+    def latents(self, members: Sequence[ImageState]) -> list[np.ndarray]:
+        """Return the samples [C, h, w] f32 of images that this batch has."""
+        return [
+            self._memory.read_rows(self._buffer("sample"), [member.row])[0]
+            if "sample" in member.kept and member.row is not None
+            else np.asarray(member.state["sample"])
+            for member in members
+        ]
+
+    def read(self, buffer: str) -> np.ndarray:
+        """Return a buffer's contents, such as a cache [B, ...]; waits for the device."""
+        return self._memory.read(buffer)
+
+    def stage(self, members: Sequence[ImageState]) -> None:
+        """Copy in now what the loop gives each step of images that will take all together."""
+        sampler = members[0].run_plan.sampler
+        loaders = {}
+        steps = range(len(sampler.timesteps))
+        for name in LOOP if sampler.draws_noise else ("timestep", "weights"):
+            spec = self._plan.buffers[name]
+            values = np.zeros((len(steps), *spec.shape), spec.dtype)
+            for step in steps:
+                for row, member in enumerate(members):
+                    values[step, row] = member.loop_row(name, step)
+            loaders[name] = self._memory.stage(name, values)
+        self._staged = (list(members), loaders)
+
+    def denoise(self, phase: str, members: Sequence[ImageState]) -> tuple[Span, Span]:
+        """Take one step of at most `batch` images that are in the same phase.
+
+        Returns:
+            when the denoiser ran, and the sampler.
+        """
+        members = arrange(members)
+        seats = [*members, *[None] * (self.shape.batch - len(members))]
+        self._release(
+            [one for one, next_one in zip(self._seats, seats, strict=True) if one is not next_one]
+        )
+        for row, member in enumerate(members):
+            member.row = row
+        denoiser, sampler = self._plan.denoise[phase], self._plan.sample[self._parity]
+        size = max(len(members), self._smallest)
+        self._seats = [None] * self.shape.batch
+        try:
+            made = set(denoiser.outputs.values())
+            for launch in (denoiser, sampler):
+                for buffer in launch.inputs.values():
+                    if buffer not in made:
+                        self._fill(buffer, members)
+            marks = [self._backend.mark()]
+            for launch in (denoiser, sampler):
+                self._launch(launch, size)
+                marks.append(self._backend.mark())
+        except BaseException:  # nobody knows which rows were written
+            self._held.clear()
+            for member in members:
+                member.kept.clear()
+            raise
+        self._parity = 1 - self._parity
+        self._seats = seats
+        for member in members:
+            member.advance()
+        return Span(marks[0], marks[1]), Span(marks[1], marks[2])
+
+    def abandon(self, members: Sequence[ImageState]) -> None:
+        """Keep nothing of images that nobody waits for any more."""
+        for member in members:
+            member.abandoned = True
+        self._release(members)
+        self._staged = ([], {})
+        self._held.clear()
+
+    def release_all(self) -> None:
+        """Let every image take along what it has here; the batch may be dropped then."""
+        self._release(self._seats)
+
+    def _release(self, seats: Sequence[ImageState | None]) -> None:
+        """Give images what they still need of their rows, and the rows to whoever comes."""
+        members = [member for member in seats if member is not None]
+        for name in dict.fromkeys(name for member in members for name in member.kept):
+            buffer = self._buffer(name)
+            owners = [m for m in members if name in m.kept and name in m.needs]
+            values = self._memory.take_rows(buffer, [_row(owner) for owner in owners])
+            held = self._held.setdefault(buffer, {})
+            for owner, value in zip(owners, values, strict=True):
+                owner.state[name] = held[_row(owner)] = value
+        for member in members:
+            member.kept.clear()
+            if member.row is not None and self._seats[member.row] is member:
+                self._seats[member.row] = None
+
+    def _buffer(self, name: str) -> str:
+        return f"{name}.{self._parity}" if name in _ALTERNATING.values() else name
+
+    def _fill(self, buffer: str, members: Sequence[ImageState]) -> None:
+        """See to it that a buffer has every member's row."""
+        together, loaders = self._staged
+        if buffer in loaders and members == together and len({m.step for m in members}) == 1:
+            loaders[buffer](members[0].step)
+            self._held.pop(buffer, None)
+            return
+        name = _ALTERNATING.get(buffer, buffer)
+        self._copy(
+            buffer, {row: m.input(name) for row, m in enumerate(members) if name not in m.kept}
+        )
+
+    def _copy(self, buffer: str, rows: Mapping[int, Row]) -> None:
+        """Copy rows into a buffer, but for those that it holds."""
+        held = self._held.setdefault(buffer, {})
+        changed = {row: value for row, value in rows.items() if held.get(row) is not value}
+        if changed:
+            self._memory.write_rows(buffer, changed)
+            held.update(changed)
+
+    def _call(self, launch: Launch, inputs: Mapping[str, Sequence[Row]]) -> Span:
+        """Copy rows of inputs in, and launch."""
+        try:
+            for name, rows in inputs.items():
+                self._copy(launch.inputs[name], dict(enumerate(rows)))
+            start = self._backend.mark()
+            self._launch(launch, max(self._smallest, *map(len, inputs.values())))
+            return Span(start, self._backend.mark())
+        except BaseException:
+            self._held.clear()
+            raise
+
+    def _launch(self, launch: Launch, size: int) -> None:
+        self._execute(launch, size)()
+        for buffer in launch.outputs.values():
+            self._held.pop(buffer, None)
+
+    def _execute(self, launch: Launch, size: int) -> Execute:
+        key = (launch.graph, id(launch), size)
+        if key not in self._bound:
+            self._bound[key] = bind(self._backend, launch, self._memory, size)
+        return self._bound[key]
+
+
+def arrange(members: Sequence[ImageState]) -> list[ImageState]:
+    """Put each in the row that it had in the last call, where that is one of the first and free."""
+    rows: list[ImageState | None] = [None] * len(members)
+    moved = []
+    for member in members:
+        if member.row is not None and member.row < len(rows) and rows[member.row] is None:
+            rows[member.row] = member
+        else:
+            moved.append(member)
+    free = iter(moved)
+    return [member or next(free) for member in rows]
+
+
+def _row(member: ImageState) -> int:
+    assert member.row is not None  # it is seated
+    return member.row

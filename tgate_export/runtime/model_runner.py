@@ -1,0 +1,121 @@
+"""Runs a stage for the images that share a call: the engine of pipelines and of batchers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.runtime.backends.base import Backend
+from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.image_state import ImageState, Stage
+from tgate_export.runtime.input_batch import InputBatch, Span
+from tgate_export.runtime.plan import BatchShape
+from tgate_export.runtime.text_encoder import TextEncoder
+
+
+class ModelRunner:
+    """What is done with a backend: passive, driven in the caller's thread, a turn at a time."""
+
+    def __init__(self, backend: Backend, bundle: Bundle, texts: TextEncoder) -> None:
+        self._backend = backend
+        self._manifest = bundle.manifest
+        self._texts = texts
+        self._input_batch: InputBatch | None = None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the backend for the block; see `Turns.take`.
+
+        Raises:
+            BundleError: somebody wrote to a file that engines compute from.
+        """
+        with self._backend.turns.take(self) as still_bound:
+            if not still_bound:
+                self._drop()
+            self._backend.check_files()
+            yield
+
+    def input_batch(self, shape: BatchShape) -> InputBatch:
+        """Return the batch of a shape: the last one, if it was of the same.
+
+        Raises:
+            BackendError: memory or engines for it cannot be had.
+        """
+        if self._input_batch is None or self._input_batch.shape != shape:
+            self._drop()  # a backend serves one shape at a time
+            self._input_batch = InputBatch(self._backend, self._manifest, shape)
+        return self._input_batch
+
+    def _drop(self) -> None:
+        if self._input_batch is not None:
+            input_batch, self._input_batch = self._input_batch, None
+            input_batch.release_all()
+
+    def run(self, shape: BatchShape, stage: Stage, members: Sequence[ImageState]) -> float:
+        """Take images of one size through a stage; return the seconds that engines took.
+
+        Raises:
+            BackendError: memory or engines for the images' size cannot be had.
+        """
+        with self.turn():
+            input_batch = self.input_batch(shape)
+            spans: list[Span] = []
+            if stage == "encode":
+                spans += [self.encode_images(input_batch, members)]
+                spans += [self.encode_prompts(input_batch, members)]
+            elif stage == "decode":
+                images, span = input_batch.decode(members)
+                spans.append(span)
+                for member, image in zip(members, images, strict=True):
+                    member.end(image)
+            elif stage != "done":
+                spans += input_batch.denoise(stage, members)
+                ended = [m for m in members if m.stage == "decode" and m.wants_latents]
+                for member, latents in zip(ended, input_batch.latents(ended), strict=True):
+                    member.end(latents)
+            self._backend.synchronize()
+            return sum(self._backend.seconds(span.start, span.end) for span in spans)
+
+    def latents(self, image: ImageState) -> np.ndarray:
+        """Return an image's sample [C, h, w] f32 after the step that it has just taken."""
+        if image.result is not None:
+            return image.result
+        assert self._input_batch is not None  # it took the step
+        return self._input_batch.latents([image])[0]
+
+    def encode_prompts(self, input_batch: InputBatch, members: Sequence[ImageState]) -> Span:
+        """Give images the conditions that their prompts are."""
+        prompts = {
+            (member, prefix): prompt
+            for member in members
+            for prefix, prompt in self._texts.inputs(member).items()
+        }
+        start = self._backend.mark()
+        encoded = self._texts.encode(input_batch, prompts.values())
+        end = self._backend.mark()
+        for (member, prefix), prompt in prompts.items():
+            for name, row in encoded[prompt].items():
+                member.state[prefix + name] = row
+                if member.alone:
+                    member.state[NEGATIVE + name] = row
+        for member in members:
+            member.prompts = {}
+        return Span(start, end)
+
+    def encode_images(self, input_batch: InputBatch, members: Sequence[ImageState]) -> Span:
+        """Encode what the VAE is to encode, if anything."""
+        pictures = [(member, member.image) for member in members if member.image is not None]
+        start = self._backend.mark()
+        rows = input_batch.encode_images([picture for _, picture in pictures]) if pictures else []
+        end = self._backend.mark()
+        for (member, _), row in zip(pictures, rows, strict=True):
+            if member.request.begins_with_image:
+                member.begin_with_image(np.asarray(row))
+            else:  # a video's denoiser is told it
+                (output,) = self._manifest.graph("vae_encoder").outputs
+                member.state[output.name] = row
+            member.image = None
+        return Span(start, end)

@@ -1,0 +1,99 @@
+"""Prompts on their way to the prompt encoder."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.runtime.backends.base import Row
+from tgate_export.runtime.image_state import ImageState
+from tgate_export.runtime.input_batch import InputBatch
+from tgate_export.runtime.prompts import encoder_rows, encoder_values
+from tgate_export.runtime.tokenizer import PromptTokenizer
+
+REMEMBERED = 64  # texts; among them the empty negative prompt that most requests have
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """A prompt as the encoder takes it.
+
+    Attributes:
+        key: equal for equal prompts: a text, and the parameters that the encoder takes.
+        inputs: the encoder's, one row of each.
+        warnings: what of it was left out.
+    """
+
+    key: Hashable
+    inputs: Mapping[str, np.ndarray] = field(compare=False, repr=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+
+class TextEncoder:
+    """Tokenizes texts when they come, and encodes equal ones once, a batch at a time."""
+
+    def __init__(self, bundle: Bundle, *, remember: int = 0) -> None:
+        """Read the bundle's tokenizers.
+
+        Args:
+            bundle: whose they are.
+            remember: how many encoded texts to keep for calls to come.
+        """
+        self._manifest = bundle.manifest
+        specs = bundle.manifest.tokenizers
+        with bundle.reading(*(spec.file for spec in specs.values())):
+            self._tokenizers = {
+                name: PromptTokenizer(bundle.file(spec.file), spec) for name, spec in specs.items()
+            }
+        self._remember = remember
+        self._encoded: OrderedDict[EncoderInput, dict[str, Row]] = OrderedDict()
+        self._tokenized = lru_cache(REMEMBERED)(self._tokenize)  # several threads may tokenize
+
+    def inputs(self, image: ImageState) -> dict[str, EncoderInput]:
+        """Prepare an image's prompts for the encoder, by the prefix of what it makes of them."""
+        return {
+            prefix: self._text(prompt, image, negative=bool(prefix))
+            if isinstance(prompt, str)
+            else EncoderInput(object(), prompt)
+            for prefix, prompt in image.prompts.items()
+        }
+
+    def _text(self, text: str, image: ImageState, *, negative: bool) -> EncoderInput:
+        own = {name: (each[image.index],) for name, each in image.request.values.items()}
+        found = encoder_values(self._manifest, own, negative=negative)
+        return self._tokenized(text, tuple((name, each[0]) for name, each in found.items()))
+
+    def _tokenize(self, text: str, values: tuple[tuple[str, Any], ...]) -> EncoderInput:
+        # Not Python's own warnings: those remember every text for ever, and show it in a log.
+        warnings: list[str] = []
+        rows = encoder_rows(
+            self._manifest, self._tokenizers, [text], {name: [value] for name, value in values},
+            warn=warnings.append,
+        )  # fmt: skip
+        inputs = {name: row[0] for name, row in rows.items()}
+        return EncoderInput((text, values), inputs, tuple(dict.fromkeys(warnings)))
+
+    def encode(
+        self, input_batch: InputBatch, prompts: Iterable[EncoderInput]
+    ) -> dict[EncoderInput, dict[str, Row]]:
+        """Return what the encoder makes of each prompt, by its outputs' names."""
+        wanted = list(dict.fromkeys(prompts))
+        found = {prompt: self._encoded[prompt] for prompt in wanted if prompt in self._encoded}
+        new = [prompt for prompt in wanted if prompt not in found]
+        batch = input_batch.shape.batch
+        for first in range(0, len(new), batch):
+            part = new[first : first + batch]
+            outputs = input_batch.encode([prompt.inputs for prompt in part])
+            found |= dict(zip(part, outputs, strict=True))
+        for prompt in wanted if self._remember else ():
+            self._encoded[prompt] = found[prompt]
+            self._encoded.move_to_end(prompt)
+        while len(self._encoded) > self._remember:
+            self._encoded.popitem(last=False)
+        return found
