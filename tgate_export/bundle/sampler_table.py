@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ class SamplerSteps:
         """Denoiser evaluations beyond `num_inference_steps`."""
         return len(self.timesteps) - self.num_inference_steps
 
-    @property
+    @cached_property
     def draws_noise(self) -> bool:
         """Whether any step adds noise."""
         return bool(self.weights[:, NOISE].any())

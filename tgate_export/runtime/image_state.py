@@ -155,10 +155,6 @@ class ImageState:
         sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
         self.state |= {"sample": sample, "denoiser_input": denoiser_input}
 
-    def input(self, name: str) -> Row:
-        """Return the row that the next evaluation reads, if it is not kept."""
-        return self.loop_row(name, self.step) if name in LOOP else self.state[name]
-
     def loop_row(self, name: str, step: int) -> np.ndarray:
         """Return what the loop gives an evaluation, by a name in `LOOP`."""
         sampler = self.run_plan.sampler

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from tgate_export.runtime.plan import BatchShape, Launch, plan_batch
 _ALTERNATING = {f"{name}.{parity}": name for name in ("sample", "history") for parity in (0, 1)}
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Marks of the backend before and after launches; see `Backend.seconds`."""
 
     start: Any
@@ -49,6 +47,8 @@ class InputBatch:
         self._seats: list[ImageState | None] = [None] * shape.batch
         self._parity = 0  # which of its two buffers the sample is in
         self._staged: tuple[list[ImageState], dict[str, Callable[[int], None]]] = ([], {})
+        # The last step's, after which all but what the loop gives is where it is read.
+        self._settled: tuple[str, Sequence[ImageState]] | None = None
         for launch in self._plan.bindings.launches:  # what a backend does for a batch, it does now
             self._execute(launch, shape.batch)
 
@@ -92,11 +92,14 @@ class InputBatch:
         return self._memory.read(buffer)
 
     def stage(self, members: Sequence[ImageState]) -> None:
-        """Copy in now what the loop gives each step of images that will take all together."""
+        """Copy in now what the loop gives each step of images that take all of them together."""
         sampler = members[0].run_plan.sampler
         loaders = {}
         steps = range(len(sampler.timesteps))
-        for name in LOOP if sampler.draws_noise else ("timestep", "weights"):
+        for name in LOOP:
+            if name == "noise" and not sampler.draws_noise:
+                self._copy(name, {row: m.loop_row(name, 0) for row, m in enumerate(members)})
+                continue
             spec = self._plan.buffers[name]
             values = np.zeros((len(steps), *spec.shape), spec.dtype)
             for step in steps:
@@ -111,36 +114,31 @@ class InputBatch:
         Returns:
             when the denoiser ran, and the sampler.
         """
-        members = arrange(members)
-        seats = [*members, *[None] * (self.shape.batch - len(members))]
-        self._release(
-            [one for one, next_one in zip(self._seats, seats, strict=True) if one is not next_one]
-        )
-        for row, member in enumerate(members):
-            member.row = row
+        if self._settled != (phase, members):
+            members = arrange(members)  # the callers' order may differ from the rows'
+        settled = self._settled == (phase, members)
+        if not settled:
+            self._seat(members)
         denoiser, sampler = self._plan.denoise[phase], self._plan.sample[self._parity]
         size = max(len(members), self._smallest)
-        self._seats = [None] * self.shape.batch
         try:
-            made = set(denoiser.outputs.values())
-            for launch in (denoiser, sampler):
-                for buffer in launch.inputs.values():
-                    if buffer not in made:
-                        self._fill(buffer, members)
-            marks = [self._backend.mark()]
-            for launch in (denoiser, sampler):
-                self._launch(launch, size)
-                marks.append(self._backend.mark())
+            if not settled:
+                self._fill({*denoiser.inputs.values(), *sampler.inputs.values()}, members)
+            self._fill_loop(members)
+            start = self._backend.mark()
+            self._launch(denoiser, size)
+            between = self._backend.mark()
+            self._launch(sampler, size)
+            end = self._backend.mark()
         except BaseException:  # nobody knows which rows were written
-            self._held.clear()
-            for member in members:
-                member.kept.clear()
+            self._forget(members)
             raise
         self._parity = 1 - self._parity
-        self._seats = seats
+        if not settled:
+            self._settled = (phase, members)
         for member in members:
             member.advance()
-        return Span(marks[0], marks[1]), Span(marks[1], marks[2])
+        return Span(start, between), Span(between, end)
 
     def abandon(self, members: Sequence[ImageState]) -> None:
         """Keep nothing of images that nobody waits for any more."""
@@ -154,12 +152,32 @@ class InputBatch:
         """Let every image take along what it has here; the batch may be dropped then."""
         self._release(self._seats)
 
+    def _seat(self, members: Sequence[ImageState]) -> None:
+        """Give images the first rows, and let those that had them take along what they need."""
+        seats = [*members, *[None] * (self.shape.batch - len(members))]
+        self._release(
+            [one for one, next_one in zip(self._seats, seats, strict=True) if one is not next_one]
+        )
+        for row, member in enumerate(members):
+            member.row = row
+        self._seats = seats
+
+    def _forget(self, members: Sequence[ImageState]) -> None:
+        """Take nothing for granted of images whose step failed, nor of any buffer."""
+        self._settled = None
+        self._held.clear()
+        for member in members:
+            member.kept.clear()
+
     def _release(self, seats: Sequence[ImageState | None]) -> None:
         """Give images what they still need of their rows, and the rows to whoever comes."""
+        self._settled = None
         members = [member for member in seats if member is not None]
         for name in dict.fromkeys(name for member in members for name in member.kept):
             buffer = self._buffer(name)
             owners = [m for m in members if name in m.kept and name in m.needs]
+            if not owners:
+                continue
             values = self._memory.take_rows(buffer, [_row(owner) for owner in owners])
             held = self._held.setdefault(buffer, {})
             for owner, value in zip(owners, values, strict=True):
@@ -172,17 +190,24 @@ class InputBatch:
     def _buffer(self, name: str) -> str:
         return f"{name}.{self._parity}" if name in _ALTERNATING.values() else name
 
-    def _fill(self, buffer: str, members: Sequence[ImageState]) -> None:
-        """See to it that a buffer has every member's row."""
+    def _fill(self, buffers: Iterable[str], members: Sequence[ImageState]) -> None:
+        """See to it that buffers have every member's row, but for what the loop gives a step."""
+        for buffer in buffers:
+            name = _ALTERNATING.get(buffer, buffer)
+            if name not in LOOP and name != "noise_pred":
+                rows = {row: m.state[name] for row, m in enumerate(members) if name not in m.kept}
+                self._copy(buffer, rows)
+
+    def _fill_loop(self, members: Sequence[ImageState]) -> None:
+        """Copy in what the loop gives the members' next steps."""
         together, loaders = self._staged
-        if buffer in loaders and members == together and len({m.step for m in members}) == 1:
-            loaders[buffer](members[0].step)
-            self._held.pop(buffer, None)
+        if members == together:
+            for name, load in loaders.items():
+                load(members[0].step)
+                self._held.pop(name, None)
             return
-        name = _ALTERNATING.get(buffer, buffer)
-        self._copy(
-            buffer, {row: m.input(name) for row, m in enumerate(members) if name not in m.kept}
-        )
+        for name in LOOP:
+            self._copy(name, {row: m.loop_row(name, m.step) for row, m in enumerate(members)})
 
     def _copy(self, buffer: str, rows: Mapping[int, Row]) -> None:
         """Copy rows into a buffer, but for those that it holds."""
@@ -194,6 +219,7 @@ class InputBatch:
 
     def _call(self, launch: Launch, inputs: Mapping[str, Sequence[Row]]) -> Span:
         """Copy rows of inputs in, and launch."""
+        self._settled = None
         try:
             for name, rows in inputs.items():
                 self._copy(launch.inputs[name], dict(enumerate(rows)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -86,13 +86,27 @@ class ModelRunner:
         assert self._input_batch is not None  # it took the step
         return self._input_batch.latents([image])[0]
 
-    def encode_prompts(self, input_batch: InputBatch, members: Sequence[ImageState]) -> Span:
-        """Give images the conditions that their prompts are."""
+    def encode_prompts(
+        self,
+        input_batch: InputBatch,
+        members: Sequence[ImageState],
+        warn: Callable[[str], None] | None = None,
+    ) -> Span:
+        """Give images the conditions that their prompts are.
+
+        Args:
+            input_batch: that encodes.
+            members: the images.
+            warn: told of what of a prompt is left out.
+        """
         prompts = {
             (member, prefix): prompt
             for member in members
             for prefix, prompt in self._texts.inputs(member).items()
         }
+        if warn is not None:
+            for message in [each for prompt in prompts.values() for each in prompt.warnings]:
+                warn(message)
         start = self._backend.mark()
         encoded = self._texts.encode(input_batch, prompts.values())
         end = self._backend.mark()

@@ -137,13 +137,9 @@ class TGatePipeline(Generate):
             ImageState.of(self.manifest, request, index, run_plan)
             for index in range(part.start, part.stop)
         ]
-        for image in images:
-            for prompt in self._texts.inputs(image).values():
-                for message in prompt.warnings:
-                    warnings.warn(message, stacklevel=4)
         # Launches may only be queued: nothing waits for the device before the end.
         vae_encoder = self._runner.encode_images(batch, images)
-        text_encoder = self._runner.encode_prompts(batch, images)
+        text_encoder = self._runner.encode_prompts(batch, images, _warn)
         batch.stage(images)
         spans = []
         try:
@@ -175,6 +171,10 @@ class TGatePipeline(Generate):
             seconds(vae_encoder) if batch.shape.image else 0.0,
         )  # fmt: skip
         return np.stack(result), timings
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=6)  # where the pipeline is called
 
 
 def _step_info(
