@@ -20,7 +20,6 @@ from tgate_export.build.build import build_bundle
 from tgate_export.build.verify_bundle import verify_bundle
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.batching import BatchingOptions
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 from tgate_export.verify.differences import require
 
@@ -208,17 +207,18 @@ def test_what_cannot_make_videos_refuses_them(
 
 def test_videos_in_flight(built: Built) -> None:
     """Requests of several steps, gates and scales of guidance, in calls of two videos."""
-    first, second = images()
+    one, other = images()
     calls: list[dict[str, Any]] = [
-        {"image": first, "num_inference_steps": 4, "gate_step": 2, "seed": 1},
-        {"image": second, "num_inference_steps": 3, "gate_step": 1, "seed": 2},
-        {"image": second, "num_inference_steps": 5, "gate_step": 9, "seed": 3, "fps": 9},
-        {"image": first, "num_inference_steps": 4, "gate_step": 2, "seed": 4,
+        {"image": [one, other], "num_inference_steps": 4, "gate_step": 2, "seed": 1},
+        {"image": [other, one], "num_inference_steps": 3, "gate_step": 1, "seed": 2},
+        {"image": [other, other], "num_inference_steps": 5, "gate_step": 9, "seed": 3, "fps": 9},
+        {"image": [one, one], "num_inference_steps": 4, "gate_step": 2, "seed": 4,
          "guidance_scale": 1.0},
     ]  # fmt: skip
-    with batcher_of(built.pipeline, BatchingOptions(max_batch=2)) as batcher:
+    with batcher_of(built.pipeline) as batcher:
+        assert batcher.max_batch == 2
         assert_equals_solo(batcher, built.pipeline, calls)
-        video = batcher.submit(batcher.request(image=first, num_inference_steps=1)).result(60)
+        video = batcher.submit(batcher.request(image=one, num_inference_steps=1)).result(60)
     assert [len(frames) for frames in video.images] == [tiny.FRAMES]
 
 

@@ -138,12 +138,14 @@ def test_the_real_runtime_takes_what_we_pass() -> None:
         pytest.skip("this machine has a CUDA driver")
     cuda = Cuda.__new__(Cuda)  # as after a probe that found a GPU
     cuda.runtime, cuda.stream = real, 1
-    block = Block(real, 256, 4)
+    block = Block(256, 4, real.cudaFree)
     event, value = Event(real, real.cudaEvent_t(1)), np.zeros(1, np.float32)
     graph = Graph(cuda, real.cudaGraphExec_t(1))
     calls: list[Callable[[], object]] = [
         cuda.compute_capability,
         lambda: cuda.allocate(4, "a test"),
+        lambda: cuda.allocate_in_stream(4, "a test"),
+        lambda: cuda.check(real.cudaFreeAsync(256, cuda.stream), "x"),
         lambda: cuda.fill_zero(block),
         lambda: cuda.copy(256, 512, 4),
         lambda: cuda.upload(256, value),

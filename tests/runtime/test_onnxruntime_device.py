@@ -151,3 +151,28 @@ def test_rows_stay_on_the_device(tiny_bundle: Path, monkeypatch: pytest.MonkeyPa
         futures = submit(batcher, calls)
         assert_equal_solo(futures, cpu, calls)
     assert read == ["(4, 8, 8)"] * len(calls)
+
+
+def test_rows_go_to_the_host_when_the_device_is_full(tiny_bundle: Path) -> None:
+    cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    calls = [
+        {"prompt": "a", "seed": seed, "num_inference_steps": 3 + seed, "gate_step": 2}
+        for seed in range(3)
+    ]
+    backend: Any = OnnxRuntimeBackend(cpu.bundle, "cuda")
+    with Batcher(cpu.bundle, backend, BatchingOptions(max_batch=1)) as batcher:
+        memory = batcher._runner._input_batch._memory  # type: ignore[union-attr]
+        memory._new = FullDevice  # type: ignore[attr-defined]
+        assert_equals_solo(batcher, cpu, calls)
+
+
+class FullDevice:
+    @staticmethod
+    def ortvalue_from_numpy(array: np.ndarray, device: str, number: int) -> Any:
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, number)
+
+    @staticmethod
+    def ortvalue_from_shape_and_type(*_: object) -> Any:
+        raise RuntimeError("Failed to allocate memory")

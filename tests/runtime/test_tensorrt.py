@@ -381,6 +381,18 @@ def test_in_flight_batches_equal_solo_runs(
     )  # one a graph, the sampler's two, whatever the batch
 
 
+def test_rows_go_to_the_host_when_the_device_is_full(
+    gpu: Emulation, planned: Path, reference: TGatePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_size: int, _stream: int) -> tuple[cudaError_t, None]:
+        return cudaError_t.cudaErrorMemoryAllocation, None
+
+    calls = [{"prompt": "a", "num_inference_steps": 3 + seed, "seed": seed} for seed in range(9)]
+    with Batcher.from_bundle(planned, "tensorrt-rtx", check_hashes=False) as batcher:
+        monkeypatch.setattr(gpu.cuda, "cudaMallocAsync", full)
+        assert_equals_solo(batcher, reference, calls)
+
+
 def test_plans_of_one_image_serve_many(
     gpu: Emulation, tiny_bundle_copy: Path, reference: TGatePipeline
 ) -> None:

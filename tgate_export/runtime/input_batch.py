@@ -123,7 +123,8 @@ class InputBatch:
         size = max(len(members), self._smallest)
         try:
             if not settled:
-                self._fill({*denoiser.inputs.values(), *sampler.inputs.values()}, members)
+                read = {*denoiser.inputs.values(), *sampler.inputs.values()}
+                self._fill(read.difference(denoiser.outputs.values()), members)
             self._fill_loop(members)
             start = self._backend.mark()
             self._launch(denoiser, size)
@@ -146,7 +147,6 @@ class InputBatch:
             member.abandoned = True
         self._release(members)
         self._staged = ([], {})
-        self._held.clear()
 
     def release_all(self) -> None:
         """Let every image take along what it has here; the batch may be dropped then."""
@@ -179,13 +179,15 @@ class InputBatch:
             if not owners:
                 continue
             values = self._memory.take_rows(buffer, [_row(owner) for owner in owners])
-            held = self._held.setdefault(buffer, {})
             for owner, value in zip(owners, values, strict=True):
-                owner.state[name] = held[_row(owner)] = value
+                owner.state[name] = value
         for member in members:
             member.kept.clear()
             if member.row is not None and self._seats[member.row] is member:
                 self._seats[member.row] = None
+                if not member.needs:  # nor is what it brought to stay in memory
+                    for held in self._held.values():
+                        held.pop(member.row, None)
 
     def _buffer(self, name: str) -> str:
         return f"{name}.{self._parity}" if name in _ALTERNATING.values() else name
@@ -194,7 +196,7 @@ class InputBatch:
         """See to it that buffers have every member's row, but for what the loop gives a step."""
         for buffer in buffers:
             name = _ALTERNATING.get(buffer, buffer)
-            if name not in LOOP and name != "noise_pred":
+            if name not in LOOP:
                 rows = {row: m.state[name] for row, m in enumerate(members) if name not in m.kept}
                 self._copy(buffer, rows)
 

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from tests.support.solo import assert_equal_solo, batcher_of, submit
 from tgate_export import TGatePipeline
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import TGateError
 from tgate_export.runtime.backends import BackendError, select
 from tgate_export.runtime.backends.onnxruntime_memory import OrtMemory
@@ -60,10 +61,10 @@ def test_a_result_that_cannot_be_made(
 ) -> None:
     real = RequestState.output
 
-    def output(self: RequestState, now: float) -> BatchedOutput:
+    def output(self: RequestState, manifest: Manifest, now: float) -> BatchedOutput:
         if self.request.seed == 13:
             raise error
-        return real(self, now)
+        return real(self, manifest, now)
 
     monkeypatch.setattr(RequestState, "output", output)
     (bad,) = submit(batcher, calls(range(13, 14)))
@@ -113,13 +114,13 @@ def test_rows_are_copied_anew_after_a_failure(
     real = OrtMemory.write_rows
     begun: list[Any] = []
 
-    def write_rows(self: OrtMemory, slot: Any, rows: Any) -> None:
-        if slot.buffer == "prompt_embeds" and np.array_equal(rows[0], unlucky[0]):
-            begun.append(slot)
+    def write_rows(self: OrtMemory, buffer: str, rows: Any) -> None:
+        if buffer == "prompt_embeds" and np.array_equal(rows[0], unlucky[0]):
+            begun.append(buffer)
             if len(begun) == 2:  # the other one's row has been there between
-                real(self, slot, {0: np.zeros_like(unlucky[0])})
+                real(self, buffer, {0: np.zeros_like(unlucky[0])})
                 raise MemoryError("half-way")
-        real(self, slot, rows)
+        real(self, buffer, rows)
 
     monkeypatch.setattr(OrtMemory, "write_rows", write_rows)
     run = {"num_inference_steps": 20, "gate_step": 20, "seed": 1}

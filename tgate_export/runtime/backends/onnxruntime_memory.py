@@ -75,20 +75,24 @@ class OrtDeviceMemory(Memory):
         return [np.asarray(row) for row in self.take_rows(buffer, rows)]
 
     def take_rows(self, buffer: str, rows: Sequence[int]) -> list[Row]:
-        """Return copies on the device; see `Memory.take_rows`."""
-        spec = self.specs[buffer]
+        """Return copies on the device, while it has room for them; see `Memory.take_rows`."""
+        _, *shape = self.specs[buffer].shape
+        dtype = self.specs[buffer].dtype
         taken: list[Row] = []
         for row in rows:
-            value = self._new.ortvalue_from_shape_and_type(
-                list(spec.shape[1:]), np.dtype(spec.dtype).type, self.device, 0
-            )
-            self._copies.copy(value.data_ptr(), self._row(buffer, row), spec.dtype, spec.shape[1:])
+            try:
+                value = self._new.ortvalue_from_shape_and_type(
+                    shape, np.dtype(dtype).type, self.device, 0
+                )
+            except Exception:  # the device is full: onnxruntime raises types of its own
+                taken.append(self.read(buffer)[row].copy())
+                continue
+            self._copies.copy(value.data_ptr(), self._row(buffer, row), dtype, shape)
             taken.append(OrtRow(value))
         return taken
 
     def _row(self, buffer: str, row: int) -> int:
         """Return the address of a row."""
         spec = self.specs[buffer]
-        return self.address(buffer) + row * (
-            math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
-        )
+        size = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+        return self.address(buffer) + row * size

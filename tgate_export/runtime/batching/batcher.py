@@ -89,7 +89,10 @@ class Batcher:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="tgate-batcher", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch, name="tgate-batcher-watch", daemon=True).start()
+        self._watcher = threading.Thread(
+            target=self._watch, name="tgate-batcher-watch", daemon=True
+        )
+        self._watcher.start()
         try:
             self._warm_up()
         except BaseException:
@@ -214,6 +217,9 @@ class Batcher:
             self._thread.join(timeout)
         self._fail_all()
         self._thread.join(_STOP_SECONDS)
+        # A future's callback may call this, in either thread.
+        if self._ended.is_set() and self._watcher is not threading.current_thread():
+            self._watcher.join()
 
     def __enter__(self) -> Batcher:
         return self
