@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.bundle.test_manifest import VALID
+from tests.support.manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, table_entry
