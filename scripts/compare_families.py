@@ -23,45 +23,32 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import conftest
 from tests.oracle import hooked_diffusers
 from tests.oracle.families import diffusers_run, diffusers_video, official_latents, official_video
 from tests.support import tiny
 from tgate_export import TGatePipeline
-from tgate_export.build.build import build_bundle
+from tgate_export.families.tiny import TinyPipeline
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 
 STEPS, SIDE, PROMPT, NEGATIVE, GUIDANCE, SEED = 8, 16, "a red circle", "a green square", 6.0, 3
 GATES = (1, 4, STEPS - 1)
 # (gate step, sp_interval, fi_interval, warm_up)
 GATINGS = (*((gate, 1, 1, 0) for gate in GATES), (5, 3, 1, 1), (4, 2, 2, 1))
-FAMILIES = {
-    "Stable Diffusion 1.x": conftest.save_tiny_pipeline,
-    "Stable Diffusion 2.x": tiny.save_sd21,
-    "Stable Diffusion XL": tiny.save_sdxl,
-    "PixArt-alpha": tiny.save_pixart_alpha,
-    "PixArt-Sigma": tiny.save_pixart_sigma,
-    "Stable Video Diffusion": tiny.save_svd,
-}
-# One pass a step, which the official package's loader of Stable Diffusion cannot run.
-SINGLE_PASS = {
-    "Latent consistency (embedded guidance)": tiny.save_lcm,
-    "Turbo (no guidance)": conftest.save_tiny_pipeline,
-}
+FAMILIES = {kind.title: kind for kind in tiny.PIPELINES.values()}
 BOUND = 1e-3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", choices=[*FAMILIES, *SINGLE_PASS, []])
+    parser.add_argument("families", nargs="*", choices=[*FAMILIES, []])
     parser.add_argument("--out", type=Path, default=Path("docs/results/families.json"))
     arguments = parser.parse_args()
-    wanted = arguments.families or [*FAMILIES, *SINGLE_PASS]
+    wanted = arguments.families or list(FAMILIES)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, family in enumerate(wanted):
             print(f"{family} ...", file=sys.stderr)
-            for row in compare(family, Path(folder) / str(number)):
+            for row in compare(FAMILIES[family], Path(folder) / str(number)):
                 print(f"  {row}", file=sys.stderr)
                 rows.append(row)
     packages = ("tgate", "diffusers", "torch", "onnxruntime")
@@ -84,25 +71,22 @@ def main() -> None:
         raise SystemExit(f"{len(worst)} rows are not below {BOUND:g}")
 
 
-def compare(family: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Build a family's small pipeline, and measure every gating."""
-    save = FAMILIES.get(family) or SINGLE_PASS[family]
-    save(folder)
-    single = family in SINGLE_PASS
+def compare(kind: TinyPipeline, folder: Path) -> Iterator[dict[str, Any]]:
+    """Build a small pipeline, and measure every gating."""
+    kind.save(folder)
+    # One pass a step, which the official package's loader of Stable Diffusion cannot run.
+    single = kind.guidance != "classifier-free"
     out = folder.with_name(f"{folder.name}-bundle")
-    bundle = build_bundle(
-        str(folder), size=tiny.SIZE, batch=tiny.FIXED, out=out,
-        guidance="none" if family.startswith("Turbo") else None,
-        **({} if single else {"sp_interval": 2, "fi_interval": 2}),
-    )  # fmt: skip
+    reuse = {} if single else {"sp_interval": 2, "fi_interval": 2}
+    bundle = tiny.build(kind.name, folder, out, batch=tiny.FIXED, **reuse)
     pipeline = TGatePipeline.from_bundle(bundle.path)
-    run = _single_pass if single else _video if family.endswith("Video Diffusion") else _guided
+    run = _single_pass if single else _video if kind.video else _guided
     gatings = [row for row in GATINGS if not single or row[1:] == (1, 1, 0)]
     for gate, *intervals in ((STEPS, 1, 1, 0), *gatings):
         settings = dict(zip(("sp_interval", "fi_interval", "warm_up"), intervals, strict=True))
         found, expected, against = run(pipeline, folder, {"gate_step": gate, **settings})
         yield {
-            "family": family, "gate_step": gate, **settings, "against": against,
+            "family": kind.title, "gate_step": gate, **settings, "against": against,
             "relative_error": float(np.abs(found - expected).max() / np.abs(expected).max()),
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ Ctrl-C and SIGTERM end it when what it has begun is done; a second one ends it a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -65,8 +66,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def group_members(group: int) -> list[int]:
+    """Return the processes of a process group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _parent, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
+
+
 class Server:
-    """A running server; ends with the block.
+    """A running server; ends with the block, and so do its models' processes.
 
     Attributes:
         http: `host:port`; as the two below.
@@ -198,6 +210,18 @@ class Server:
             found += [int(pid) for pid in task.read_text().split()]
         return found
 
+    def end_group(self, seconds: float = 10.0) -> None:
+        """End what outlives the server, which has ended.
+
+        A server that is killed can leave models behind: one that was just renewing a metric waits
+        for the answer for ever, with Python's lock held, and so never sees that the server is gone.
+        """
+        until = time.monotonic() + seconds
+        while group_members(self.process.pid) and time.monotonic() < until:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            time.sleep(0.01)
+
     def stop(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
         """Send a signal and wait; return the exit status."""
         if self.process.poll() is None:
@@ -216,8 +240,9 @@ class Server:
         try:
             self.stop()
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
+        self.end_group()
         self._folder.cleanup()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 # Every backend that runs whole pipelines without a GPU; tests that take `cpu_backend` run on each.
 CPU_BACKENDS = ("onnxruntime:cpu", "openvino")
-TINY_SEED = 20240414
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,80 +58,6 @@ def plain_sessions() -> Iterator[None]:
         yield
 
 
-def save_tiny_pipeline(folder: Path) -> None:
-    """Save a 16x16-pixel Stable Diffusion pipeline with cross-attention at two levels.
-
-    Every bias and norm weight is random: with their usual zeros and ones, tensors that are
-    mixed up would go unnoticed.
-    """
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from tgate_export.families.names import NAMED_MODELS
-    from tgate_export.families.random_tokenizers import byte_tokenizer
-
-    vocabulary, tokens, width = 514, 77, 32
-    state = torch.get_rng_state()
-    torch.manual_seed(TINY_SEED)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=4,  # diffusers' name for the number of heads: 8 and 16 channels each
-        cross_attention_dim=width,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-    )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=tokens,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-        )
-    )
-    with torch.no_grad():
-        for module in (unet, vae, text_encoder):
-            for name, parameter in module.named_parameters():
-                if parameter.ndim == 1:
-                    centre = 1.0 if name.endswith("weight") else 0.0
-                    parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
-    torch.set_rng_state(state)
-    configuration = NAMED_MODELS["sd15"].directory / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(configuration.read_text())
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=byte_tokenizer(vocabulary, tokens),
-        unet=unet,
-        scheduler=PNDMScheduler.from_config(scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
-
-
 @pytest.fixture(scope="module", params=CPU_BACKENDS)
 def cpu_backend(request: pytest.FixtureRequest) -> str:
     """A name for `--backend`."""
@@ -144,8 +68,10 @@ def cpu_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder; shared, so not to be changed."""
-    return made_once(tmp_path_factory, "pipelines/tiny", save_tiny_pipeline)
+    """The diffusers folder of a tiny Stable Diffusion 1.5; shared, so not to be changed."""
+    from tests.support import tiny
+
+    return made_once(tmp_path_factory, "pipelines/tiny", lambda folder: tiny.save("sd15", folder))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from tests.support import tiny
 from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
-from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.common.errors import InvalidRequestError
 
@@ -38,17 +37,18 @@ class Built:
     pipeline: TGatePipeline
 
 
-@pytest.fixture(scope="session", params=tiny.PIPELINES)
+@pytest.fixture(scope="session", params=tiny.GUIDED)
 def folder_and_bundle(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    kind = tiny.PIPELINES[request.param]
-    folder = made_once(tmp_path_factory, f"pipelines/{request.param}", kind.save)
+    name: str = request.param
+    folder = made_once(
+        tmp_path_factory, f"pipelines/{name}", lambda folder: tiny.save(name, folder)
+    )
     with tiny.only_samplers("ddim", "euler", "dpm++2m"):
         bundle = made_once(
-            tmp_path_factory, f"bundles/{request.param}",
-            lambda out: build_bundle(str(folder), size=tiny.SIZE, batch=kind.batch, out=out),
-        )  # fmt: skip
+            tmp_path_factory, f"bundles/{name}", lambda out: tiny.build(name, folder, out)
+        )
     return folder, bundle
 
 
@@ -111,7 +111,7 @@ def test_ungated_as_diffusers(built: Built, negative: dict[str, str]) -> None:
 
 
 def test_sdxl_is_told_sizes_as_by_diffusers(built: Built) -> None:
-    if built.pipeline.manifest.family != "stable-diffusion-xl":
+    if "original_size" not in built.pipeline.manifest.parameters:
         with pytest.raises(InvalidRequestError, match=r"original_size .* it is for SDXL"):
             built.pipeline(PROMPTS, original_size=(64, 128))
         return
@@ -241,7 +241,7 @@ def test_guidance_is_rescaled_as_by_the_official_package(built: Built, gate_step
         "scheduler": "euler", "guidance_rescale": 0.7,
     }  # fmt: skip
     latents = noise(built, 11)
-    if built.pipeline.manifest.family == "pixart":
+    if "guidance_rescale" not in built.pipeline.manifest.parameters:
         with pytest.raises(InvalidRequestError, match="this bundle's guidance is never rescaled"):
             built.pipeline(PROMPTS, **run)
         return
@@ -261,7 +261,7 @@ def test_guidance_is_rescaled_as_by_the_official_package(built: Built, gate_step
 def test_clip_layers_are_skipped_as_by_diffusers(
     built: Built, clip_skip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if built.pipeline.manifest.family == "pixart":
+    if "clip_skip" not in built.pipeline.manifest.parameters:
         with pytest.raises(InvalidRequestError, match="text encoder cannot skip layers"):
             built.pipeline(PROMPTS, clip_skip=1)
         return
@@ -313,11 +313,8 @@ def test_a_second_build_exports_nothing(
 
     folder, bundle = folder_and_bundle
     monkeypatch.setattr("tgate_export.export.onnx_export.torch.onnx.export", refuse)
-    kind = tiny.PIPELINES[read_manifest(bundle).name]
     with tiny.only_samplers("ddim", "euler", "dpm++2m"):
-        again = build_bundle(
-            str(folder), size=tiny.SIZE, batch=kind.batch, gate_step=3, out=tmp_path / "again"
-        )
+        again = tiny.build(read_manifest(bundle).name, folder, tmp_path / "again", gate_step=3)
     assert again.manifest.files == read_manifest(bundle).files
     assert again.manifest.build_key != read_manifest(bundle).build_key
     assert len(again.differences) > 5

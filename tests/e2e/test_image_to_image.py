@@ -22,6 +22,7 @@ from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.families.registry import FAMILIES
 from tgate_export.runtime.step_info import StepInfo
 
 PROMPTS = ("A red circle on a blue background ", "an umbrella")
@@ -40,8 +41,14 @@ class Built:
     noise: np.ndarray
 
 
-# The other takes minutes to build; `scripts/compare_families.py` has it, too.
-@pytest.fixture(scope="session", params=["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+# One of each family; others than Stable Diffusion take minutes to build.
+KINDS = [kinds[0].name for name, kinds in tiny.FAMILIES.items() if FAMILIES[name].image_to_image]
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "sd15")) for name in KINDS],
+)
 def folder_and_bundle(
     request: pytest.FixtureRequest,
     tiny_pipeline_dir: Path,
@@ -50,7 +57,7 @@ def folder_and_bundle(
     folder = tiny_pipeline_dir
     if request.param != "sd15":
         folder = tmp_path_factory.mktemp("pipelines") / request.param
-        tiny.PIPELINES[request.param].save(folder)
+        tiny.save(request.param, folder)
         # The starts of the other pipeline's scheduler are kept.
         shutil.copytree(tiny_pipeline_dir / "scheduler", folder / "scheduler", dirs_exist_ok=True)
     with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
@@ -204,7 +211,7 @@ def test_a_bundle_without_it_says_how_to_build_it(tiny_bundle: Path) -> None:
 
 def test_a_family_without_it_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "pixart"
-    tiny.PIPELINES["pixart-alpha"].save(folder)
+    tiny.save("pixart-alpha", folder)
     with pytest.raises(InvalidRequestError, match="PixArtAlphaPipeline, which has no image-to-im"):
         build_bundle(str(folder), image_to_image=True, out=tmp_path / "bundle")
 

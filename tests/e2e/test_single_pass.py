@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.oracle import hooked_diffusers
+from tests.support import tiny
 from tests.support.once import made_once
-from tests.support.tiny import FIXED, only_samplers, save_lcm
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.common.errors import InvalidRequestError
@@ -25,25 +25,25 @@ RELATIVE = 5e-6
 
 @pytest.fixture(scope="session")
 def lcm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "pipelines/lcm", save_lcm)
+    return made_once(tmp_path_factory, "pipelines/lcm", lambda folder: tiny.save("lcm", folder))
 
 
 @pytest.fixture(scope="session")
 def embedded_bundle(lcm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with only_samplers("ddim", "lcm", "euler-a"):
+    with tiny.only_samplers("ddim", "lcm", "euler-a"):
         return made_once(
             tmp_path_factory, "bundles/lcm",
-            lambda out: build_bundle(str(lcm_dir), batch=FIXED, out=out),
+            lambda out: build_bundle(str(lcm_dir), batch=tiny.FIXED, out=out),
         )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def unguided_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with only_samplers("ddim"):
+    with tiny.only_samplers("ddim"):
         return made_once(
             tmp_path_factory, "bundles/unguided",
             lambda out: build_bundle(
-                str(tiny_pipeline_dir), batch=FIXED, guidance="none", out=out
+                str(tiny_pipeline_dir), batch=tiny.FIXED, guidance="none", out=out
             ),
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ from tgate_export.build.build import build_bundle
 from tgate_export.build.verify_bundle import verify_bundle
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.families.stable_video_diffusion.tiny import FRAMES
 from tgate_export.runtime.noise import IMAGE_NOISE, standard_normal
 from tgate_export.verify.differences import require
 
@@ -38,7 +39,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    folder = made_once(tmp_path_factory, "pipelines/svd", tiny.save_svd)
+    folder = made_once(tmp_path_factory, "pipelines/svd", lambda folder: tiny.save("svd", folder))
     width, height, two = (Range(min=n, opt=n, max=n) for n in (WIDTH, HEIGHT, 2))
     bundle = made_once(
         tmp_path_factory, "bundles/svd",
@@ -55,7 +56,7 @@ def images() -> np.ndarray:
 
 
 def latents() -> np.ndarray:
-    shape = (2, tiny.FRAMES, 4, HEIGHT // 2, WIDTH // 2)
+    shape = (2, FRAMES, 4, HEIGHT // 2, WIDTH // 2)
     return np.random.default_rng(6).standard_normal(shape, dtype=np.float32)
 
 
@@ -155,7 +156,7 @@ def test_one_cache_token_stands_for_all(built: Built) -> None:
 
 def test_frames_are_pictures(built: Built) -> None:
     output = built.pipeline(image=list(images()), num_inference_steps=2, seed=1)
-    assert [len(video) for video in output.images] == [tiny.FRAMES] * 2
+    assert [len(video) for video in output.images] == [FRAMES] * 2
     assert output.images[1][2].size == (WIDTH, HEIGHT)
 
 
@@ -219,7 +220,7 @@ def test_videos_in_flight(built: Built) -> None:
         assert batcher.max_batch == 2
         assert_equals_solo(batcher, built.pipeline, calls)
         video = batcher.submit(batcher.request(image=one, num_inference_steps=1)).result(60)
-    assert [len(frames) for frames in video.images] == [tiny.FRAMES]
+    assert [len(frames) for frames in video.images] == [FRAMES]
 
 
 def test_the_command_writes_a_video(
@@ -236,7 +237,7 @@ def test_the_command_writes_a_video(
     assert [Path(file).name for file in report["images"]] == ["clip-0.gif", "clip-1.gif"]
     with Image.open(tmp_path / "clip-1.gif") as video:
         assert (video.n_frames, video.size, video.info["duration"]) == (
-            tiny.FRAMES, (WIDTH, HEIGHT), 200,
+            FRAMES, (WIDTH, HEIGHT), 200,
         )  # fmt: skip
     result = run(capsys, *call, "--out", tmp_path / "clip.jpg")
     assert (result.code, "a video must end in .gif" in result.error()) == (2, True)

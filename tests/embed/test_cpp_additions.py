@@ -1,4 +1,4 @@
-"""The made-up scalar and picture of `tests.e2e.test_additions`, in C++."""
+"""The made-up scalar and picture of `tests.e2e.test_additions`, and one of the encoder, in C++."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from tests.e2e.test_additions import (  # noqa: F401 - fixtures
     pipeline,
 )
 from tests.embed.test_cpp_run import array, texts
-from tests.support.cpp_driver import CppBuild, Driver
+from tests.support.cpp_driver import CppBuild, Driver, assert_alike
+from tgate_export import TGatePipeline
+from tgate_export.common.errors import InvalidRequestError
 
 
 def request(**parameters: Any) -> dict[str, Any]:
@@ -73,3 +75,52 @@ def test_the_manifest_says_where_they_come_from(bundle: Path) -> None:  # noqa: 
     origins = [entry["from"] for entry in manifest["graphs"]["gated"]["inputs"]]
     assert {"parameter": "tint"} in origins
     assert {"image": "picture", "range": [-1.0, 1.0], "layout": "BHWC"} in origins
+
+
+@pytest.fixture
+def of_encoder(tiny_bundle_copy: Path) -> Path:
+    """A bundle whose text encoder takes `skipped`, by default 1, and no `clip_skip`."""
+    path = tiny_bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    table, inputs = manifest["parameters"], manifest["graphs"]["text_encoder"]["inputs"]
+    table["skipped"] = table.pop("clip_skip") | {"default": 1}
+    (entry,) = (entry for entry in inputs if entry["from"].get("parameter") == "clip_skip")
+    entry["from"]["parameter"] = "skipped"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    return tiny_bundle_copy
+
+
+def test_the_encoder_reads_it(driver: Driver, of_encoder: Path, tiny_bundle: Path) -> None:
+    asked = {"prompt": texts("a"), **RUN}
+    runs = [
+        driver("run", bundle=str(folder), request=asked | {"parameters": parameters})
+        for folder, parameters in (
+            (of_encoder, {}), (tiny_bundle, {"clip_skip": 1}),
+            (of_encoder, {"skipped": 0}), (tiny_bundle, {}),
+        )
+    ]  # fmt: skip
+    skipped, expected, whole, usual = (array(run["latents"][0]) for run in runs)
+    np.testing.assert_array_equal(skipped, expected)
+    np.testing.assert_array_equal(whole, usual)
+    assert np.abs(skipped - whole).max() > 1e-3
+
+
+def test_it_is_refused_beside_embeddings(driver: Driver, of_encoder: Path) -> None:
+    embeds = np.zeros((1, 77, 32), np.float32)
+    python = TGatePipeline.from_bundle(of_encoder, "onnxruntime:cpu")
+    given = {"shape": embeds.shape, "data": embeds.ravel().tolist()}
+    asked = {"prompt": {"embeds": {"prompt_embeds": given}}, **RUN}
+    with pytest.raises(InvalidRequestError, match="skipped 1 has no effect") as caught:
+        python(prompt_embeds=embeds, parameters={"skipped": 1}, **RUN)
+    refused = driver.refusal(
+        "run", bundle=str(of_encoder), request=asked | {"parameters": {"skipped": 1}}
+    )
+    assert_alike(refused, caught.value)
+    assert refused.field == "skipped"
+    # Neither is a 0, nor the bundle's default, of which the call says nothing.
+    for parameters in ({"skipped": 0}, {}):
+        found = driver("run", bundle=str(of_encoder), request=asked | {"parameters": parameters})
+        expected = python(
+            prompt_embeds=embeds, parameters=parameters, output_type="latent", **RUN
+        ).images
+        np.testing.assert_allclose(array(found["latents"][0]), expected, atol=1e-4)

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, add_bystanders, change_byte
-from tests.bundle.test_manifest import ESCAPES, FILE, VALID, changed
 from tests.bundle.test_plans import DAMAGES
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
 from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_table
 from tests.support.cpp_driver import Driver, Refusal, assert_alike
+from tests.support.manifest import ESCAPES, FILE, VALID, changed
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest_checks import RESERVED
 from tgate_export.bundle.manifest_reader import parse_manifest

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.bundle.test_manifest import VALID
 from tests.embed.test_cpp_requests import opened, tensor
 from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.support.cpp_driver import Driver, assert_alike
 from tests.support.hostile import relist
+from tests.support.manifest import VALID
 from tgate_export.build.describe import TGATE
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_reader import parse_manifest

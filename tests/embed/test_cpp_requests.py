@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tests.runtime.test_cpus import QUOTAS, write
 from tests.support import tiny
 from tests.support.cpp_driver import CppBuild, Driver, Refusal, assert_alike
 from tgate_export import TGatePipeline
-from tgate_export.build.build import build_bundle
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
@@ -305,51 +304,24 @@ def test_what_is_quoted_can_be_printed(driver: Driver, text: str) -> None:
         assert quoted.isprintable()
 
 
-Build = Callable[[Path], Path]
-
-
-def family(name: str) -> Build:
-    def build(folder: Path) -> Path:
-        kind = tiny.PIPELINES[name]
-        kind.save(folder / "pipeline")
-        with tiny.only_samplers("ddim", "euler", "dpm++2m"):
-            return build_bundle(
-                str(folder / "pipeline"), size=tiny.SIZE, batch=kind.batch, out=folder / "bundle"
-            ).path
-
-    return build
-
-
-def lcm(folder: Path) -> Path:
-    tiny.save_lcm(folder / "pipeline")
-    with tiny.only_samplers("ddim"):
-        return build_bundle(str(folder / "pipeline"), batch=tiny.FIXED, out=folder / "bundle").path
-
-
-BUILDS: dict[str, Build] = {
-    "sdxl": family("sdxl"),
-    "sd21": family("sd21"),
-    "pixart-alpha": family("pixart-alpha"),
-    "pixart-sigma": family("pixart-sigma"),
-    "lcm": lcm,
-}
+@pytest.fixture(scope="module", params=tiny.OF_TEXT)
+def family_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.save(request.param, folder / "pipeline")
+    with tiny.only_samplers("ddim", "euler", "dpm++2m"):
+        return tiny.build(request.param, folder / "pipeline", folder / "bundle").path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("gate_step", [2, 4])
-def test_families(
-    driver: Driver, tmp_path_factory: pytest.TempPathFactory, name: str, gate_step: int
-) -> None:
-    check_family(driver, BUILDS[name](tmp_path_factory.mktemp(name)), gate_step)
-
-
-def check_family(driver: Driver, bundle: Path, gate_step: int) -> None:
-    """Compare the runtimes; T5 families take token ids in C++."""
-    pipeline = opened(bundle)
+def test_families(driver: Driver, family_bundle: Path, gate_step: int) -> None:
+    """Compare the runtimes; where tokenizers are not CLIP's, C++ takes token ids."""
+    pipeline = opened(family_bundle)
     prompts, negatives = ["a red circle", "an umbrella"], ["a square", "x"]
     tokenizers = pipeline._tokenizers
-    clip = pipeline.manifest.family != "pixart"
+    files = [family_bundle / spec.file for spec in pipeline.manifest.tokenizers.values()]
+    kinds = {json.loads(file.read_text(encoding="utf-8"))["model"]["type"] for file in files}
+    clip = kinds == {"BPE"}
 
     def given(words: list[str]) -> dict[str, Any]:
         if clip:
@@ -361,7 +333,7 @@ def check_family(driver: Driver, bundle: Path, gate_step: int) -> None:
         return {"token_ids": ids}
 
     options: dict[str, Any] = {"num_inference_steps": 4, "gate_step": gate_step, "seed": 6}
-    if pipeline.manifest.family == "stable-diffusion-xl":
+    if "original_size" in pipeline.manifest.parameters:
         options |= {"original_size": (64, 128), "crops_coords_top_left": (3, 5)}
     guided = pipeline.manifest.guidance == "classifier-free"
     for negative in (None, negatives) if guided else (None,):
@@ -372,7 +344,7 @@ def check_family(driver: Driver, bundle: Path, gate_step: int) -> None:
             request["negative_prompt"] = given(negative)
         elif not clip:  # the absent negative prompt is an empty text, which takes a tokenizer
             request["negative_prompt"] = given(["", ""])
-        assert_same(driver("run", bundle=str(bundle), request=request), expected)
+        assert_same(driver("run", bundle=str(family_bundle), request=request), expected)
     if not clip:
-        reply = driver("run", bundle=str(bundle), request={"prompt": texts("x", "y")})
+        reply = driver("run", bundle=str(family_bundle), request={"prompt": texts("x", "y")})
         assert "give token ids or embeddings instead of text" in reply["error"]

@@ -15,11 +15,11 @@ import pytest
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.support.small_folder import WEIGHTS, edit_json, safetensors, write_json
-from tests.support.tiny import CONFIGS
 from tgate_export.common.errors import ModelError
 from tgate_export.families import geometry
 from tgate_export.families import source as source_module
 from tgate_export.families.components import MODEL_TYPES, SCHEDULERS
+from tgate_export.families.names import NAMED_MODELS
 from tgate_export.families.registry import FAMILIES
 from tgate_export.families.source import resolve_source
 
@@ -160,8 +160,8 @@ def test_components_that_are_there_in_another_way(pipeline: Path) -> None:
 
 def test_pixart_transformer_of_the_general_class(tmp_path: Path) -> None:
     """As the published PixArt-alpha says it, and diffusers reads it."""
-    folder = Path(shutil.copytree(CONFIGS["pixart-alpha"], tmp_path / "pixart"))
-    shutil.copytree(CONFIGS["sd15"] / "vae", folder / "vae")
+    folder = Path(shutil.copytree(NAMED_MODELS["pixart-alpha"].directory, tmp_path / "pixart"))
+    shutil.copytree(NAMED_MODELS["sd15"].directory / "vae", folder / "vae")
     edit_json(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
     general = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}
     edit_json(folder / "transformer" / "config.json", **general)

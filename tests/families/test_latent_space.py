@@ -16,7 +16,7 @@ from tests.families.test_source import edit_json
 from tests.support import tiny
 from tgate_export.common.errors import ModelError
 from tgate_export.families.modules import VaeDecoder, VaeEncoder
-from tgate_export.families.registry import family_of
+from tgate_export.families.registry import FAMILIES, family_of
 from tgate_export.families.source import resolve_source
 
 # As Playground v2.5's, which CosXL has, too.
@@ -28,11 +28,18 @@ SAID = [
     {"latents_mean": MEAN, "latents_std": DEVIATION, "shift_factor": 0.5, "scaling_factor": 0.5},
 ]
 
+IMAGE_TO_IMAGE = [
+    kind.name
+    for family, kinds in tiny.FAMILIES.items()
+    if FAMILIES[family].image_to_image
+    for kind in kinds
+]
 
-@pytest.fixture(scope="module", params=["sdxl", "sd21"])
+
+@pytest.fixture(scope="module", params=IMAGE_TO_IMAGE)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents") / "pipeline"
-    tiny.PIPELINES[request.param].save(folder)
+    tiny.save(request.param, folder)
     return folder
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny import CONFIGS
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.cli._hints import on_command_line
@@ -71,7 +70,7 @@ def test_shared_configurations_count_for_the_fingerprint() -> None:
 
 @pytest.fixture
 def sdxl(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(CONFIGS["sdxl"], tmp_path / "mine"))
+    return Path(shutil.copytree(NAMED_MODELS["sdxl"].directory, tmp_path / "mine"))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -107,8 +106,8 @@ def test_unet_of_another_pipeline(sdxl: Path) -> None:
 
 
 def test_transformer_of_another_width(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(CONFIGS["pixart-alpha"], tmp_path / "mine"))
-    shutil.copytree(CONFIGS["sdxl"] / "vae", folder / "vae")
+    folder = Path(shutil.copytree(NAMED_MODELS["pixart-alpha"].directory, tmp_path / "mine"))
+    shutil.copytree(NAMED_MODELS["sdxl"].directory / "vae", folder / "vae")
     assert resolve_source(str(folder), "random").name == "mine"
     edit(folder / "transformer" / "config.json", caption_channels=2048)
     assert "captions of width 2048 and its text encoder writes 4096" in refused(folder)

@@ -38,7 +38,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSource]:
     folder = tmp_path_factory.mktemp("precision")
     found = {}
     for name in ("sd21", "sdxl", "pixart-alpha"):
-        tiny.PIPELINES[name].save(folder / name)
+        tiny.save(name, folder / name)
         found[name] = resolve_source(str(folder / name))
     return found
 
@@ -157,7 +157,7 @@ def test_values_that_are_not_finite_are_named(value: float) -> None:
 @torch.no_grad()
 def test_embedded_guidance_in_fp32_from_fp16_weights(tmp_path: Path) -> None:
     """The embedding has the type that is computed in, whatever the weights are stored in."""
-    tiny.save_lcm(tmp_path / "lcm")
+    tiny.save("lcm", tmp_path / "lcm")
     source = resolve_source(str(tmp_path / "lcm"))
     half, whole = load(source, "fp16"), load(source, "fp16")
     whole["unet"].float()

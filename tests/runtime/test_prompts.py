@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bundle.test_manifest import VALID
+from tests.support.manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.prompts import count, negative, positive, repeat

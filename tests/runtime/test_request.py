@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.bundle.test_manifest import VALID
+from tests.support.manifest import VALID
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, table_entry
+from tgate_export.runtime import images
 from tgate_export.runtime.inputs import host_rows
 from tgate_export.runtime.request import Request, check_split, make_request
 
@@ -251,3 +254,45 @@ def test_a_default_never_gives_way_below_its_limit() -> None:
     methods["tgate"]["at_least"] = {"warm_up": "sp_interval"}
     with pytest.raises(InvalidRequestError, match="sp_interval must be at least 1, got 0"):
         request(of=manifest(methods=methods), warm_up=0)
+
+
+@pytest.fixture
+def of_images() -> Manifest:
+    """The manifest of a bundle that reads an image instead of a prompt, as videos are made."""
+    graphs = copy.deepcopy(VALID["graphs"])
+    encoder = graphs["image_encoder"] = graphs.pop("text_encoder")
+    origin = {"image": "image", "range": [-1, 1], "layout": "BHWC"}
+    encoder["inputs"] = [
+        {"name": "image", "dtype": "float32", "shape": ["batch", 16, 16, 3], "from": origin}
+    ]
+    full = graphs["full"]
+    full["inputs"] = [
+        entry for entry in full["inputs"] if entry["name"] != "negative_prompt_embeds"
+    ]
+    (embeds,) = (entry for entry in full["inputs"] if entry["name"] == "prompt_embeds")
+    embeds["from"] = {"graph": "image_encoder", "output": "prompt_embeds"}
+    image = {"type": "image", "per": "prompt", "help": "What it begins with."}
+    return manifest(graphs=graphs, tokenizers={}, parameters=VALID["parameters"] | {"image": image})
+
+
+def test_a_file_is_decoded_once(
+    of_images: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    files = [tmp_path / f"{index}.png" for index in range(2)]
+    for file, picture in zip(files, pixels, strict=True):
+        Image.fromarray(picture).save(file)
+    decoded = []
+
+    def decode(path: Path, largest: tuple[int, int]) -> Any:
+        decoded.append(path)
+        return usual(path, largest)
+
+    usual = images._decode
+    monkeypatch.setattr(images, "_decode", decode)
+    made = request(None, of=of_images, image=files)
+    assert decoded == files
+    assert isinstance(made.prompts, dict)
+    expected = pixels.astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(made.prompts["image"], expected)
+    np.testing.assert_array_equal(made.pictures["image"], expected)

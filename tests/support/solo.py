@@ -13,8 +13,9 @@ from tgate_export.runtime.backends import select
 from tgate_export.runtime.batching import BatchedOutput, Batcher, BatchingOptions
 
 LATENTS = {"output_type": "latent"}
-# The same kernels on another batch may add in another order. Latents are of order 1; those of
-# another seed, step or gate differ by more than 0.01, which is checked.
+# The same kernels on another batch may add in another order. Of latents with a deviation of 1, and
+# in proportion where random weights make them larger; those of another seed, step or gate differ by
+# more than 0.01, which is checked.
 TOLERANCE = 1e-4
 
 
@@ -38,10 +39,11 @@ def assert_equal_solo(
     alone = [np.asarray(pipeline(**LATENTS | call).images) for call in calls]
     for index, (together, expected) in enumerate(zip(found, alone, strict=True)):
         assert together.dtype == expected.dtype
-        np.testing.assert_allclose(together, expected, atol=TOLERANCE, err_msg=str(calls[index]))
+        tolerance = TOLERANCE * max(1.0, float(expected.std()))
+        np.testing.assert_allclose(together, expected, atol=tolerance, err_msg=str(calls[index]))
         for other, latents in enumerate(alone):
             if other != index and latents.shape == expected.shape:
-                assert np.abs(latents - expected).max() > 100 * TOLERANCE, (index, other)
+                assert np.abs(latents - expected).max() > 100 * tolerance, (index, other)
 
 
 def assert_equals_solo(

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.common.errors import ModelError
+from tgate_export.families.spec import TokenizerSpec
 from tgate_export.families.tokenizer_files import longest_text
 from tgate_export.methods.conditioning import GUIDANCE_SCALE
 
 if TYPE_CHECKING:
     from tgate_export.families.source import ModelSource
-
-CLIP_TOKENIZER = "transformers.CLIPTokenizer"
 
 
 def clip_tokens(source: ModelSource, suffix: str = "") -> int:
@@ -25,6 +24,17 @@ def clip_tokens(source: ModelSource, suffix: str = "") -> int:
     positions = int(source.config(f"text_encoder{suffix}")["max_position_embeddings"])
     longest = longest_text(source.folder(f"tokenizer{suffix}"))
     return positions if longest is None else min(longest, positions)
+
+
+def clip_tokenizer(source: ModelSource, suffix: str = "") -> TokenizerSpec:
+    """Return the tokenizer of a CLIP text encoder; of a pipeline's second one with its suffix."""
+    return TokenizerSpec(
+        f"input_ids{suffix}",
+        f"tokenizer{suffix}",
+        "transformers.CLIPTokenizer",
+        f"text_encoder{suffix}",
+        clip_tokens(source, suffix),
+    )
 
 
 def clip_layers(source: ModelSource, encoder: str) -> int:

@@ -121,6 +121,7 @@ def make_request(
         if image is None:
             raise InvalidRequestError("image is missing: a video is made from one", field="image")
         frame = load_images(image, largest=sides)
+        parameters["image"] = frame  # so that no file is decoded twice
     prompts = positive(manifest, prompt, prompt_embeds, frame)
     number = count(prompts)
     negatives = negative(manifest, negative_prompt, negative_prompt_embeds, number)

@@ -13,7 +13,7 @@ from tests.support.once import alone
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
-from triton_server import Server, server_venv
+from triton_server import Server, group_members, server_venv
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +44,7 @@ def server(venv: Path, repository: Path) -> Iterator[Server]:
     """The server, ready; shared."""
     with Server(repository, venv=venv) as server:
         server.ready()
+        assert group_members(server.process.pid) != [server.process.pid]  # its models, too
         yield server
+        assert server.stop() == 0
+        assert group_members(server.process.pid) == []

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.common.errors import ModelError
-from tgate_export.families.spec import Family, TokenizerSpec
+from tgate_export.families.spec import Family
 from tgate_export.families.unets import (
-    CLIP_TOKENIZER,
     check_unet,
     clip_layers,
+    clip_tokenizer,
     clip_tokens,
     context_width,
     guidance_embedding,
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from tgate_export.families.source import ModelSource
 
 DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=7.5, scheduler="ddim")
-
-
-def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
-    tokens = clip_tokens(source)
-    return (TokenizerSpec("input_ids", "tokenizer", CLIP_TOKENIZER, "text_encoder", tokens),)
 
 
 def _conditioning(source: ModelSource) -> Conditioning:
@@ -58,11 +53,10 @@ def _predict_upcast(unet: Any, sample: Any, timestep: Any, conditions: Mapping[s
         return _predict(unet, sample, timestep, conditions)
 
 
-def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
+def _prompt_encoder(source: ModelSource, parts: Components, _size: Size) -> nn.Module:
     from tgate_export.families.stable_diffusion.modules import ClipTextEncoder
 
-    encoder: Any = parts["text_encoder"]
-    return ClipTextEncoder(encoder, encoder.config.num_hidden_layers - 1)
+    return ClipTextEncoder(parts["text_encoder"], _clip_skips(source))
 
 
 def _clip_skips(source: ModelSource) -> int:
@@ -92,7 +86,7 @@ FAMILY = Family(
         "vae": "diffusers.AutoencoderKL",
     },
     denoiser="unet",
-    tokenizers=_tokenizers,
+    tokenizers=lambda source: (clip_tokenizer(source),),
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from tgate_export.bundle.manifest import Defaults, Size
 from tgate_export.bundle.origins import FromFormula
 from tgate_export.common.errors import ModelError
-from tgate_export.families.spec import Family, TokenizerSpec, declared
+from tgate_export.families.spec import Family, declared
 from tgate_export.families.unets import (
-    CLIP_TOKENIZER,
     check_unet,
     clip_layers,
+    clip_tokenizer,
     clip_tokens,
     context_width,
     guidance_embedding,
@@ -27,19 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=5.0, scheduler="euler")
 TIME_IDS = 6
-
-
-def _tokenizers(source: ModelSource) -> tuple[TokenizerSpec, ...]:
-    return tuple(
-        TokenizerSpec(
-            f"input_ids{suffix}",
-            f"tokenizer{suffix}",
-            CLIP_TOKENIZER,
-            f"text_encoder{suffix}",
-            clip_tokens(source, suffix),
-        )
-        for suffix in ("", "_2")
-    )
+ENCODERS = ("", "_2")  # how the names of a text encoder and of its tokenizer end
 
 
 def _pooled_width(source: ModelSource) -> int:
@@ -82,23 +70,20 @@ def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any
     )[0]
 
 
-def _prompt_encoder(_source: ModelSource, parts: Components, _size: Size) -> nn.Module:
+def _prompt_encoder(source: ModelSource, parts: Components, _size: Size) -> nn.Module:
     from tgate_export.families.stable_diffusion_xl.modules import DualClipTextEncoder
 
-    first: Any = parts["text_encoder"]
-    second: Any = parts["text_encoder_2"]
-    skips = max(0, min(encoder.config.num_hidden_layers for encoder in (first, second)) - 2)
-    return DualClipTextEncoder(first, second, skips)
+    return DualClipTextEncoder(parts["text_encoder"], parts["text_encoder_2"], _clip_skips(source))
 
 
 def _clip_skips(source: ModelSource) -> int:
-    layers = min(clip_layers(source, f"text_encoder{suffix}") for suffix in ("", "_2"))
+    layers = min(clip_layers(source, f"text_encoder{suffix}") for suffix in ENCODERS)
     return max(0, layers - 2)
 
 
 def _check(source: ModelSource) -> None:
     check_unet(source, {"addition_embed_type": "text_time"})
-    lengths = [clip_tokens(source, suffix) for suffix in ("", "_2")]
+    lengths = [clip_tokens(source, suffix) for suffix in ENCODERS]
     if len(set(lengths)) > 1:
         raise ModelError(
             f"{source.model}: its text encoders take {lengths[0]} and {lengths[1]} tokens, and its "
@@ -137,7 +122,7 @@ FAMILY = Family(
         "vae": "diffusers.AutoencoderKL",
     },
     denoiser="unet",
-    tokenizers=_tokenizers,
+    tokenizers=lambda source: tuple(clip_tokenizer(source, suffix) for suffix in ENCODERS),
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,

@@ -7,6 +7,7 @@
 
 #include <tgate/error.hpp>
 
+#include "binding_plan.hpp"
 #include "counts.hpp"
 #include "parameters.hpp"
 #include "pictures.hpp"
@@ -20,11 +21,6 @@ namespace {
   throw Error(ErrorKind::request, message, argument);
 }
 
-std::optional<Scalar> first(const Settings::Values& values, std::string_view name) {
-  const auto* found = values.find(name);
-  return found != nullptr && !found->empty() ? found->front() : std::nullopt;
-}
-
 void check_steps(const Manifest& manifest, const Call& call) {
   const auto steps = std::get<std::int64_t>(*call.settings.value("num_inference_steps"));
   const std::int64_t most = manifest.samplers.find(call.scheduler())->max_steps;
@@ -34,12 +30,20 @@ void check_steps(const Manifest& manifest, const Call& call) {
   }
 }
 
-void check_clip_skip(const Request& request, const Settings::Values& values) {
-  const auto skip = first(values, "clip_skip");
-  if (!skip || !std::holds_alternative<Embeds>(request.prompt)) return;
-  if (to_double(*skip) != 0) {
-    refuse("clip_skip",
-           "clip_skip " + text_of(*skip) + " has no effect on prompt_embeds: leave it out");
+// The prompt encoder does not run for embeddings: what it is given besides the text has no effect.
+void check_encoder_parameters(const Manifest& manifest, const Given& given,
+                              const Settings::Values& values) {
+  for (const InputSpec& input : manifest.graph(kPromptEncoder).inputs) {
+    const auto* origin = std::get_if<FromParameter>(&input.origin);
+    if (origin == nullptr || origin->of == Of::negative_prompt) continue;
+    const std::string& name = origin->parameter;
+    if (given.count(name) == 0) continue;
+    for (const std::optional<Scalar>& value : *values.find(name)) {
+      if (!value) continue;
+      const bool pair = std::holds_alternative<std::array<int, 2>>(*value);
+      if (!pair && to_double(*value) == 0) continue;
+      refuse(name, name + " " + text_of(*value) + " has no effect on prompt_embeds: leave it out");
+    }
   }
 }
 
@@ -164,7 +168,9 @@ Call make_call(const Manifest& manifest, const Request& request) {
   call.images = images_of(manifest, prompts, each);
   const Given given = given_parameters(request);
   settings.parameters = parameter_values(manifest, given, prompts);
-  check_clip_skip(request, settings.parameters);
+  if (std::holds_alternative<Embeds>(request.prompt)) {
+    check_encoder_parameters(manifest, given, settings.parameters);
+  }
   check_steps(manifest, call);
   check_strength(given, settings.parameters);
   call.method = method_values(manifest, given, call.num_inference_steps());

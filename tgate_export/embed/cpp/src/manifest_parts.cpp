@@ -9,9 +9,17 @@
 namespace tgate {
 namespace {
 
+// The one of the values that is called so.
+template <class Enum, std::size_t N>
+Enum named_one_of(const Value& value, const Enum (&values)[N]) {
+  std::vector<std::string> names;
+  for (const Enum known : values) names.emplace_back(name_of(known));
+  return values[std::find(names.begin(), names.end(), value.one_of(names)) - names.begin()];
+}
+
 DType read_dtype(const Value& value) {
-  const std::string name = value.one_of({"float32", "float16", "int64"});
-  return name == "int64" ? DType::int64 : name == "float16" ? DType::float16 : DType::float32;
+  constexpr DType kTypes[] = {DType::float32, DType::float16, DType::int64};
+  return named_one_of(value, kTypes);
 }
 
 Dim read_dim(const Value& value) {
@@ -61,10 +69,7 @@ FromImage read_image(Fields& fields) {
 Formula read_formula(const Value& value) {
   constexpr Formula kFormulas[] = {Formula::time_ids, Formula::resolution, Formula::aspect_ratio,
                                    Formula::video_ids, Formula::frame_guidance_scale};
-  std::vector<std::string> names;
-  for (const Formula formula : kFormulas) names.emplace_back(name_of(formula));
-  const auto found = std::find(names.begin(), names.end(), value.one_of(names));
-  return kFormulas[found - names.begin()];
+  return named_one_of(value, kFormulas);
 }
 
 std::string read_loop(const Value& value) {
@@ -143,10 +148,7 @@ ParameterType read_type(const Value& value) {
   constexpr ParameterType kTypes[] = {ParameterType::integer, ParameterType::number,
                                       ParameterType::choice, ParameterType::pair,
                                       ParameterType::image};
-  std::vector<std::string> names;
-  for (const ParameterType type : kTypes) names.emplace_back(name_of(type));
-  const auto found = std::find(names.begin(), names.end(), value.one_of(names));
-  return kTypes[found - names.begin()];
+  return named_one_of(value, kTypes);
 }
 
 Comparison read_comparison(const Value& value) {
