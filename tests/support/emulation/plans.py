@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.emulation.tensorrt import VERSIONS
+from tests.support.step_plans import tgate_plan
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
@@ -24,7 +25,6 @@ from tgate_export.bundle.plans import (
 )
 from tgate_export.runtime.backends.plan_choice import input_shapes
 from tgate_export.runtime.plan import RunShape, plan_run
-from tgate_export.steps.tgate import tgate_plan
 
 Ranges = dict[str, dict[str, ShapeRange]]
 Triple = tuple[int, int, int]
