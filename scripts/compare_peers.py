@@ -26,7 +26,7 @@ from tgate_export.bench.macs import Macs, graph_macs, run_macs
 from tgate_export.bench.prompts import default_prompts
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import Bundle, open_bundle
-from tgate_export.steps.tgate import tgate_plan
+from tgate_export.methods.tgate import METHOD
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 OPTIMUM_SETUP = (
@@ -248,7 +248,7 @@ def expected_speedup(bundle: Bundle, steps: int, gate: int) -> float:
     around = graph_macs(bundle, "text_encoder") * 2 + graph_macs(bundle, "vae_decoder")
 
     def total(at: int) -> int:
-        macs: Macs = around + run_macs(bundle, tgate_plan(steps, at))
+        macs: Macs = around + run_macs(bundle, METHOD.plan({"gate_step": at}, steps))
         return macs.total
 
     return total(steps) / total(gate)

@@ -24,10 +24,9 @@ from tgate_export.bundle.manifest import Range
 from tgate_export.export.onnx_export import export_graph
 from tgate_export.export.weights import WeightFile
 from tgate_export.families.geometry import vae_downscale
-from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
+from tgate_export.families.graphs import GraphExport, denoiser_phases, graph_exports
 from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source
-from tgate_export.steps.tgate import PHASES
 
 STEPS = 25
 ONE = Range(min=1, opt=1, max=1)
@@ -53,12 +52,12 @@ PAPER = {
 def exported_phases(model: str, batch: Range, folder: Path) -> Iterator[tuple[GraphExport, Path]]:
     """Export the phases of a packaged architecture in fp16, without their weights."""
     source = resolve_source(model, "random")
-    options = check_options(source, "fp16", None, batch, None)
+    options = check_options(source, "fp16", None, batch)
     name = source.family.denoiser
     parts = Components({name: load_component(source, name, "fp16")}, {}, "fp16")
-    groups = denoiser_cache(source, parts, options.size, options.caches)
-    for graph in graph_exports(source, parts, options.size, groups):
-        if graph.name not in PHASES:
+    phases = denoiser_phases(source, parts, options.size, options.method, options.phases)
+    for graph in graph_exports(source, parts, options.size, phases):
+        if graph.name not in options.phases:
             continue
         exported = export_graph(graph, batch, options.size, vae_downscale(source))
         path = folder / f"{graph.name}.onnx"

@@ -25,7 +25,7 @@ from statistics import median
 import torch
 
 from tgate_export.build.options import check_options
-from tgate_export.families.graphs import GraphExport, denoiser_cache, graph_exports
+from tgate_export.families.graphs import GraphExport, denoiser_phases, graph_exports
 from tgate_export.families.loading import Components, load_component
 from tgate_export.families.source import resolve_source
 
@@ -67,12 +67,12 @@ class Row:
 def phases(model: str) -> dict[str, tuple[torch.nn.Module, GraphExport]]:
     """Make both phases of a packaged architecture on the GPU; they share their weights."""
     source = resolve_source(model, "random")
-    options = check_options(source, "fp16", None, None, None)
+    options = check_options(source, "fp16")
     name = source.family.denoiser
     with torch.device(DEVICE):
         parts = Components({name: load_component(source, name, "fp16")}, {}, "fp16")
-        groups = denoiser_cache(source, parts, options.size, options.caches)
-    exports = {graph.name: graph for graph in graph_exports(source, parts, options.size, groups)}
+        phases = denoiser_phases(source, parts, options.size, options.method, options.phases)
+    exports = {graph.name: graph for graph in graph_exports(source, parts, options.size, phases)}
     return {name: (exports[name].module().eval(), exports[name]) for name in ("full", "gated")}
 
 

@@ -24,7 +24,7 @@ from count_macs import exported_phases, shapes
 from tgate_export.bench.macs import CountedNode, counted_nodes
 from tgate_export.bundle.manifest import Range
 from tgate_export.families.graphs import GraphExport
-from tgate_export.steps.tgate import tgate_plan
+from tgate_export.methods.tgate import METHOD
 
 STEPS, GATES, BATCHES = 25, (5, 10), (1, 4, 16)
 BYTES = 2  # of an fp16 value
@@ -84,7 +84,7 @@ def report(model: str, folder: Path) -> None:
         for images, nodes in rows:
             step = {name: seconds(counted, gpu) for name, counted in nodes.items()}
             runs = [
-                sum(step[phase] for phase in tgate_plan(STEPS, gate).phases)
+                sum(step[phase] for phase in METHOD.plan({"gate_step": gate}, STEPS).phases)
                 for gate in (STEPS, *GATES)
             ]
             caches = cached_bytes(phases["gated"][0], images)

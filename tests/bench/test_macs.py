@@ -9,9 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.step_plans import tgate_plan
 from tgate_export.bench.macs import evaluate_dim, graph_macs, run_macs, solve_dim
 from tgate_export.bundle.integrity import open_bundle
-from tgate_export.steps.tgate import tgate_plan
 
 
 @torch.no_grad()

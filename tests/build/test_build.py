@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.oracle.official_tgate import official_latents
+from tests.support.step_plans import tgate_plan
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.steps.tgate import tgate_plan
 from tgate_export.verify.reference import trajectory_cases
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -172,11 +172,12 @@ def test_graphs_that_reuse_self_attention(reuse_bundle: Path, tiny_bundle: Path)
 
 def test_verification_runs_every_graph(reuse_bundle: Path) -> None:
     """A run to compare with PyTorch crosses every graph, for each scheduler."""
-    cases = [case for case in trajectory_cases(read_manifest(reuse_bundle)) if case.sp_interval > 1]
+    cases = [
+        case
+        for case in trajectory_cases(read_manifest(reuse_bundle))
+        if "sp_interval" in case.settings
+    ]
     assert {case.scheduler for case in cases} == {"ddim", "euler", "dpm++2m", "pndm"}
     for case in cases:
-        step_plan = tgate_plan(
-            case.steps, case.gate_step, sp_interval=case.sp_interval, fi_interval=case.fi_interval,
-            warm_up=case.warm_up,
-        )  # fmt: skip
+        step_plan = tgate_plan(case.steps, **case.settings)
         assert set(step_plan.phases) == {"full", "full_reuse", "gated", "gated_reuse"}

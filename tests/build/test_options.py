@@ -32,7 +32,7 @@ def test_each_size_has_a_folder(
     tiny_pipeline_dir: Path, size: tuple[Range, Range] | None, folder: str
 ) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
-    options = check_options(source, "fp32", size, Range(min=1, opt=1, max=8), None)
+    options = check_options(source, "fp32", size, Range(min=1, opt=1, max=8))
     assert default_folder(source, options) == Path(folder)
 
 
@@ -41,7 +41,7 @@ def test_what_a_build_depends_on(
     tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
-    options = check_options(source, "fp32", None, Range(min=1, opt=1, max=8), None)
+    options = check_options(source, "fp32", None, Range(min=1, opt=1, max=8))
     key = build_key(source, source.record(), options)
     assert build_key(source, source.record(), options) == key
     if changed == "code":
@@ -74,6 +74,4 @@ def test_refuses_settings_that_make_no_plan(
 ) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
     with pytest.raises(InvalidRequestError, match=f"^{reason}"):
-        check_options(
-            source, "fp32", None, Range(min=1, opt=1, max=8), **({"gate_step": 5} | settings)
-        )
+        check_options(source, "fp32", None, Range(min=1, opt=1, max=8), {"gate_step": 5} | settings)

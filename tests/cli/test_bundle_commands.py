@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def short_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run of three steps instead of sixteen of twenty-five."""
-    case = TrajectoryCase("pndm", steps=3, gate_step=1)
+    case = TrajectoryCase("pndm", steps=3, settings={"gate_step": 1})
     monkeypatch.setattr(verify_bundle, "trajectory_cases", lambda _manifest: (case,))
 
 

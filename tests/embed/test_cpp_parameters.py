@@ -23,15 +23,15 @@ from tests.embed.test_cpp_run import array, assert_same, python_run, texts
 from tests.support.cpp_driver import Driver, assert_alike
 from tests.support.hostile import relist
 from tests.support.manifest import VALID
-from tgate_export.build.describe import TGATE
+from tests.support.step_plans import tgate_plan
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.methods import tgate_v2
 from tgate_export.runtime.buffers import NEGATIVE, buffer_of
 from tgate_export.runtime.plan import BatchPlan, BatchShape, Launch, plan_batch
 from tgate_export.runtime.request import make_request
 from tgate_export.steps.rule import Guard, phase_of
-from tgate_export.steps.tgate import tgate_plan
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -39,7 +39,7 @@ quickly = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 INTERVALS = ("sp_interval", "fi_interval", "warm_up")
-METHOD = json.loads(TGATE.model_dump_json())
+METHOD = json.loads(tgate_v2.METHOD.described().model_dump_json())
 
 
 def with_method(method: dict[str, Any]) -> dict[str, Any]:

@@ -17,16 +17,18 @@ from tgate_export.bundle.manifest import Range, Size
 from tgate_export.common import code_hash, versions
 from tgate_export.export import unit as unit_module
 from tgate_export.export.unit import EXPORTERS, tokenizer_key, unit_key
-from tgate_export.families.graphs import denoiser_cache, graph_exports
+from tgate_export.families.graphs import denoiser_phases, graph_exports
 from tgate_export.families.loading import load
 from tgate_export.families.source import ModelSource, resolve_source
 from tgate_export.families.units import units
+from tgate_export.methods import tgate, tgate_v2
 
 ONE, TWO = Range(min=1, opt=1, max=1), Range(min=1, opt=2, max=2)
 SIZE = Size(height=Range(min=16, opt=16, max=16), width=Range(min=16, opt=16, max=16), multiple=2)
 ALL = {"text_encoder", "denoiser", "vae_encoder", "vae_decoder"}
 OPTIONS: dict[str, Any] = {
-    "precision": "fp32", "size": SIZE, "batch": ONE, "caches": ("cross_cache",),
+    "precision": "fp32", "size": SIZE, "batch": ONE,
+    "method": tgate_v2.METHOD, "phases": ("full", "gated"),
 }  # fmt: skip
 
 
@@ -97,7 +99,8 @@ def test_files(pipeline: Path, edit: Callable[[Path], None], units: set[str]) ->
         ({"batch": TWO}, ALL),
         ({"size": SIZE.model_copy(update={"width": TWO})}, ALL),
         ({"size": SIZE.model_copy(update={"multiple": 4})}, ALL),
-        ({"caches": ("cross_cache", "self_cache")}, {"denoiser"}),
+        ({"phases": ("full", "gated", "gated_reuse")}, {"denoiser"}),
+        ({"method": tgate.METHOD}, {"denoiser"}),
     ],
 )
 def test_settings(tiny_pipeline_dir: Path, changes: dict[str, Any], units: set[str]) -> None:
@@ -146,7 +149,10 @@ def test_code(tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("families/stable_diffusion/spec.py", ALL),
         ("families/stable_diffusion/modules.py", ALL),
         ("families/pixart/modules.py", set()),
-        ("methods/phases.py", ALL),
+        ("methods/denoiser_phases.py", ALL),
+        ("methods/phases.py", {"denoiser"}),
+        ("methods/tgate.py", {"denoiser"}),
+        ("methods/tgate_v2.py", {"denoiser"}),
         ("families/staging.py", {*ALL, "tokenizer"}),
         ("runtime/pipeline.py", set()),
     ],
@@ -176,22 +182,22 @@ def test_another_pipeline_of_the_same_parts(tiny_pipeline_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("guidance", "caches", "image_to_image"),
+    ("guidance", "phases", "image_to_image"),
     [
-        ("none", ("cross_cache",), True),
-        ("classifier-free", ("cross_cache", "self_passes", "self_cache"), True),
-        ("classifier-free", ("cross_cache",), False),
+        ("none", ("full", "gated"), True),
+        ("classifier-free", tuple(tgate_v2.METHOD.phases), True),
+        ("classifier-free", ("full", "gated"), False),
     ],
 )
 def test_what_no_key_has_is_declared_alike(
-    tiny_pipeline_dir: Path, guidance: Any, caches: tuple[Any, ...], image_to_image: bool
+    tiny_pipeline_dir: Path, guidance: Any, phases: tuple[str, ...], image_to_image: bool
 ) -> None:
     """Units of one key are exported from one declaration, whatever else a bundle is told."""
 
-    def declared(source: ModelSource, kinds: tuple[Any, ...], encoder: bool) -> dict[str, Any]:
+    def declared(source: ModelSource, names: tuple[str, ...], encoder: bool) -> dict[str, Any]:
         parts = load(source, "fp32")
-        groups = denoiser_cache(source, parts, SIZE, kinds)
-        graphs = graph_exports(source, parts, SIZE, groups, image_to_image=encoder)
+        found_phases = denoiser_phases(source, parts, SIZE, tgate_v2.METHOD, names)
+        graphs = graph_exports(source, parts, SIZE, found_phases, image_to_image=encoder)
         found: dict[str, Any] = {}
         for graph in graphs:
             entry = (graph.name, graph.components, graph.inputs, graph.outputs)
@@ -200,8 +206,11 @@ def test_what_no_key_has_is_declared_alike(
 
     source = resolve_source(str(tiny_pipeline_dir))
     other = source.guided_by(guidance)
-    same = keys(source).keys() - changed(keys(source), keys(other, caches=caches))
-    one, another = declared(source, ("cross_cache",), True), declared(other, caches, image_to_image)
+    same = keys(source).keys() - changed(keys(source), keys(other, phases=phases))
+    one, another = (
+        declared(source, ("full", "gated"), True),
+        declared(other, phases, image_to_image),
+    )
     compared = same & one.keys() & another.keys()
     assert compared >= {"text_encoder", "vae_decoder"}
     assert {name: one[name] for name in compared} == {name: another[name] for name in compared}

@@ -56,7 +56,7 @@ def test_defaults(name: str) -> None:
     named, source = NAMED_MODELS[name], resolve_source(name, "random")
     assert source.family.name == named.family
     assert source.defaults == named.defaults
-    options = check_options(source, "fp16", None, None, None)
+    options = check_options(source, "fp16")
     assert (options.size.width.opt, options.size.height.opt) == named.size
     for component in source.family.weights:
         assert source.config(component)
@@ -116,11 +116,11 @@ def test_transformer_of_another_width(tmp_path: Path) -> None:
 def test_pixart_has_one_size() -> None:
     source, sides = resolve_source("pixart-alpha", "random"), Range(min=512, opt=1024, max=1024)
     with pytest.raises(InvalidRequestError, match="have one size: fix it, as size=") as caught:
-        check_options(source, "fp16", (sides, sides), Range(min=1, opt=1, max=1), None)
+        check_options(source, "fp16", (sides, sides), Range(min=1, opt=1, max=1))
     assert caught.value.worded(on_command_line).endswith("fix it, as --size 1024x1024")
     odd = Range(min=1016, opt=1016, max=1016)
     with pytest.raises(InvalidRequestError, match="not a multiple of 16: try 1008 or 1024"):
-        check_options(source, "fp16", (odd, odd), Range(min=1, opt=1, max=1), None)
+        check_options(source, "fp16", (odd, odd), Range(min=1, opt=1, max=1))
 
 
 def test_no_pipeline_belongs_to_two_families() -> None:

@@ -18,7 +18,7 @@ from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import VerificationError
 from tgate_export.export.onnx_export import export_graph
-from tgate_export.families.graphs import denoiser_cache, graph_exports
+from tgate_export.families.graphs import denoiser_phases, graph_exports
 from tgate_export.families.loading import (
     component_precision,
     computing_in_fp32,
@@ -26,7 +26,7 @@ from tgate_export.families.loading import (
     load,
 )
 from tgate_export.families.source import ModelSource, resolve_source
-from tgate_export.methods.phases import make_phase
+from tgate_export.methods import tgate
 from tgate_export.methods.upcast import AttentionInFloat32
 from tgate_export.verify.differences import compare, require
 
@@ -47,11 +47,11 @@ def half_graph(source: ModelSource, name: str, folder: Path) -> onnx.ModelProto:
     """Export one graph of an fp16 bundle, with the types of every value."""
     import onnx_ir
 
-    options = check_options(source, "fp16", tiny.SIZE, Range(min=2, opt=2, max=2), None)
+    options = check_options(source, "fp16", tiny.SIZE, Range(min=2, opt=2, max=2))
     parts = load(source, "fp16")
-    groups = denoiser_cache(source, parts, options.size, options.caches)
+    phases = denoiser_phases(source, parts, options.size, options.method, options.phases)
     (graph,) = (
-        entry for entry in graph_exports(source, parts, options.size, groups) if entry.name == name
+        entry for entry in graph_exports(source, parts, options.size, phases) if entry.name == name
     )
     onnx_ir.save(export_graph(graph, options.batch, options.size, 2), folder / "graph.onnx")
     return onnx.shape_inference.infer_shapes(onnx.load(folder / "graph.onnx"))
@@ -161,8 +161,8 @@ def test_embedded_guidance_in_fp32_from_fp16_weights(tmp_path: Path) -> None:
     source = resolve_source(str(tmp_path / "lcm"))
     half, whole = load(source, "fp16"), load(source, "fp16")
     whole["unet"].float()
-    size = check_options(source, "fp16", tiny.SIZE, tiny.FIXED, None).size
-    groups = denoiser_cache(source, half, size, ("cross_cache",))
+    size = check_options(source, "fp16", tiny.SIZE, tiny.FIXED).size
+    phases = denoiser_phases(source, half, size, tgate.METHOD, ("full", "gated"))
     random = torch.Generator().manual_seed(0)
     sample = torch.randn(2, 4, 8, 8, generator=random)
     (prompt,) = source.conditioning().prompt
@@ -172,9 +172,7 @@ def test_embedded_guidance_in_fp32_from_fp16_weights(tmp_path: Path) -> None:
         torch.randn(2, *(int(dim) for dim in prompt.shape), generator=random),
         torch.tensor([2.0, 8.5]),
     )
-    stored, converted = (
-        make_phase(parts["unet"], groups, source.conditioning(), "full") for parts in (half, whole)
-    )
+    stored, converted = (phases.module(parts["unet"], "full") for parts in (half, whole))
     expected = converted(*inputs)[0]
     with computing_in_fp32(stored):
         found = stored(*inputs)[0]

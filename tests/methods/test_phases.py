@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tgate_export.common.errors import ModelError
+from tgate_export.methods import tgate_v2
 from tgate_export.methods.conditioning import Condition, Conditioning
 from tgate_export.methods.cross_attention import (
     cross_attention_layers,
@@ -17,13 +18,7 @@ from tgate_export.methods.cross_attention import (
     self_attention_layers,
     share_weights_copy,
 )
-from tgate_export.methods.phases import (
-    FullPhase,
-    GatedPhase,
-    cache_groups,
-    make_phase,
-    phases,
-)
+from tgate_export.methods.denoiser_phases import DenoiserPhases, find_phases
 
 BATCH, TOKENS, WIDTH = 3, 77, 32
 
@@ -45,18 +40,18 @@ def unet(tiny_pipeline_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def groups(unet: Any) -> Any:
-    return groups_of_kinds(unet, ["cross_cache"])
+def phases(unet: Any) -> DenoiserPhases:
+    return phases_of(unet, "full", "gated")
 
 
 @pytest.fixture(scope="module")
-def all_groups(unet: Any) -> Any:
-    return groups_of_kinds(unet, ["cross_cache", "self_passes", "self_cache"])
+def all_phases(unet: Any) -> DenoiserPhases:
+    return phases_of(unet, *tgate_v2.METHOD.phases)
 
 
-def groups_of_kinds(unet: Any, kinds: list[Any]) -> Any:
-    return cache_groups(
-        unet, TEXT, channels=4, kinds=kinds,
+def phases_of(unet: Any, *names: str) -> DenoiserPhases:
+    return find_phases(
+        unet, tgate_v2.METHOD, names, TEXT, channels=4,
         sides={"latent_height": 8, "latent_width": 8, "height": 16, "width": 16},
     )  # fmt: skip
 
@@ -99,23 +94,23 @@ def test_pruned_unet_without_a_middle_block(inputs: dict[str, torch.Tensor]) -> 
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4,
         cross_attention_dim=WIDTH, norm_num_groups=8,
     ).eval()  # fmt: skip
-    groups = groups_of_kinds(pruned, ["cross_cache"])
+    phases = phases_of(pruned, "full", "gated")
     sample, timestep, text, negative, _ = inputs.values()
-    noise_pred, *caches = FullPhase(pruned, groups, TEXT)(*inputs.values())
+    noise_pred, *caches = phases.module(pruned, "full")(*inputs.values())
     without, _ = hooked(pruned, sample, timestep, negative)
     with_prompt, _ = hooked(pruned, sample, timestep, text)
     scale = inputs["guidance_scale"].reshape(-1, 1, 1, 1)
     expected = without + scale * (with_prompt - without)
     torch.testing.assert_close(noise_pred, expected, atol=2e-5, rtol=2e-5)
-    assert sum(len(group.layers) for group in groups) == 3
-    assert GatedPhase(pruned, groups, TEXT)(sample, timestep, *caches)[0].shape == sample.shape
+    assert sum(len(group.layers) for group in phases.groups) == 3
+    assert phases.module(pruned, "gated")(sample, timestep, *caches)[0].shape == sample.shape
 
 
 @torch.no_grad()
 def test_full_is_guidance_of_two_runs_and_caches_their_mean(
-    unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
+    unet: Any, phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
-    noise_pred, *caches = FullPhase(unet, groups, TEXT)(*inputs.values())
+    noise_pred, *caches = phases.module(unet, "full")(*inputs.values())
     negative, without = hooked(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
@@ -127,8 +122,8 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
     torch.testing.assert_close(
         noise_pred, negative + scale * (positive - negative), atol=2e-5, rtol=2e-5
     )
-    assert sum(len(group.layers) for group in groups) == len(without) / 2
-    for group, cache in zip(groups, caches, strict=True):
+    assert sum(len(group.layers) for group in phases.groups) == len(without) / 2
+    for group, cache in zip(phases.groups, caches, strict=True):
         assert cache.shape == (BATCH, len(group.layers), group.tokens, group.width)
         for index, path in enumerate(group.layers):
             mean = (without[path] + with_prompt[path]) / 2
@@ -137,14 +132,14 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
 
 @torch.no_grad()
 def test_full_keeps_self_attention_of_both_passes_and_its_mean(
-    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
+    unet: Any, all_phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
-    _, *caches = FullPhase(unet, all_groups, TEXT)(*inputs.values())
+    _, *caches = all_phases.module(unet, "full")(*inputs.values())
     _, without = hooked(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
     _, with_prompt = hooked(unet, inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
-    for group, cache in zip(all_groups, caches, strict=True):
+    for group, cache in zip(all_phases.groups, caches, strict=True):
         assert (group.passes == 2) == (group.kind == "self_passes")
         for index, path in enumerate(group.layers):
             assert path.endswith("attn2" if group.kind == "cross_cache" else "attn1")
@@ -184,14 +179,14 @@ def random_caches(groups: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("phase", ["gated", "gated_reuse"])
 @torch.no_grad()
 def test_gated_is_the_unet_with_attention_outputs_replaced(
-    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor], phase: Any
+    unet: Any, all_phases: DenoiserPhases, inputs: dict[str, torch.Tensor], phase: Any
 ) -> None:
-    module = GatedPhase(unet, all_groups, TEXT, phase)
-    caches = random_caches(module.reads)
+    module = all_phases.module(unet, phase)
+    caches = random_caches(all_phases.reads(phase))
     found, *written = module(inputs["sample"], inputs["timestep"], *caches)
     by_path = {
         path: cache[:, index]
-        for group, cache in zip(module.reads, caches, strict=True)
+        for group, cache in zip(all_phases.reads(phase), caches, strict=True)
         for index, path in enumerate(group.layers)
     }
     assert len(by_path) == (7 if phase == "gated" else 14)
@@ -200,23 +195,23 @@ def test_gated_is_the_unet_with_attention_outputs_replaced(
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert len(written) == (2 if phase == "gated" else 0)
-    for group, cache in zip(module.writes, written, strict=True):
+    for group, cache in zip(all_phases.writes(phase), written, strict=True):
         for index, path in enumerate(group.layers):
             torch.testing.assert_close(cache[:, index], outputs[path], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
-    unet: Any, all_groups: Any, inputs: dict[str, torch.Tensor]
+    unet: Any, all_phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
-    module = FullPhase(unet, all_groups, TEXT, "full_reuse")
-    caches = random_caches(module.reads)
+    module = all_phases.module(unet, "full_reuse")
+    caches = random_caches(all_phases.reads("full_reuse"))
     (found,) = module(*inputs.values(), *caches)
     runs = []
     for half, embeds in enumerate(("negative_prompt_embeds", "prompt_embeds")):
         by_path = {
             path: cache[:, half, index]
-            for group, cache in zip(module.reads, caches, strict=True)
+            for group, cache in zip(all_phases.reads("full_reuse"), caches, strict=True)
             for index, path in enumerate(group.layers)
         }
         assert len(by_path) == 7
@@ -236,22 +231,14 @@ def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
      ("gated_reuse", set())],
 )  # fmt: skip
 def test_what_is_read_from_a_cache_needs_no_weight(
-    unet: Any, all_groups: Any, phase: Any, attention: set[str]
+    unet: Any, all_phases: DenoiserPhases, phase: Any, attention: set[str]
 ) -> None:
-    names = [name for name, _ in make_phase(unet, all_groups, TEXT, phase).named_parameters()]
+    names = [name for name, _ in all_phases.module(unet, phase).named_parameters()]
     assert {name for name in ("attn1", "attn2") if any(name in path for path in names)} == attention
 
 
-def test_graphs_are_those_that_the_caches_allow(unet: Any, groups: Any, all_groups: Any) -> None:
-    assert phases(groups) == ("full", "gated")
-    assert phases(all_groups) == ("full", "full_reuse", "gated", "gated_reuse")
-    assert phases(groups_of_kinds(unet, ["cross_cache", "self_passes"])) == (
-        "full", "full_reuse", "gated",
-    )  # fmt: skip
-
-
-def test_gated_has_no_cross_attention_weight(unet: Any, groups: Any) -> None:
-    names = [name for name, _ in GatedPhase(unet, groups, TEXT).named_parameters()]
+def test_gated_has_no_cross_attention_weight(unet: Any, phases: DenoiserPhases) -> None:
+    names = [name for name, _ in phases.module(unet, "gated").named_parameters()]
     assert names
     assert not [name for name in names if "attn2" in name]
 
@@ -264,22 +251,22 @@ def test_copies_share_every_weight(unet: Any) -> None:
 
 
 def test_building_phases_leaves_the_unet_alone(
-    unet: Any, groups: Any, inputs: dict[str, torch.Tensor]
+    unet: Any, phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
     arguments = (inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
     with torch.no_grad():
         before = unet(*arguments)[0]
-        FullPhase(unet, groups, TEXT)(*inputs.values())
-        GatedPhase(unet, groups, TEXT)
+        phases.module(unet, "full")(*inputs.values())
+        phases.module(unet, "gated")
         torch.testing.assert_close(unet(*arguments)[0], before, atol=0, rtol=0)
 
 
-def test_layers_are_grouped_by_tokens_and_width(groups: Any, unet: Any) -> None:
-    assert [(g.name, g.tokens, g.downsample, g.width) for g in groups] == [
+def test_layers_are_grouped_by_tokens_and_width(phases: DenoiserPhases, unet: Any) -> None:
+    assert [(g.name, g.tokens, g.downsample, g.width) for g in phases.groups] == [
         ("cross_cache_0", 64, 1, 32),
         ("cross_cache_1", 16, 2, 64),
     ]
-    layers = [path for group in groups for path in group.layers]
+    layers = [path for group in phases.groups for path in group.layers]
     assert sorted(layers) == sorted(cross_attention_layers(unet))
 
 

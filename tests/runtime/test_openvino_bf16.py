@@ -69,7 +69,7 @@ def test_graphs_are_within_bounds_at_late_timesteps(
      ("fp32", "pndm", 25, 1e-3)],
 )  # fmt: skip
 def test_bounds_of_runs(computed: Computed, scheduler: str, gate: int, bound: float) -> None:
-    assert trajectory_bound(TrajectoryCase(scheduler, 25, gate), computed) == bound
+    assert trajectory_bound(TrajectoryCase(scheduler, 25, {"gate_step": gate}), computed) == bound
 
 
 def test_sinusoids_are_outputs(shapes_bundle: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.step_plans import tgate_plan
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import BundleError
 from tgate_export.runtime.plan import BatchPlan, BatchShape, Launch, plan_batch
-from tgate_export.steps.tgate import tgate_plan
 
 # What the host writes before the first step.
 WRITTEN = {

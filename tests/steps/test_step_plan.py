@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tgate.tgate_utils import tgate_scheduler
 
+from tests.support.step_plans import tgate_plan
+from tgate_export.methods import tgate
 from tgate_export.steps.step_plan import Evaluation
-from tgate_export.steps.tgate import tgate_plan
 
 POSITIVE = st.integers(min_value=1, max_value=60)
 INTERVAL = st.integers(min_value=1, max_value=8)
@@ -94,7 +95,8 @@ def test_what_is_read_was_written_and_what_is_written_is_read(
 
 @given(steps=POSITIVE, gate=POSITIVE)
 def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
-    step_plan = tgate_plan(steps, gate)
+    step_plan = tgate.METHOD.plan({"gate_step": gate}, steps)
+    assert step_plan.phases == tgate_plan(steps, gate).phases  # version 2 with intervals of 1
     full = min(gate, steps)
     assert step_plan.phases == ("full",) * full + ("gated",) * (steps - full)
     for index, evaluation in enumerate(step_plan.evaluations):

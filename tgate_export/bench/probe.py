@@ -11,10 +11,10 @@ from tgate_export.bench.adherence import adherence
 from tgate_export.bench.convergence import ConvergenceRecorder
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.result import Adherence, Bound, GateQuality, ProbeResult, ProbeSettings
+from tgate_export.bench.rows import VERSION_1
 from tgate_export.bench.similarity import as_bytes, similarity
 from tgate_export.data.shapes_world import all_captions
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
-from tgate_export.steps.tgate import VERSION_1
 
 MAX_LOST = 0.03
 """Share of pictures whose adherence a gate may cost, `shapes` only."""
@@ -127,8 +127,8 @@ class Probe:
             self.advance(label, self._done, self._total())
             output = self.pipeline(
                 list(prompts[first : first + chunk]), num_inference_steps=self.steps,
-                gate_step=gate, **VERSION_1, scheduler=self.scheduler, seed=self.seed + first,
-                output_type="np", callback_on_step_end=callback,
+                gate_step=gate, parameters=VERSION_1, scheduler=self.scheduler,
+                seed=self.seed + first, output_type="np", callback_on_step_end=callback,
             )  # fmt: skip
             pictures.extend(as_bytes(np.asarray(output.images)))
             self._done += len(pictures[first:])

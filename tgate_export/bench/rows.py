@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -15,8 +15,9 @@ from tgate_export.runtime.plan import BatchPlan, BatchShape, plan_batch
 from tgate_export.runtime.run_plan import step_plan_of
 from tgate_export.runtime.timings import Timings
 from tgate_export.steps.step_plan import StepPlan
-from tgate_export.steps.tgate import VERSION_1, Intervals
 
+# Self-attention is computed in every step: version 1 of the method.
+VERSION_1: Mapping[str, int] = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
 
@@ -38,7 +39,7 @@ class RowSpec:
     num_inference_steps: int
     gate_step: int | None
     label: str
-    intervals: Intervals = field(default_factory=VERSION_1.copy)
+    intervals: Mapping[str, int] = field(default_factory=lambda: VERSION_1)
 
     def call(self) -> dict[str, Any]:
         """Arguments of `TGatePipeline.__call__`."""
@@ -60,7 +61,7 @@ def gated(steps: int, gate_step: int) -> RowSpec:
     return RowSpec("gated", steps, gate_step, f"gate {gate_step} of {steps}")
 
 
-def version_2(steps: int, gate_step: int, intervals: Intervals) -> RowSpec:
+def version_2(steps: int, gate_step: int, intervals: Mapping[str, int]) -> RowSpec:
     """T-GATE at one gate step, with self-attention reused between the steps that compute it."""
     numbers = ",".join(str(number) for number in intervals.values())
     label = f"gate {gate_step} of {steps}, self-attention {numbers}"
@@ -69,10 +70,7 @@ def version_2(steps: int, gate_step: int, intervals: Intervals) -> RowSpec:
 
 def requested_rows(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
     """Return the ungated row and each gate's; of version 2 where that is a bundle's default."""
-    intervals: Intervals = {
-        "sp_interval": defaults.sp_interval, "fi_interval": defaults.fi_interval,
-        "warm_up": defaults.warm_up,
-    }  # fmt: skip
+    intervals = {name: getattr(defaults, name) for name in VERSION_1}
     rows = [baseline(steps), *(gated(steps, gate) for gate in gate_steps)]
     if max(defaults.sp_interval, defaults.fi_interval) > 1:
         rows += [

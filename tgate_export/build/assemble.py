@@ -35,7 +35,7 @@ from tgate_export.samplers.compile_all import SamplerCompilation, choose_default
 from tgate_export.verify.differences import Difference, require
 
 if TYPE_CHECKING:
-    from tgate_export.methods.cross_attention import CacheGroup
+    from tgate_export.methods.denoiser_phases import DenoiserPhases
 
 
 def assemble(
@@ -98,7 +98,8 @@ def _keys(request: BuildRequest) -> dict[Unit, str]:
             precision=options.precision,
             size=options.size,
             batch=options.batch,
-            caches=options.caches,
+            method=options.method,
+            phases=options.phases,
         )
         for unit in units(request.source, image_to_image=options.image_to_image)
     }
@@ -152,14 +153,14 @@ def _check_space(work: Assembly) -> None:
         )
 
 
-def _caches(work: Assembly) -> tuple[CacheGroup, ...]:
-    """Return how the denoiser's caches are stacked; nothing where it is not loaded."""
-    from tgate_export.families.graphs import denoiser_cache
+def _phases(work: Assembly) -> DenoiserPhases | None:
+    """Return the denoiser's phases; None where it is not loaded."""
+    from tgate_export.families.graphs import denoiser_phases
 
     source, options, model = work.request.source, work.request.options, work.model
     if model is None or source.family.denoiser not in model.modules:
-        return ()
-    return denoiser_cache(source, model, options.size, options.caches)
+        return None
+    return denoiser_phases(source, model, options.size, options.method, options.phases)
 
 
 def _export(work: Assembly) -> None:
@@ -171,13 +172,13 @@ def _export(work: Assembly) -> None:
 
     source, options, model = work.request.source, work.request.options, work.model
     assert model is not None
-    groups = _caches(work)
+    phases = _phases(work)
     declared = graph_exports(
-        source, model, options.size, groups, image_to_image=options.image_to_image
+        source, model, options.size, phases, image_to_image=options.image_to_image
     )
     for unit in work.missing:
         work.exported[unit.name] = export_unit(
-            source, unit, model, declared, groups, work.graphs, work.progress,
+            source, unit, model, declared, phases, work.graphs, work.progress,
             batch=options.batch, size=options.size,
         )  # fmt: skip
 
@@ -231,7 +232,7 @@ def _compare_here(work: Assembly, bundle: Bundle, graphs: set[str]) -> tuple[Dif
     assert work.model is not None
     with work.progress.stage("running PyTorch for reference"):
         references = graph_references(
-            work.request.source, work.model, bundle.manifest, _caches(work),
+            work.request.source, work.model, bundle.manifest, _phases(work),
             batch=work.request.options.batch.opt, only=graphs,
         )  # fmt: skip
     # Never hold the PyTorch model and an engine at once.

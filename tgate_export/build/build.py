@@ -114,8 +114,10 @@ def build_bundle(
     with progress.stage("checking the source"):
         source = resolve_source(model, weights).guided_by(guidance)
         options = check_options(
-            source, precision, size, batch, gate_step, sp_interval, fi_interval, warm_up,
-            image_to_image,
+            source, precision, size, batch,
+            {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
+             "warm_up": warm_up},
+            image_to_image=image_to_image,
         )  # fmt: skip
         out = out or default_folder(source, options)
         hashes = source.hashes()

@@ -8,15 +8,11 @@ from typing import TypeVar
 from tgate_export.build.options import BuildOptions, versions
 from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.manifest import SCHEMA_MINOR, File, Manifest, Sampler, Tokenizer
-from tgate_export.bundle.manifest_graphs import Method
 from tgate_export.export.unit import ExportedUnit
 from tgate_export.families import geometry
 from tgate_export.families.source import ModelSource
 from tgate_export.parameters import Parameter, table_entry
 from tgate_export.samplers.compile_all import sampler_graph
-from tgate_export.steps import tgate
-
-TGATE = Method(parameters=tgate.PARAMETERS, at_least=dict(tgate.AT_LEAST), rule=tgate.RULE)
 
 
 def describe(
@@ -57,7 +53,7 @@ def describe(
         guidance=options.guidance,
         absent_negative_prompt="zeros" if source.family.zero_negative(source) else "empty",
         graphs={**graphs, "sampler": sampler_graph()},
-        methods={"tgate": TGATE},
+        methods={options.method.name: options.method.described()},
         caches=_merged(unit.caches for unit in units.values()),
         dimensions=_merged(unit.dimensions for unit in units.values()),
         samplers=samplers,
@@ -89,10 +85,7 @@ def parameter_table(
         "num_inference_steps": table_entry(
             "num_inference_steps", default=defaults.num_inference_steps
         ),
-        "gate_step": table_entry("gate_step", default=options.gate_step),
-        "sp_interval": table_entry("sp_interval", default=options.sp_interval),
-        "fi_interval": table_entry("fi_interval", default=options.fi_interval),
-        "warm_up": table_entry("warm_up", default=options.warm_up),
+        **{name: table_entry(name, default=value) for name, value in options.settings.items()},
         "scheduler": table_entry("scheduler", default=scheduler, choices=samplers),
     }
     if options.guidance != "none":

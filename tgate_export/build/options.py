@@ -12,6 +12,7 @@ import tgate_export
 from tgate_export.bundle.manifest import (
     DEFAULT_BATCH,
     SCHEMA_VERSION,
+    Defaults,
     Guidance,
     Manifest,
     Range,
@@ -27,9 +28,10 @@ from tgate_export.families import geometry
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
+from tgate_export.methods import tgate_v2
+from tgate_export.methods.method import Method
 from tgate_export.parameters import PARAMETERS
 from tgate_export.steps.rule import at_least_fault
-from tgate_export.steps.tgate import AT_LEAST, CacheKind
 
 _PACKAGES = (
     "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime",
@@ -38,41 +40,55 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """A build's settings after defaults are filled in; see `build_bundle`."""
+    """A build's settings after defaults are filled in; see `build_bundle`.
+
+    Attributes:
+        precision: of the weights and the computation.
+        size: image sizes.
+        batch: images of a call.
+        settings: the bundle's defaults of the method's parameters.
+        guidance: what guides the denoiser.
+        image_to_image: whether runs can begin with an image.
+        method: what the denoiser's graphs are made for.
+    """
 
     precision: Precision
     size: Size
     batch: Range
-    gate_step: int
-    sp_interval: int
-    fi_interval: int
-    warm_up: int
+    settings: Mapping[str, int]
     guidance: Guidance
     image_to_image: bool = False
+    method: Method = tgate_v2.METHOD
 
     @property
-    def caches(self) -> tuple[CacheKind, ...]:
-        """What the bundle can keep between steps: no more than its steps ask for."""
-        kinds: list[CacheKind] = ["cross_cache"]
-        if self.sp_interval > 1:
-            kinds.append("self_passes")
-        if self.fi_interval > 1:
-            kinds.append("self_cache")
-        return tuple(kinds)
+    def gate_step(self) -> int:
+        """The bundle's default gate step."""
+        return self.settings["gate_step"]
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The denoiser's graphs: no more than the settings ask for."""
+        return self.method.phases_for(self.settings)
 
 
 def check_options(
     source: ModelSource,
     precision: Precision,
-    size: tuple[Range, Range] | None,
-    batch: Range | None,
-    gate_step: int | None,
-    sp_interval: int = 1,
-    fi_interval: int = 1,
-    warm_up: int = 0,
+    size: tuple[Range, Range] | None = None,
+    batch: Range | None = None,
+    settings: Mapping[str, int | None] | None = None,
+    *,
     image_to_image: bool = False,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
+
+    Args:
+        source: the pipeline.
+        precision: of the weights and the computation.
+        size: width and height ranges in pixels; the model's own size when not given.
+        batch: images of a call; 1 to 8, or one video, when not given.
+        settings: defaults of the method's parameters; the model's own for what is None or left out.
+        image_to_image: whether runs can begin with an image.
 
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
@@ -83,11 +99,8 @@ def check_options(
     if batch.max > largest:
         of = "" if frames == 1 else f" for {frames} frames"
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
-    gate = source.defaults.gate_step if gate_step is None else gate_step
-    _check_method(
-        {"gate_step": gate, "sp_interval": sp_interval, "fi_interval": fi_interval,
-         "warm_up": warm_up}
-    )  # fmt: skip
+    method = tgate_v2.METHOD
+    settings = _method_settings(method, source.defaults, settings or {})
     if image_to_image and not source.family.image_to_image:
         raise InvalidRequestError(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
@@ -121,37 +134,38 @@ def check_options(
         precision,
         Size(height=height, width=width, multiple=multiple),
         batch,
-        gate,
-        sp_interval,
-        fi_interval,
-        warm_up,
+        settings,
         source.guidance,
         image_to_image,
+        method,
     )
 
 
-def _check_method(values: Mapping[str, int]) -> None:
-    """Refuse settings that make no step plan, for any number of steps."""
+def _method_settings(
+    method: Method, defaults: Defaults, given: Mapping[str, int | None]
+) -> dict[str, int]:
+    """Return a method's settings; refuse those that make no step plan, for any number of steps."""
+    values: dict[str, int] = {}
+    for name in method.parameters:
+        value = given.get(name)
+        values[name] = getattr(defaults, name) if value is None else value
     for name, value in values.items():
         if fault := PARAMETERS[name].fault(value):
             raise InvalidRequestError(f"{name} {fault}", field=name)
-    for name, least in AT_LEAST.items():
+    for name, least in method.at_least.items():
         if values[name] < values[least]:
             fault = at_least_fault(name, values[name], least, values[least])
             raise InvalidRequestError(fault, field=name)
+    return values
 
 
 def options_of(manifest: Manifest) -> BuildOptions:
     """Return the settings that a bundle was built with."""
-    defaults = manifest.defaults
     return BuildOptions(
         manifest.precision,
         manifest.size,
         manifest.batch,
-        defaults.gate_step,
-        defaults.sp_interval,
-        defaults.fi_interval,
-        defaults.warm_up,
+        _method_settings(tgate_v2.METHOD, manifest.defaults, {}),
         manifest.guidance,
         "vae_encoder" in manifest.graphs and manifest.takes_prompt,
     )
@@ -179,7 +193,7 @@ def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str
         "precision": options.precision,
         "size": options.size.model_dump(),
         "batch": options.batch.model_dump(),
-        "step_plan": [options.gate_step, options.sp_interval, options.fi_interval, options.warm_up],
+        "settings": dict(options.settings),
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
         "code": code_sha256("build.assemble", family_module(source.family)),

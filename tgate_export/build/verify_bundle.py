@@ -16,7 +16,7 @@ from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
 from tgate_export.families.geometry import check_size
-from tgate_export.families.graphs import denoiser_cache
+from tgate_export.families.graphs import denoiser_phases
 from tgate_export.families.loading import load
 from tgate_export.families.source import ModelSource, Weights, resolve_source
 from tgate_export.runtime.backends import select
@@ -107,15 +107,16 @@ def _verify(
         chosen = select(name or "auto", bundle, BackendOptions(precision=precision))
     with progress.stage("loading the source"):
         parts = load(source, manifest.precision)
-        groups = denoiser_cache(source, parts, manifest.size, options_of(manifest).caches)
+        options = options_of(manifest)
+        phases = denoiser_phases(source, parts, options.size, options.method, options.phases)
     with progress.stage("running trajectories in PyTorch"):
         cases = trajectory_cases(manifest)
-        runs = trajectories(source, parts, groups, manifest, cases)
+        runs = trajectories(source, parts, phases, manifest, cases)
     differences: tuple[Difference, ...] = ()
     if graphs:
         with progress.stage("running PyTorch for reference"):
             batch = max(manifest.batch.min, min(2, manifest.batch.max))
-            references = graph_references(source, parts, manifest, groups, batch=batch)
+            references = graph_references(source, parts, manifest, phases, batch=batch)
     del parts
     release_memory()
     if graphs:

@@ -30,6 +30,7 @@ from tgate_export.families.loading import Components, component_precision, float
 from tgate_export.families.source import ModelSource
 from tgate_export.families.units import DENOISER, Unit
 from tgate_export.methods.cross_attention import CacheGroup
+from tgate_export.methods.denoiser_phases import DenoiserPhases
 
 _DTYPES: Mapping[torch.dtype, DType] = {
     torch.float32: "float32", torch.float16: "float16", torch.int64: "int64",
@@ -41,7 +42,7 @@ def export_unit(
     unit: Unit,
     parts: Components,
     declared: Sequence[GraphExport],
-    groups: Sequence[CacheGroup],
+    phases: DenoiserPhases | None,
     folder: Path,
     progress: Progress,
     *,
@@ -55,7 +56,7 @@ def export_unit(
         unit: what is exported.
         parts: the loaded pipeline, or what the unit needs of it.
         declared: the pipeline's graphs.
-        groups: how caches are stacked.
+        phases: the denoiser's; None where it is not loaded.
         folder: where the files go.
         progress: told of every graph.
         batch: batch range.
@@ -84,10 +85,12 @@ def export_unit(
                 )
                 del model
                 release_memory()
-    if not denoising:
+    if phases is None or not denoising:
         return ExportedUnit(graphs=graphs)
     return ExportedUnit(
-        graphs=graphs, caches=_caches(groups, graphs), dimensions=_dimensions(groups, graphs)
+        graphs=graphs,
+        caches=_caches(phases.groups, graphs),
+        dimensions=_dimensions(phases.groups, graphs),
     )
 
 

@@ -19,7 +19,7 @@ from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
 from tgate_export.families.spec import TokenizerSpec
 from tgate_export.families.units import DENOISER, Unit
-from tgate_export.steps.tgate import CacheKind
+from tgate_export.methods.method import Method
 
 GRAPHS_FOLDER = "graphs"
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "numpy")
@@ -76,7 +76,8 @@ def unit_key(
     precision: Precision,
     size: Size,
     batch: Range,
-    caches: Iterable[CacheKind],
+    method: Method,
+    phases: Iterable[str],
 ) -> str:
     """Hash everything that a unit's files depend on.
 
@@ -90,11 +91,17 @@ def unit_key(
         precision: the bundle's.
         size: the bundle's image size.
         batch: the bundle's.
-        caches: what the denoiser's graphs keep between steps.
+        method: that the denoiser is exported for.
+        phases: its graphs, of the method's.
     """
     family = source.family
-    # Guidance and caches are the denoiser's alone.
-    denoising = {"guidance": source.guidance, "caches": sorted(caches)}
+    # Guidance and the method are the denoiser's alone. Nothing that is exported imports the method:
+    # it is named.
+    denoising = {
+        "guidance": source.guidance,
+        "phases": list(phases),
+        "code": code_sha256(method.module),
+    }
     return _digest(
         {
             "unit": unit.name,

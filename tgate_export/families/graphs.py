@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +30,8 @@ from tgate_export.families.spec import CLIP_SKIP
 from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
-from tgate_export.methods.phases import cache_groups, groups_of, make_phase, phases
-from tgate_export.steps.tgate import READS, WRITES, CacheKind, Phase
+from tgate_export.methods.denoiser_phases import DenoiserPhases, find_phases
+from tgate_export.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,19 @@ class GraphExport:
     sizes: Mapping[str, int]
 
 
-def denoiser_cache(
-    source: ModelSource, parts: Components, size: Size, kinds: Collection[CacheKind]
-) -> tuple[CacheGroup, ...]:
-    """Return the stacked cache tensors of the denoiser at the bundle's usual size."""
+def denoiser_phases(
+    source: ModelSource, parts: Components, size: Size, method: Method, names: Iterable[str]
+) -> DenoiserPhases:
+    """Return phases of the denoiser, with their caches at the bundle's usual size."""
     denoiser: Any = parts[source.family.denoiser]
     space = latents(source)
-    return cache_groups(
+    return find_phases(
         denoiser,
+        method,
+        names,
         source.conditioning(),
         channels=space.channels,
         sides=_Axes(size, (), space.downscale).sizes,
-        kinds=kinds,
     )
 
 
@@ -89,13 +90,22 @@ def graph_exports(
     source: ModelSource,
     parts: Components,
     size: Size,
-    groups: tuple[CacheGroup, ...],
+    phases: DenoiserPhases | None,
     *,
     image_to_image: bool = False,
 ) -> tuple[GraphExport, ...]:
-    """Declare the graphs of a bundle in the order in which they are exported and verified."""
+    """Declare the graphs of a bundle in the order in which they are exported and verified.
+
+    Args:
+        source: the pipeline.
+        parts: it, loaded; or what is exported of it.
+        size: the bundle's.
+        phases: the denoiser's; None where it is not loaded, and not exported.
+        image_to_image: whether runs can begin with an image.
+    """
     family = source.family
     conditioning = source.conditioning()
+    groups = () if phases is None else phases.groups
     compute = TORCH_DTYPES[component_precision(source, family.denoiser, parts.precision)]
     axes = _Axes(size, groups, vae_downscale(source))
     frames = conditioning.frames
@@ -162,25 +172,24 @@ def graph_exports(
         or (GraphInput("image_latents", float32, sample.shape),),
     )
 
-    def denoising(phase: Phase) -> GraphExport:
-        gated = "cross_cache" in READS[phase]
-        names = conditioning.gated_inputs if gated else conditioning.full_inputs
+    def phase(phases: DenoiserPhases, name: str) -> GraphExport:
         return declare(
-            phase,
+            name,
             DENOISER,
-            lambda: make_phase(parts[family.denoiser], groups, conditioning, phase),
+            lambda: phases.module(parts[family.denoiser], name),
             (
                 sample,
                 timestep,
-                *(known[name] for name in names),
+                *(known[entry] for entry in phases.inputs(name)),
                 *(
-                    replace(caches[g.name], origin=FromCache(cache=g.name))
-                    for g in groups_of(groups, READS[phase])
+                    replace(caches[group.name], origin=FromCache(cache=group.name))
+                    for group in phases.reads(name)
                 ),
             ),
-            (noise_pred, *(caches[g.name] for g in groups_of(groups, WRITES[phase]))),
+            (noise_pred, *(caches[group.name] for group in phases.writes(name))),
         )
 
+    denoising = [] if phases is None else [phase(phases, name) for name in phases.names]
     prompt_inputs = [
         GraphInput(name, torch.int64, ("batch", spec.max_length), origin)
         for spec in family.tokenizers(source)
@@ -204,7 +213,7 @@ def graph_exports(
             tuple(prompt_inputs) if text else (picture,),
             tuple(condition(entry, entry.name) for entry in conditioning.prompt),
         ),
-        *(denoising(phase) for phase in phases(groups)),
+        *denoising,
         *([vae_encoder] if image_to_image or image else []),
         declare(
             "vae_decoder",

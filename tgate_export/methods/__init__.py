@@ -1,1 +1,1 @@
-"""The attention rewrite and the two phase modules (PyTorch)."""
+"""The methods, a file each, and the denoiser rewritten for them."""

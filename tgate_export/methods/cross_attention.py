@@ -18,7 +18,6 @@ from torch import nn
 
 from tgate_export.common.errors import ModelError
 from tgate_export.common.hints import Argument
-from tgate_export.steps.tgate import CacheKind
 
 
 class CachedOutputs:
@@ -150,7 +149,7 @@ class CacheGroup:
     It is [B, L, S, C], or [B, P, L, S, C] when it keeps every guidance pass of a step.
 
     Attributes:
-        kind: what is cached; `tgate_export.steps.tgate` says which graphs read and write it.
+        kind: of the method's kinds of caches.
         name: the tensor's name in the graphs, `<kind>_<k>`.
         passes: P, or None.
         tokens: S at the size it was measured at.
@@ -161,7 +160,7 @@ class CacheGroup:
         frames: F of a video, None for images.
     """
 
-    kind: CacheKind
+    kind: str
     name: str
     passes: int | None
     tokens: int
@@ -200,7 +199,7 @@ class CacheGroup:
 
 
 def group_caches(
-    kind: CacheKind,
+    kind: str,
     shapes: Mapping[str, tuple[int, ...]],
     latent_height: int,
     latent_width: int,
@@ -210,7 +209,7 @@ def group_caches(
     """Group layers by the token count and width of their outputs, in order of execution.
 
     Args:
-        kind: what is cached.
+        kind: of the method's kinds of caches.
         shapes: module path -> output shape of one sample [1, S, C], or for a video [F, S, C] or
             [S, F, C], in the order of execution.
         latent_height: h of the latents that gave these shapes.

@@ -1,13 +1,11 @@
-"""The denoiser's phases as modules: what is exported, and what verification runs."""
+"""T-GATE's phases as modules: what is exported, and what verification runs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pad
 
 from tgate_export.methods.conditioning import GUIDANCE_SCALE, Conditioning
@@ -15,29 +13,15 @@ from tgate_export.methods.cross_attention import (
     CachedOutputs,
     CacheGroup,
     cross_attention_layers,
-    group_caches,
     recording_copy,
     replaying_copy,
-    self_attention_layers,
     single_token_attention,
 )
-from tgate_export.steps.tgate import READS, WRITES, CacheKind, Phase
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
     """Reshape [B] to [B, 1, 1, 1], so that it multiplies a sample [B, C, h, w]."""
     return per_sample[:, None, None, None]
-
-
-def groups_of(groups: Iterable[CacheGroup], kinds: Collection[CacheKind]) -> list[CacheGroup]:
-    """Return the cache tensors of these kinds, in the order of `groups`."""
-    return [group for group in groups if group.kind in kinds]
-
-
-def phases(groups: Iterable[CacheGroup]) -> tuple[Phase, ...]:
-    """Return the phases that read and write these caches: the denoiser graphs of a bundle."""
-    kinds = {group.kind for group in groups}
-    return tuple(phase for phase, reads in READS.items() if kinds.issuperset(reads))
 
 
 class _Phase(nn.Module):
@@ -46,18 +30,27 @@ class _Phase(nn.Module):
     def __init__(
         self,
         denoiser: nn.Module,
-        groups: Iterable[CacheGroup],
         conditioning: Conditioning,
-        phase: Phase,
+        reads: Sequence[CacheGroup],
+        writes: Sequence[CacheGroup],
     ) -> None:
+        """Wrap a denoiser.
+
+        Args:
+            denoiser: a diffusers UNet or transformer.
+            conditioning: what it takes besides the sample and the time.
+            reads: the caches that the phase takes, in the order of its tensors.
+            writes: those that it gives, in the order of its tensors.
+        """
         super().__init__()
-        groups = tuple(groups)
         self.box = CachedOutputs()
-        self.reads = groups_of(groups, READS[phase])
-        self.writes = groups_of(groups, WRITES[phase])
+        self.reads, self.writes = tuple(reads), tuple(writes)
         written = {path: None for group in self.writes for path in group.layers}
         read = {path: None for group in self.reads for path in group.layers}
-        mapped = _mapped_layers(denoiser, conditioning, phase)
+        mapped = {}
+        if conditioning.single_token is not None:  # a map of it, where it is not in a cache
+            layers = cross_attention_layers(denoiser)
+            mapped = {path: layer for path, layer in layers.items() if path not in read}
         recorder = recording_copy(denoiser, self.box, written.keys() - mapped)
         self.denoiser = replaying_copy(
             recorder, self.box, read.keys() | mapped, video=conditioning.frames is not None
@@ -77,27 +70,8 @@ class _Phase(nn.Module):
             self.box.values[path] = single_token_attention(layer, token)
 
 
-def _mapped_layers(
-    denoiser: nn.Module, conditioning: Conditioning, phase: Phase
-) -> dict[str, nn.Module]:
-    """Return the cross-attention layers that a phase computes as a map of a single token."""
-    reads_cache = "cross_cache" in READS[phase]
-    if conditioning.single_token is None or reads_cache:
-        return {}
-    return cross_attention_layers(denoiser)
-
-
 class FullPhase(_Phase):
     """One semantics-planning evaluation: guidance inside, if any; cross-attention computed."""
-
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        groups: Iterable[CacheGroup],
-        conditioning: Conditioning,
-        phase: Phase = "full",
-    ) -> None:
-        super().__init__(denoiser, groups, conditioning, phase)
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
@@ -177,15 +151,6 @@ def _deviation(noise_pred: torch.Tensor) -> torch.Tensor:
 class GatedPhase(_Phase):
     """One fidelity-improving evaluation: no guidance, cross-attention read from the cache."""
 
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        groups: Iterable[CacheGroup],
-        conditioning: Conditioning,
-        phase: Phase = "gated",
-    ) -> None:
-        super().__init__(denoiser, groups, conditioning, phase)
-
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
@@ -207,79 +172,3 @@ class GatedPhase(_Phase):
         )
         batch = sample.shape[0]
         return noise_pred.float(), *(group.stack(self.box, 1, batch) for group in self.writes)
-
-
-def make_phase(
-    denoiser: nn.Module,
-    groups: Iterable[CacheGroup],
-    conditioning: Conditioning,
-    phase: Phase,
-) -> FullPhase | GatedPhase:
-    """Make the module of a phase."""
-    gated = "cross_cache" in READS[phase]
-    return (GatedPhase if gated else FullPhase)(denoiser, groups, conditioning, phase)
-
-
-@torch.no_grad()
-def cache_groups(
-    denoiser: nn.Module,
-    conditioning: Conditioning,
-    *,
-    channels: int,
-    sides: Mapping[str, int],
-    kinds: Collection[CacheKind],
-) -> tuple[CacheGroup, ...]:
-    """Find how attention outputs group into cache tensors, without computing anything.
-
-    Runs the denoiser on fake tensors, which carry shapes only. The cache of cross-attention is
-    always there, and comes first.
-
-    Args:
-        denoiser: a diffusers UNet or transformer.
-        conditioning: what it takes besides the sample and the time.
-        channels: of the latents, of all frames of a video.
-        sides: `latent_height` and `latent_width`, and those of images, `height` and `width`.
-        kinds: which caches a bundle holds.
-    """
-    cross = cross_attention_layers(denoiser)
-    wanted = set(cross)
-    if set(kinds) - {"cross_cache"}:
-        wanted |= self_attention_layers(denoiser).keys()
-    box = CachedOutputs()
-    recorder = recording_copy(denoiser, box, wanted)
-    latent_height, latent_width = sides["latent_height"], sides["latent_width"]
-    dtype = next(denoiser.parameters()).dtype
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        conditioning.predict(
-            recorder,
-            torch.empty(1, channels, latent_height, latent_width, dtype=dtype),
-            torch.zeros(1),
-            {
-                GUIDANCE_SCALE: torch.zeros(1),
-                **{
-                    entry.name: torch.empty(
-                        1,
-                        *(dim if isinstance(dim, int) else sides[dim] for dim in entry.shape),
-                        dtype=dtype if entry.origin is None else None,
-                    )
-                    for entry in conditioning.conditions
-                },
-            },
-        )
-    shapes = {path: tuple(value.shape) for path, value in box.values.items()}
-    of_cross = {path: shape for path, shape in shapes.items() if path in cross}
-    of_self = {path: shape for path, shape in shapes.items() if path not in cross}
-    if conditioning.single_token is not None:
-        of_cross = {path: (1, 1, width) for path, (_, _, width) in of_cross.items()}
-    group = partial(
-        group_caches,
-        latent_height=latent_height,
-        latent_width=latent_width,
-        frames=conditioning.frames,
-    )
-    groups = group("cross_cache", of_cross)
-    if "self_passes" in kinds:
-        groups += group("self_passes", of_self, passes=conditioning.passes)
-    if "self_cache" in kinds:
-        groups += group("self_cache", of_self)
-    return groups

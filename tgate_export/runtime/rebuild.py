@@ -6,13 +6,11 @@ from collections.abc import Mapping
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import DEFAULT_BATCH
+from tgate_export.bundle.manifest_graphs import Method
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
 from tgate_export.steps.step_plan import StepPlan
-
-# The argument of `build_bundle` that adds a graph.
-_INTERVALS = {"full_reuse": "sp_interval", "gated_reuse": "fi_interval"}
 
 
 def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
@@ -29,7 +27,7 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
         )
     lacking = {
         option: request.value(option)
-        for graph, option in _INTERVALS.items()
+        for graph, option in _intervals(bundle.manifest.method).items()
         if graph not in bundle.manifest.graphs and graph in step_plan.phases
     }
     if lacking:
@@ -42,6 +40,16 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
         )
 
 
+def _intervals(method: Method) -> dict[str, str]:
+    """Return the argument of `build_bundle` that adds a graph: steps are divided by it."""
+    return {
+        guard.phase: comparison.modulo
+        for guard in method.rule
+        for comparison in guard.all
+        if comparison.modulo is not None
+    }
+
+
 def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes: object) -> Build:
     """Return the call that builds the bundle again, with some arguments changed.
 
@@ -52,7 +60,6 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         **changes: arguments of `build_bundle`.
     """
     manifest = bundle.manifest
-    defaults = manifest.defaults
     arguments: dict[str, object] = {
         "model": manifest.source.model,
         "weights": "random" if manifest.source.kind == "random" else "pretrained",
@@ -60,10 +67,7 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "size": (manifest.size.width, manifest.size.height),
         # Without a batch, graphs take the default range and plans a single image.
         "batch": None if manifest.batch == DEFAULT_BATCH else manifest.batch,
-        "gate_step": defaults.gate_step,
-        "sp_interval": defaults.sp_interval,
-        "fi_interval": defaults.fi_interval,
-        "warm_up": defaults.warm_up,
+        **{name: manifest.parameters[name].default for name in manifest.method.parameters},
         "out": bundle.path,
         "guidance": "none" if manifest.guidance == "none" else None,
         "image_to_image": True

@@ -26,7 +26,7 @@ from tgate_export.common.progress import Progress
 from tgate_export.families.graphs import GraphInput, graph_exports
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.source import ModelSource
-from tgate_export.methods.cross_attention import CacheGroup
+from tgate_export.methods.denoiser_phases import DenoiserPhases
 from tgate_export.parameters import Parameter
 from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.backends.onnx_check import read_graph
@@ -51,7 +51,7 @@ def graph_references(
     source: ModelSource,
     parts: Components,
     manifest: Manifest,
-    groups: tuple[CacheGroup, ...],
+    phases: DenoiserPhases | None,
     *,
     batch: int,
     only: Collection[str] | None = None,
@@ -66,14 +66,14 @@ def graph_references(
         parts: the loaded pipeline; with `only`, what those graphs need of it. That of a denoiser
             is the prompt encoder, too.
         manifest: the bundle's manifest: dtypes and sizes.
-        groups: how caches are stacked.
+        phases: the denoiser's; None where it is not loaded.
         batch: samples in each input.
         only: give these graphs alone; of the denoiser all or none.
     """
     known = _random_inputs(source, manifest, batch)
     references = {}
     image_to_image = "vae_encoder" in manifest.graphs
-    declared = graph_exports(source, parts, manifest.size, groups, image_to_image=image_to_image)
+    declared = graph_exports(source, parts, manifest.size, phases, image_to_image=image_to_image)
     encoder = manifest.prompt_encoder
     # A denoiser is run on what the encoder makes of a prompt.
     wanted = None if only is None else {*only, *([encoder] if "full" in only else [])}

@@ -15,14 +15,11 @@ from tgate_export.bundle.origins import FromFormula, FromImage, FromParameter
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
-from tgate_export.methods.conditioning import Conditioning
-from tgate_export.methods.cross_attention import CacheGroup
-from tgate_export.methods.phases import FullPhase, GatedPhase, make_phase, phases
+from tgate_export.methods.denoiser_phases import DenoiserPhases
 from tgate_export.runtime.formulas import formula_row
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
 from tgate_export.samplers.specs import sampler_spec
-from tgate_export.steps.tgate import tgate_plan
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
 LARGE_DENOISER = 100_000_000
@@ -33,31 +30,45 @@ PROMPT, NEGATIVE_PROMPT = "a red circle on a blue background", "a green square"
 
 @dataclass(frozen=True)
 class TrajectoryCase:
-    """One run to compare: sampler, steps and step plan."""
+    """One run to compare.
+
+    Attributes:
+        scheduler: the sampler.
+        steps: denoising steps.
+        settings: of the method's parameters, those that are not the least that they can be; the
+            gate step is one of them.
+    """
 
     scheduler: str
     steps: int
-    gate_step: int
-    sp_interval: int = 1
-    fi_interval: int = 1
-    warm_up: int = 0
+    settings: Mapping[str, int]
+
+    @property
+    def ungated(self) -> bool:
+        """Whether no step is gated."""
+        return self.settings["gate_step"] >= self.steps
 
     def __str__(self) -> str:
-        gated = "no gate" if self.gate_step >= self.steps else f"gate {self.gate_step}"
-        reused = f", sp {self.sp_interval}, fi {self.fi_interval}, warm-up {self.warm_up}"
-        intervals = "" if self.sp_interval == self.fi_interval == 1 else reused
-        return f"{self.scheduler}, {gated} of {self.steps}{intervals}"
+        gated = "no gate" if self.ungated else f"gate {self.settings['gate_step']}"
+        others = [f", {name} {n}" for name, n in self.settings.items() if name != "gate_step"]
+        return f"{self.scheduler}, {gated} of {self.steps}{''.join(others)}"
+
+    def values(self, manifest: Manifest) -> dict[str, int]:
+        """Return the values of all of the method's parameters."""
+        least = {name: manifest.parameters[name].min for name in manifest.method.parameters}
+        return {name: int(value or 0) for name, value in (least | dict(self.settings)).items()}
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """A case with its starting latents and PyTorch's final ones [1, C, h, w].
 
-    `call` is what `TGatePipeline` is asked for.
+    `call` is what `TGatePipeline` is asked for, `parameters` are those that it takes by name.
     """
 
     case: TrajectoryCase
     call: Mapping[str, Any]
+    parameters: dict[str, Any]
     latents: np.ndarray
     expected: np.ndarray
 
@@ -66,27 +77,31 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
     """Choose the runs to compare: four schedulers and four gates, or one short run if large."""
     # The shortest intervals: they take turns at every graph that the bundle has.
     intervals = {
-        "sp_interval": 2 if "full_reuse" in manifest.graphs else 1,
-        "fi_interval": 2 if "gated_reuse" in manifest.graphs else 1,
+        comparison.modulo: 2
+        for guard in manifest.method.rule
+        for comparison in guard.all
+        if comparison.modulo is not None and guard.phase in manifest.graphs
     }
-    reuses = max(intervals.values()) > 1
     # One that draws noise cannot be compared.
     steady = [name for name in manifest.samplers if name not in ("lcm", "euler-a")]
     if manifest.graph("full").parameters > LARGE_DENOISER:
-        steps, gate = (6, 3) if reuses else (4, 2)
+        steps, gate = (6, 3) if intervals else (4, 2)
         default = manifest.defaults.scheduler
         first = [name for name in (default, "ddim") if name in steady]
         return tuple(
-            TrajectoryCase(name, steps, gate, **intervals) for name in (first or steady)[:1]
+            TrajectoryCase(name, steps, {"gate_step": gate, **intervals})
+            for name in (first or steady)[:1]
         )
     steps = manifest.defaults.num_inference_steps
     gates = sorted({1, max(1, steps // 5), manifest.defaults.gate_step, steps})
     usual = ("ddim", "euler", "dpm++2m", "pndm")
     schedulers = [name for name in steady if name in usual] or steady[:1]
-    cases = [TrajectoryCase(name, steps, gate) for name in schedulers for gate in gates]
-    if reuses:
-        gate = max(2, steps // 2)
-        cases += [TrajectoryCase(name, steps, gate, **intervals) for name in schedulers]
+    cases = [
+        TrajectoryCase(name, steps, {"gate_step": gate}) for name in schedulers for gate in gates
+    ]
+    if intervals:
+        settings = {"gate_step": max(2, steps // 2), **intervals}
+        cases += [TrajectoryCase(name, steps, settings) for name in schedulers]
     return tuple(cases)
 
 
@@ -94,7 +109,7 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
 def trajectories(
     source: ModelSource,
     parts: Components,
-    groups: tuple[CacheGroup, ...],
+    phases: DenoiserPhases,
     manifest: Manifest,
     cases: Iterable[TrajectoryCase],
 ) -> tuple[Trajectory, ...]:
@@ -110,17 +125,19 @@ def trajectories(
         values["guidance_scale"] = torch.linspace(1.0, guidance_scale, frames)[None]
     values["guidance_rescale"] = torch.zeros(1)
     own, pictures = _own_conditions(manifest, values.keys())
-    values, call = values | own, call | pictures
-    graphs = _Graphs(denoiser, groups, conditioning, values)
+    values |= own
+    graphs = _Graphs(denoiser, phases, values)
     _, *shape = manifest.latents.shape(1, manifest.size.height.opt, manifest.size.width.opt)
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(tuple(shape), seed=index)[None]
         with computing_in_fp32(*graphs.modules):
-            expected = _run(case, source.config("scheduler"), graphs, latents)
+            expected = _run(
+                case, case.values(manifest), source.config("scheduler"), graphs, latents
+            )
         latents = latents.reshape(manifest.latents.unfolded(latents.shape))
         expected = expected.reshape(latents.shape)
-        found.append(Trajectory(case, call, latents, expected))
+        found.append(Trajectory(case, call, pictures, latents, expected))
     return tuple(found)
 
 
@@ -143,7 +160,7 @@ def _own_conditions(manifest: Manifest, known: Collection[str]) -> Conditions:
             low, high = origin.range
             values[tensor.name] = torch.from_numpy(image * (high - low) + low)[None]
             pictures[origin.image] = image
-    return values, {"parameters": pictures}
+    return values, pictures
 
 
 def _smooth_image(manifest: Manifest) -> np.ndarray:
@@ -219,36 +236,34 @@ class _Graphs:
     def __init__(
         self,
         denoiser: torch.nn.Module,
-        groups: tuple[CacheGroup, ...],
-        conditioning: Conditioning,
+        phases: DenoiserPhases,
         values: Mapping[str, torch.Tensor],
     ) -> None:
-        self._full_inputs = [values[name] for name in conditioning.full_inputs]
-        self._gated_inputs = [values[name] for name in conditioning.gated_inputs]
+        self.phases = phases
+        self._values = values
         self._caches: dict[str, torch.Tensor] = {}
-        self._phases: dict[str, FullPhase | GatedPhase] = {
-            phase: make_phase(denoiser, groups, conditioning, phase) for phase in phases(groups)
-        }
+        self._modules = {name: phases.module(denoiser, name) for name in phases.names}
 
     @property
-    def modules(self) -> tuple[FullPhase | GatedPhase, ...]:
+    def modules(self) -> tuple[torch.nn.Module, ...]:
         """The phases, in the order of the bundle's graphs."""
-        return tuple(self._phases.values())
+        return tuple(self._modules.values())
 
     def __call__(self, phase: str, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        module = self._phases[phase]
-        reads = [self._caches[group.name] for group in module.reads]
-        conditions = self._full_inputs if isinstance(module, FullPhase) else self._gated_inputs
+        conditions = [self._values[name] for name in self.phases.inputs(phase)]
+        reads = [self._caches[group.name] for group in self.phases.reads(phase)]
         noise_pred: torch.Tensor
-        noise_pred, *written = module(sample, timestep, *conditions, *reads)
+        noise_pred, *written = self._modules[phase](sample, timestep, *conditions, *reads)
         self._caches |= {
-            group.name: cache for group, cache in zip(module.writes, written, strict=True)
+            group.name: cache
+            for group, cache in zip(self.phases.writes(phase), written, strict=True)
         }
         return noise_pred
 
 
 def _run(
     case: TrajectoryCase,
+    settings: Mapping[str, int],
     scheduler_config: dict[str, Any],
     graphs: _Graphs,
     latents: np.ndarray,
@@ -261,14 +276,7 @@ def _run(
     # PNDM evaluates once more than asked for; steps are counted from after it.
     extra = len(scheduler.timesteps) - case.steps * scheduler.order
     sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
-    step_plan = tgate_plan(
-        case.steps,
-        case.gate_step,
-        extra,
-        sp_interval=case.sp_interval,
-        fi_interval=case.fi_interval,
-        warm_up=case.warm_up,
-    )
+    step_plan = graphs.phases.method.plan(settings, case.steps, extra)
     for phase, timestep in zip(step_plan.phases, scheduler.timesteps, strict=True):
         scaled = scheduler.scale_model_input(sample, timestep)
         noise_pred = graphs(phase, scaled, timestep[None].float())

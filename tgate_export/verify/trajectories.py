@@ -34,14 +34,11 @@ def check_trajectories(
         output = pipeline(
             num_images_per_prompt=copies,
             num_inference_steps=run.case.steps,
-            gate_step=run.case.gate_step,
-            sp_interval=run.case.sp_interval,
-            fi_interval=run.case.fi_interval,
-            warm_up=run.case.warm_up,
             scheduler=run.case.scheduler,
             latents=np.concatenate([run.latents] * copies),
             output_type="latent",
             **run.call,
+            parameters=run.parameters | run.case.values(bundle.manifest),
         )
         latents = np.asarray(output.images)
         expected = np.concatenate([run.expected] * copies)
@@ -52,6 +49,6 @@ def check_trajectories(
 
 def trajectory_bound(case: TrajectoryCase, computed: Computed) -> float:
     """Return the largest relative difference allowed of a run's final latents."""
-    if computed == "bf16" and case.scheduler == "pndm" and case.gate_step >= case.steps:
+    if computed == "bf16" and case.scheduler == "pndm" and case.ungated:
         return PNDM_BOUND_BF16
     return TRAJECTORY_BOUNDS[computed]
