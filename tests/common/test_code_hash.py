@@ -71,7 +71,7 @@ def test_nothing_that_python_imports_is_missing(root: str) -> None:
 
 def test_what_exporting_imports() -> None:
     """No graph is exported anew for what runs, times, serves or checks it."""
-    names = imported_files(PACKAGE, "export.export_unit")
+    names = imported_files(PACKAGE, "export.export_unit", "methods.tgate")
     assert {"export.onnx_export", "methods.phases", "families.modules"} <= names.keys()
     rooms = {name.partition(".")[0] for name in names}
     others = {"runtime", "samplers", "verify", "compile", "build", "bench", "embed", "cli", "data"}
@@ -81,7 +81,8 @@ def test_what_exporting_imports() -> None:
 @pytest.mark.parametrize(
     ("root", "inside", "outside"),
     [
-        ("export.export_unit", "methods.phases", "samplers.tables"),
+        ("export.export_unit", "families.modules", "samplers.tables"),
+        ("methods.tgate_v2", "methods.phases", "samplers.tables"),
         ("build.assemble", "verify.graphs", "cli.build"),
         ("samplers.table_cache", "samplers.fit", "methods.phases"),
         ("compile.builder", "compile.checks", "runtime.pipeline"),

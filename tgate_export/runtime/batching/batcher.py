@@ -352,7 +352,7 @@ class Batcher:
                 self._finish(state)
 
     def _shape(self, image: ImageState) -> BatchShape:
-        """Return the shape of calls for an image's size: the same, whatever an image needs."""
+        """Return the shape of calls for an image of its size, whatever it needs."""
         manifest = self.manifest
         with_image = "vae_encoder" in manifest.graphs
         return BatchShape(self.max_batch, *image.size, manifest.phases, image=with_image)
