@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+from tgate_export.bench.answer import answer
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.measure import Advance, Measurement, Plan, Setup
 from tgate_export.bench.peak_memory import measure_peak
@@ -128,9 +129,19 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
     notes += remarks
     if not measurement.complete:
         notes.insert(0, "interrupted: rows have fewer rounds than asked for, or are missing")
+    rows = summarise(measurement, macs)
     result = BenchResult(
         created=now(),
         complete=measurement.complete,
+        answers=[
+            answer(
+                setup.name,
+                [row for row in rows if row.target == setup.name],
+                setup.bound,
+                complete=measurement.complete,
+            )
+            for setup in setups
+        ],
         notes=notes,
         settings=BenchSettings(
             num_inference_steps=plan.steps,
@@ -148,7 +159,7 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
             _target(setup, plan, attributions.get(setup.name), measurement.complete)
             for setup in setups
         ],
-        rows=summarise(measurement, macs),
+        rows=rows,
     )
     return Comparison(result, measurement)
 
@@ -199,6 +210,7 @@ def _target(setup: Setup, plan: Plan, computed: Attribution | None, complete: bo
         peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
         device_memory=setup.memory.as_dict() if setup.memory else None,
         prompts=list(setup.prompts),
+        bound=setup.bound,
         attribution=computed,
         measured_attribution=_measured(setup),
     )

@@ -17,6 +17,7 @@ from tgate_export.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import ProbeResult
+    from tgate_export.bench.rows import RowSpec
     from tgate_export.runtime.pipeline import TGatePipeline
 
 # With none lost of 128, one is 95 % sure that fewer than 2.4 % are lost of all; with fewer than
@@ -65,10 +66,11 @@ def command(
     json_path: Path | None,
     html_path: Path | None,
 ) -> None:
-    """Find where cross-attention converges; suggest a gate step.
+    """Find where cross-attention converges; say which gate to use, or none.
 
-    Generates images of the prompts without gating and at the gates that a bisection asks for; the
-    convergence curves come from the caches that the full graph gives anyway.
+    Generates images of the prompts without gating, at a few gates and those that a bisection asks
+    for, and with as many plain steps as take the suggested gate's time; the convergence curves come
+    from the caches that the full graph gives anyway.
     """
     check_reports({"--json": json_path, "--html": html_path})
     from tgate_export.bench.compare import require_bench_extra
@@ -76,7 +78,7 @@ def command(
     from tgate_export.bench.prompts import default_prompts, is_shapes, read_prompts
     from tgate_export.runtime.pipeline import TGatePipeline
 
-    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
+    require_bench_extra("skimage", "scipy", *(("jinja2",) if html_path else ()))
     prompts = read_prompts(prompts_path) if prompts_path else None
     with readable_warnings():
         with spinner("loading"):
@@ -88,7 +90,7 @@ def command(
         scheduler = scheduler or pipeline.manifest.defaults.scheduler
         _check(pipeline, steps, scheduler)
         with progress_bar() as advance:
-            command = partial(_generate, pipeline, prompts[0], steps, scheduler)
+            command = partial(_generate, pipeline, prompts[0], scheduler)
             probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim, command)
             result = probe.run()
     _show(result)
@@ -103,11 +105,15 @@ def command(
         raise SystemExit(130)
 
 
-def _generate(
-    pipeline: TGatePipeline, prompt: str, steps: int, scheduler: str, gate_step: int
-) -> str:
-    """Return the command that generates with a gate step."""
-    options = ["--steps", str(steps), "--gate-step", str(gate_step)]
+def _generate(pipeline: TGatePipeline, prompt: str, scheduler: str, row: RowSpec) -> str:
+    """Return the command that generates as a row does: what it sets, and the bundle does not."""
+    call = row.call()
+    options = ["--steps", str(call.pop("num_inference_steps"))]
+    options += ["--gate-step", str(call.pop("gate_step"))]
+    defaults = dict(pipeline.manifest.defaults)
+    for name, value in call.items():
+        if value != defaults.get(name):
+            options += [f"--{name.replace('_', '-')}", f"{value:g}"]
     if scheduler != pipeline.manifest.defaults.scheduler:
         options += ["--scheduler", scheduler]
     path = str(pipeline.bundle.path)
@@ -137,12 +143,12 @@ def _show(result: ProbeResult) -> None:
     console = stdout()
     for table in probe_tables(result):
         print_table(console, table)
-    console.print(f"Bound: {result.bound.text}.", soft_wrap=True)
+    console.print(f"Keeps the quality: {result.bound.text}.", soft_wrap=True)
+    console.print(result.answer.sentence, soft_wrap=True, style="bold", highlight=False)
     if result.command:
+        console.print(f"  {result.command}", soft_wrap=True, highlight=False)
+    if result.gate_command and result.gate_command != result.command:
         console.print(
-            f"Suggested gate step: {result.suggested_gate_step} of "
-            f"{result.settings.num_inference_steps}. Generate with it:\n  {result.command}",
-            soft_wrap=True,
-        )
-    elif result.complete:
-        console.print("No gate meets the bound: generate without one.")
+            f"With the earliest gate that keeps the quality:\n  {result.gate_command}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
