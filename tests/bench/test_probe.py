@@ -93,7 +93,7 @@ def probe(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> KnownProbe:
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     return KnownProbe(
         pipeline, ("x", "y"), 20, "euler", 0, lambda *_: None,
-        command=lambda row: f"generate {row.label}",
+        command=lambda pipeline, prompt, scheduler, row: f"generate {row.label}",
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_fewer_plain_steps_in_the_gates_time(probe: KnownProbe, noise: float, us
     assert result.answer.fewer_steps.row == f"{count} plain steps"
     assert result.answer.gate == f"gate {gate} of 20"
     assert used in str(result.answer.use)
-    assert result.command == f"generate {result.answer.use}"
+    assert result.answer.command == f"generate {result.answer.use}"
 
 
 def test_no_gate_meets_an_impossible_bound(probe: KnownProbe) -> None:
@@ -144,7 +144,7 @@ def test_no_gate_meets_an_impossible_bound(probe: KnownProbe) -> None:
     result = probe.run()
     assert (result.suggested, result.gate_command, result.complete) == (None, None, True)
     assert result.answer.use == "20 steps, no gate"
-    assert result.command == "generate 20 steps, no gate"
+    assert result.answer.command == "generate 20 steps, no gate"
 
 
 def test_ctrl_c_keeps_the_gates(probe: KnownProbe) -> None:
@@ -152,7 +152,7 @@ def test_ctrl_c_keeps_the_gates(probe: KnownProbe) -> None:
     probe.bound = choose_bound(probe.prompts, 0.9)
     result = probe.run()
     assert not result.complete
-    assert (result.suggested, result.answer.use, result.command) == (None, None, None)
+    assert (result.suggested, result.answer.use, result.answer.command) == (None, None, None)
     assert [row.label for row in result.rows] == [
         "20 steps, no gate", "gate 16 of 20", "gate 12 of 20",
     ]  # fmt: skip

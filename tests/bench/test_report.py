@@ -22,6 +22,7 @@ from tgate_export.bench.probe import Probe
 from tgate_export.bench.report.bench import bench_page
 from tgate_export.bench.report.probe import probe_page
 from tgate_export.bench.result import BenchResult, Number, ProbeResult
+from tgate_export.bench.rows import RowSpec
 from tgate_export.bench.tables import probe_tables, tables
 from tgate_export.data.shapes_world import all_captions
 
@@ -177,13 +178,50 @@ def fits_a_phone(page: Page, width: int = 390) -> bool:
     return bool(fits) and page.evaluate(OUTSIDE) == []
 
 
+def command(pipeline: object, prompt: str, scheduler: str | None, row: RowSpec) -> str:
+    return f"generate {row.label}"
+
+
 @pytest.fixture
 def bench_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[BenchResult, str]:
     monkeypatch.setattr(compare_module, "measure_peak", lambda *_: 12345678)
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     plan = Plan(8, (2, 5), None, batch=1, repeats=3, warmup=1, seed=0)
-    comparison = compare([Setup("tiny", pipeline, (PROMPT, "b"))], plan, lambda *_: None)
+    comparison = compare([Setup("tiny", pipeline, (PROMPT, "b"))], plan, lambda *_: None, command)
     return comparison.result, bench_page(comparison)
+
+
+@pytest.fixture
+def two_targets(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[BenchResult, str]:
+    monkeypatch.setattr(compare_module, "measure_peak", lambda *_: None)
+    clock = Clock()
+    setups = [
+        Setup(name, fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(clock)), ("a",))
+        for name in ("one bundle (openvino)", "another (onnxruntime:cuda)")
+    ]
+    plan = Plan(8, (2, 5), None, batch=1, repeats=2, warmup=1, seed=0)
+    comparison = compare(setups, plan, lambda *_: None, command)
+    return comparison.result, bench_page(comparison)
+
+
+@pytest.fixture(params=["bench", "probe", "probe before the first gate"])
+def interrupted(
+    request: pytest.FixtureRequest, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    backend = FakeBackend(Clock())
+    pipeline = fake_pipeline(tiny_bundle, monkeypatch, backend)
+    calls = {"bench": 7, "probe": 3, "probe before the first gate": 1}[request.param]
+
+    def interrupt(launch: Any, _memory: Any) -> None:
+        if launch.graph == "sampler" and backend.launched.count("vae_decoder") == calls:
+            raise KeyboardInterrupt
+
+    backend.ran = interrupt
+    if request.param == "bench":
+        plan = Plan(8, (2, 5), None, batch=1, repeats=3, warmup=1, seed=0)
+        return bench_page(compare([Setup("x", pipeline, ("a",))], plan, lambda *_: None))
+    probe = Probe(pipeline, ("a",), 8, "ddim", 0, lambda *_: None)
+    return probe_page(probe.run(), probe.pictures)
 
 
 @pytest.fixture
@@ -191,7 +229,7 @@ def probe_report(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pr
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     probe = Probe(
         pipeline, (PROMPT, "b"), 8, "ddim", 0, lambda *_: None, 0,
-        lambda row: f"generate {row.label}",
+        command,
     )  # fmt: skip
     result = probe.run()
     rng = np.random.default_rng(0)
@@ -215,8 +253,9 @@ def crowded(probe_report: tuple[ProbeResult, str]) -> str:
     ]  # fmt: skip
     found = answer("x", rows, choose_bound(all_captions()[:128]), complete=True)
     pictures = {row.id: [np.zeros((8, 8, 3), np.uint8)] * 2 for row in rows}
-    commands = {"command": "generate 14 steps", "gate_command": "generate gate 4"}
-    result = probe_report[0].model_copy(update={"rows": rows, "answer": found, **commands})
+    found = found.model_copy(update={"command": "generate 14 plain steps"})
+    update = {"rows": rows, "answer": found, "gate_command": "generate gate 4"}
+    result = probe_report[0].model_copy(update=update)
     return probe_page(result, pictures)
 
 
@@ -240,9 +279,9 @@ def test_probe_page(visit: Any, probe_report: tuple[ProbeResult, str]) -> None:
     page = visit(text)
     assert ProbeResult.model_validate_json(page.result()) == result
     assert page.cells() == [[list(cells) for cells in table.rows] for table in probe_tables(result)]
-    assert page.page.inner_text("#command") == result.command
+    assert page.page.locator(".command code").all_inner_texts() == ["generate gate 1 of 8"]
     # The gate is what to use.
-    assert result.command == result.gate_command == "generate gate 1 of 8"
+    assert result.answer.command == result.gate_command == "generate gate 1 of 8"
     assert page.page.locator("#gate-command").count() == 0
     seen = page.choose()
     assert [fact.partition(":")[0] for _, fact, _ in seen] == [r.label for r in result.rows[1:]]
@@ -273,6 +312,29 @@ def test_nothing_overlaps_or_reaches_outside(visit: Any, crowded: str, width: in
     assert labels.count() >= 15
     assert labels.first.evaluate("text => getComputedStyle(text).fontSize") == "12px"
     assert page.overlapping_labels() == []
+    assert page.complaints == []
+
+
+def test_each_target_has_an_answer_and_pictures(
+    visit: Any, two_targets: tuple[BenchResult, str]
+) -> None:
+    result, text = two_targets
+    page = visit(text)
+    sentences = page.page.locator(".answer p:not(.command)").all_inner_texts()
+    expected = [f"{answer.target}\n{answer.sentence}" for answer in result.answers]
+    assert [sentence.replace("\n\n", "\n") for sentence in sentences] == expected
+    assert page.page.locator(".chooser").count() == 2
+    assert fits_a_phone(page.page)
+    assert page.overlapping_labels() == []
+    assert page.complaints == []
+
+
+def test_interrupted(visit: Any, interrupted: str) -> None:
+    page = visit(interrupted)
+    assert page.page.inner_text("#incomplete") == "Interrupted: this report is incomplete."
+    assert page.page.inner_text("#answer-0").startswith("Interrupted: too little was measured")
+    assert page.page.locator(".command").count() == 0
+    assert fits_a_phone(page.page)
     assert page.complaints == []
 
 

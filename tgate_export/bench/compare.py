@@ -13,8 +13,23 @@ from tgate_export.bench.machine import machine, now
 from tgate_export.bench.measure import Advance, Measurement, Plan, Setup
 from tgate_export.bench.peak_memory import measure_peak
 from tgate_export.bench.prompts import default_prompts, is_shapes
-from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
-from tgate_export.bench.rows import baseline, binding_plan, gated, requested_rows
+from tgate_export.bench.result import (
+    Answer,
+    Attribution,
+    BenchResult,
+    BenchRow,
+    BenchSettings,
+    Macs,
+    Target,
+)
+from tgate_export.bench.rows import (
+    Command,
+    baseline,
+    binding_plan,
+    gated,
+    requested_rows,
+    spec_of,
+)
 from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
@@ -113,8 +128,16 @@ def require_bench_extra(*packages: str) -> None:
         raise TGateError(f"this needs {', '.join(missing)}: {pip_install('bench')}")
 
 
-def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison:
+def compare(
+    setups: Sequence[Setup], plan: Plan, advance: Advance, command: Command | None = None
+) -> Comparison:
     """Measure, and keep what was measured when interrupted.
+
+    Args:
+        setups: what is compared.
+        plan: what is measured.
+        advance: called before each call.
+        command: writes what generates as an answer says.
 
     Raises:
         TGateError: what a pipeline raises.
@@ -134,13 +157,7 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
         created=now(),
         complete=measurement.complete,
         answers=[
-            answer(
-                setup.name,
-                [row for row in rows if row.target == setup.name],
-                setup.bound,
-                complete=measurement.complete,
-            )
-            for setup in setups
+            _answer(setup, rows, plan, command, complete=measurement.complete) for setup in setups
         ],
         notes=notes,
         settings=BenchSettings(
@@ -162,6 +179,18 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
         rows=rows,
     )
     return Comparison(result, measurement)
+
+
+def _answer(
+    setup: Setup, rows: Sequence[BenchRow], plan: Plan, command: Command | None, *, complete: bool
+) -> Answer:
+    own = [row for row in rows if row.target == setup.name]
+    found = answer(setup.name, own, setup.bound, complete=complete)
+    use = next((row for row in own if row.id == found.use), None)
+    if use is None or command is None:
+        return found
+    written = command(setup.pipeline, setup.prompts[0], plan.scheduler, spec_of(use))
+    return found.model_copy(update={"command": written})
 
 
 def _work(

@@ -14,7 +14,7 @@ from tgate_export.bench.bound import choose_bound, judge
 from tgate_export.bench.convergence import ConvergenceRecorder
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.result import Interval, ProbeResult, ProbeSettings, Quality, Row
-from tgate_export.bench.rows import RowSpec, baseline, fewer_steps, gated
+from tgate_export.bench.rows import Command, RowSpec, baseline, fewer_steps, gated
 from tgate_export.bench.similarity import as_bytes
 from tgate_export.bench.statistics import quantiles, speedup
 from tgate_export.bench.step_times import equal_time_steps, latencies_by_steps
@@ -53,7 +53,7 @@ class Probe:
         scheduler: a sampler of the bundle.
         seed: of the first picture.
         min_ssim: bound to use; by default adherence where it can be judged, else `MIN_SSIM`.
-        command: what generates as a row does, for the result; for instance a shell command.
+        command: writes what generates as a row does, for the result.
         pictures: by label of the row, 8 bits.
     """
 
@@ -64,7 +64,7 @@ class Probe:
     seed: int
     advance: Advance
     min_ssim: float | None = None
-    command: Callable[[RowSpec], str] | None = None
+    command: Command | None = None
     pictures: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -203,15 +203,15 @@ class Probe:
         means = np.mean([curve.change for curve in curves], axis=0) if curves else []
         rows = self._rows()
         found = answer(manifest.name, rows, self.bound, complete=complete)
-        specs = {label: trial.spec for label, trial in self._trials.items()}
-        use = specs[found.use] if found.use else None
+        if found.use:
+            use = self._command(self._trials[found.use].spec)
+            found = found.model_copy(update={"command": use})
         return ProbeResult(
             created=now(),
             complete=complete,
             answer=found,
-            command=self.command(use) if use and self.command else None,
             suggested=dict(suggested.parameters) if suggested else None,
-            gate_command=self.command(suggested) if suggested and self.command else None,
+            gate_command=self._command(suggested) if suggested else None,
             bundle=manifest.name,
             settings=ProbeSettings(
                 num_inference_steps=self.steps,
@@ -228,6 +228,11 @@ class Probe:
             mean_change=[float(value) for value in means],
             rows=rows,
         )
+
+    def _command(self, row: RowSpec) -> str | None:
+        if self.command is None:
+            return None
+        return self.command(self.pipeline, self.prompts[0], self.scheduler, row)
 
 
 def chart_gates(steps: int) -> list[int]:

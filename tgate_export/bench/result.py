@@ -201,6 +201,7 @@ class Answer(ResultModel):
     target: str
     sentence: str
     use: str | None = Field(description="id of a row; none: too little was measured")
+    command: str | None = Field(default=None, description="generates as that row does")
     gate: str | None = Field(
         description="id of the best gated row that keeps the quality and is faster"
     )
@@ -265,7 +266,6 @@ class ProbeResult(ResultModel):
     created: str = Field(description="ISO 8601, UTC")
     complete: bool = Field(description="false: interrupted, and nothing is suggested")
     answer: Answer
-    command: str | None = Field(description="generates as the answer says")
     suggested: dict[str, Number] | None = Field(
         description="parameters of the earliest gate that meets the bound"
     )

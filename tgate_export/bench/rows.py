@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tgate_export.bench.result import Kind, Number
+from tgate_export.bench.result import Kind, Number, Row
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
@@ -43,6 +43,15 @@ class RowSpec:
         return {
             "num_inference_steps": steps, "gate_step": steps, **VERSION_1, **self.parameters,
         }  # fmt: skip
+
+
+Command = Callable[[TGatePipeline, str, str | None, RowSpec], str]
+"""Writes what generates as a row does: with a pipeline, a prompt, a scheduler or its default."""
+
+
+def spec_of(row: Row) -> RowSpec:
+    """Return how a row of a result generates."""
+    return RowSpec(row.kind, row.num_inference_steps, row.label, row.parameters)
 
 
 def baseline(steps: int) -> RowSpec:

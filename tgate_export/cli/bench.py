@@ -9,7 +9,13 @@ import click
 
 from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
-from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
+from tgate_export.cli._reports import (
+    check_reports,
+    generate_command,
+    print_table,
+    progress_bar,
+    write_report,
+)
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 
 if TYPE_CHECKING:
@@ -94,7 +100,7 @@ def command(
                 bundles, backends, plan, adherence_prompts, BackendOptions(precision=precision)
             )
         with progress_bar() as advance:
-            comparison = compare(setups, plan, advance)
+            comparison = compare(setups, plan, advance, generate_command)
     result = comparison.result
     _show(result)
     if json_path:
@@ -120,5 +126,7 @@ def _show(result: BenchResult) -> None:
         print_table(console, content)
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    for sentence in answers(result):
+    for sentence, answer in zip(answers(result), result.answers, strict=True):
         console.print(sentence, soft_wrap=True, style="bold", highlight=False)
+        if answer.command:
+            console.print(f"  {answer.command}", soft_wrap=True, highlight=False)

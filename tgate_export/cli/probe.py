@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +9,12 @@ import click
 
 from tgate_export.cli._backend_options import BACKENDS, BackendOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
-from tgate_export.cli._reports import check_reports, progress_bar, write_report
+from tgate_export.cli._reports import check_reports, generate_command, progress_bar, write_report
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 from tgate_export.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from tgate_export.bench.result import ProbeResult
-    from tgate_export.bench.rows import RowSpec
     from tgate_export.runtime.pipeline import TGatePipeline
 
 # With none lost of 128, one is 95 % sure that fewer than 2.4 % are lost of all; with fewer than
@@ -90,8 +87,9 @@ def command(
         scheduler = scheduler or pipeline.manifest.defaults.scheduler
         _check(pipeline, steps, scheduler)
         with progress_bar() as advance:
-            command = partial(_generate, pipeline, prompts[0], scheduler)
-            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim, command)
+            probe = Probe(
+                pipeline, prompts, steps, scheduler, seed, advance, min_ssim, generate_command
+            )
             result = probe.run()
     _show(result)
     if json_path:
@@ -103,21 +101,6 @@ def command(
     if not result.complete:
         stderr().print("error: interrupted; what was generated is kept", soft_wrap=True)
         raise SystemExit(130)
-
-
-def _generate(pipeline: TGatePipeline, prompt: str, scheduler: str, row: RowSpec) -> str:
-    """Return the command that generates as a row does: what it sets, and the bundle does not."""
-    call = row.call()
-    options = ["--steps", str(call.pop("num_inference_steps"))]
-    options += ["--gate-step", str(call.pop("gate_step"))]
-    defaults = dict(pipeline.manifest.defaults)
-    for name, value in call.items():
-        if value != defaults.get(name):
-            options += [f"--{name.replace('_', '-')}", f"{value:g}"]
-    if scheduler != pipeline.manifest.defaults.scheduler:
-        options += ["--scheduler", scheduler]
-    path = str(pipeline.bundle.path)
-    return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:
@@ -145,9 +128,9 @@ def _show(result: ProbeResult) -> None:
         print_table(console, table)
     console.print(f"Keeps the quality: {result.bound.text}.", soft_wrap=True)
     console.print(result.answer.sentence, soft_wrap=True, style="bold", highlight=False)
-    if result.command:
-        console.print(f"  {result.command}", soft_wrap=True, highlight=False)
-    if result.gate_command and result.gate_command != result.command:
+    if result.answer.command:
+        console.print(f"  {result.answer.command}", soft_wrap=True, highlight=False)
+    if result.gate_command and result.gate_command != result.answer.command:
         console.print(
             f"With the earliest gate that keeps the quality:\n  {result.gate_command}",
             soft_wrap=True, highlight=False,
