@@ -6,16 +6,14 @@ import pytest
 
 from tests.support.rows import ROUNDS, baseline, gated, plain
 from tgate_export.bench.answer import answer
-from tgate_export.bench.result import Answer, Bound, Row
+from tgate_export.bench.result import Answer, Row
 
-SSIM = Bound(metric="ssim", value=0.84, text="mean SSIM of at least 0.84")
-ADHERENCE = Bound(metric="adherence", value=0.03, text="at most 3 % lost")
 # Every other round takes three times as long: no speed-up is beyond noise.
 WILD = (0.5, 1.5, 0.5, 1.5, 1.5, 0.5)
 
 
-def ask(*rows: Row, bound: Bound = ADHERENCE, complete: bool = True) -> Answer:
-    return answer("x", rows, bound, complete=complete)
+def ask(*rows: Row, complete: bool = True) -> Answer:
+    return answer("x", rows, complete=complete)
 
 
 def test_plain_steps_that_do_as_well_are_used() -> None:
@@ -54,7 +52,7 @@ def test_gate_is_used_where_plain_steps_in_its_time_break_the_bound() -> None:
     ],
 )
 def test_quality_within_noise_is_as_good(ssims: list[float], as_good: bool) -> None:
-    found = ask(baseline(), gated(10, 0.7), plain(18, 0.7, ssims=ssims), bound=SSIM)
+    found = ask(baseline(), gated(10, 0.7), plain(18, 0.7, ssims=ssims))
     assert found.fewer_steps is not None
     assert found.fewer_steps.as_good is as_good
     assert found.use == ("x/18 plain steps" if as_good else "x/gate 10 of 25")
@@ -63,7 +61,7 @@ def test_quality_within_noise_is_as_good(ssims: list[float], as_good: bool) -> N
 @pytest.mark.parametrize(("seconds", "as_good"), [(0.715, True), (0.8, False)])
 def test_whole_steps_may_take_half_a_step_longer(seconds: float, as_good: bool) -> None:
     # Half a step of 18 is 2.8 %.
-    found = ask(baseline(), gated(10, 0.7), plain(18, seconds), bound=SSIM)
+    found = ask(baseline(), gated(10, 0.7), plain(18, seconds))
     assert found.fewer_steps is not None
     assert found.fewer_steps.as_good is as_good
 
@@ -93,7 +91,7 @@ def test_nothing_keeps_the_quality() -> None:
         gated(5, 0.6, ssims=[0.7] * 4, keeps=False),
         gated(10, 0.7, ssims=[0.8] * 4, keeps=False),
     ]
-    found = ask(baseline(), *rows, bound=SSIM)
+    found = ask(baseline(), *rows)
     assert (found.use, found.gate) == ("x/25 steps, no gate", None)
     assert found.sentence == (
         "Use 25 steps without a gate: nothing faster that was tried keeps the quality, gate 10 of "
@@ -102,7 +100,7 @@ def test_nothing_keeps_the_quality() -> None:
 
 
 def test_no_gate_keeps_the_quality_but_plain_steps_do() -> None:
-    found = ask(baseline(), gated(5, 0.6, keeps=False), plain(14, 0.6), plain(12, 0.5), bound=SSIM)
+    found = ask(baseline(), gated(5, 0.6, keeps=False), plain(14, 0.6), plain(12, 0.5))
     assert (found.use, found.gate, found.fewer_steps) == ("x/12 plain steps", None, None)
     assert "no gate that was tried keeps the quality and is faster beyond noise" in found.sentence
     assert "mean SSIM to their pictures 0.900 (4 pictures)" in found.sentence
@@ -110,7 +108,7 @@ def test_no_gate_keeps_the_quality_but_plain_steps_do() -> None:
 
 def test_a_speed_up_within_noise_is_none() -> None:
     quiet = plain(24, 0.98, keeps=False)
-    found = ask(baseline(), gated(10, 0.9, noise=WILD), quiet, bound=SSIM)
+    found = ask(baseline(), gated(10, 0.9, noise=WILD), quiet)
     assert found.use == "x/25 steps, no gate"
     assert found.sentence.endswith(
         "what keeps the quality is not faster beyond noise (gate 10 of 25: 1.11 times, 95 %: 0.74 "
@@ -120,15 +118,15 @@ def test_a_speed_up_within_noise_is_none() -> None:
 
 def test_one_round_or_an_interrupted_one_says_nothing() -> None:
     rows = [baseline(rounds=1), gated(10, 0.7, noise=[1.0])]
-    assert ask(*rows, bound=SSIM).use is None
-    assert "One round says nothing of noise" in ask(*rows, bound=SSIM).sentence
-    found = ask(baseline(), gated(10, 0.7), bound=SSIM, complete=False)
+    assert ask(*rows).use is None
+    assert "One round says nothing of noise" in ask(*rows).sentence
+    found = ask(baseline(), gated(10, 0.7), complete=False)
     assert (found.use, found.sentence) == (
         None, "Interrupted: too little was measured to say what to use.",
     )  # fmt: skip
-    assert ask(bound=SSIM, complete=False).use is None
+    assert ask(complete=False).use is None
 
 
 def test_same_rows_same_answer() -> None:
     rows = [baseline(), gated(10, 0.7, noise=WILD), plain(18, 0.7)]
-    assert ask(*rows, bound=SSIM) == ask(*rows, bound=SSIM)
+    assert ask(*rows) == ask(*rows)

@@ -15,7 +15,6 @@ from tests.support.bench import Clock, FakeBackend, fake_pipeline
 from tests.support.rows import baseline, gated, plain
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.answer import answer
-from tgate_export.bench.bound import choose_bound
 from tgate_export.bench.compare import compare
 from tgate_export.bench.measure import Plan, Setup
 from tgate_export.bench.probe import Probe
@@ -24,7 +23,6 @@ from tgate_export.bench.report.probe import probe_page
 from tgate_export.bench.result import BenchResult, Number, ProbeResult
 from tgate_export.bench.rows import RowSpec
 from tgate_export.bench.tables import probe_tables, tables
-from tgate_export.data.shapes_world import all_captions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -251,7 +249,7 @@ def crowded(probe_report: tuple[ProbeResult, str]) -> str:
         *(gated(gate, s, lost=0, parameters=others) for gate, s in enumerate(seconds[:3], 3)),
         plain(14, 0.61, lost=0), plain(15, 0.64, lost=0), plain(16, 0.67, lost=40, keeps=False),
     ]  # fmt: skip
-    found = answer("x", rows, choose_bound(all_captions()[:128]), complete=True)
+    found = answer("x", rows, complete=True)
     pictures = {row.id: [np.zeros((8, 8, 3), np.uint8)] * 2 for row in rows}
     found = found.model_copy(update={"command": "generate 14 plain steps"})
     update = {"rows": rows, "answer": found, "gate_command": "generate gate 4"}

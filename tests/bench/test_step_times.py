@@ -19,11 +19,22 @@ def timings(outside: float = 0.0, **steps: list[float]) -> Timings:
     return Timings(0, found, 0, total)
 
 
-def test_equal_time_goes_by_medians() -> None:
-    plain = timings(full=[2.0, 2.0, 2.0, 9.0])
-    for gated, expected in (([1.0, 1.0, 50.0], 2), ([0.01] * 3, 1), ([9.0] * 3, 4)):
-        run = timings(full=[2.0], gated=gated)
-        assert equal_time_steps(4, [plain, run], plain, run) == expected
+@pytest.mark.parametrize(
+    ("gated", "expected"), [([1.0, 1.0, 50.0], 2), ([0.01] * 3, 1), ([9.0] * 3, 4)]
+)
+def test_equal_time_goes_by_medians(gated: list[float], expected: int) -> None:
+    # One full step and three gated, of which each takes half as long: 2.5 plain steps.
+    run = timings(full=[2.0], gated=gated)
+    assert equal_time_steps(4, [run], {"full": 4}, {"full": 1, "gated": 3}) == expected
+
+
+def test_equal_time_on_a_machine_with_slow_moments() -> None:
+    # A step takes half as long in any run, but the middle one was ten times as slow throughout.
+    runs = [timings(full=[2.0 * k] * 5, gated=[1.0 * k] * 15) for k in (1, 10, 1)]
+    runs.append(timings(full=[40.0] * 20))  # which lacks a phase, and does not count
+    assert equal_time_steps(20, runs, {"full": 20}, {"full": 5, "gated": 15}) == 12
+    # PNDM evaluates once more whatever the number of steps: 13.5 evaluations of 21, less one.
+    assert equal_time_steps(20, runs, {"full": 21}, {"full": 6, "gated": 15}) == 13
 
 
 def test_latencies_are_of_each_runs_own_steps() -> None:

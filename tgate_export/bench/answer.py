@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tgate_export.bench.result import Answer, Bound, FewerSteps, Interval, Quality, Row
+from tgate_export.bench.result import Answer, FewerSteps, Interval, Quality, Row
 from tgate_export.bench.statistics import mean_difference, share_difference, speedup
 
 
-def answer(target: str, rows: Sequence[Row], bound: Bound, *, complete: bool) -> Answer:
+def answer(target: str, rows: Sequence[Row], *, complete: bool) -> Answer:
     """Choose a row, and say what it gains and costs, and what fewer plain steps would do.
 
     Args:
         target: what the rows are of.
         rows: the baseline among them, all of one target, over the same rounds and pictures.
-        bound: what the rows' quality was judged by.
         complete: whether nothing was interrupted; nothing is recommended otherwise.
     """
     base = next((row for row in rows if row.kind == "baseline"), None)
@@ -26,28 +25,27 @@ def answer(target: str, rows: Sequence[Row], bound: Bound, *, complete: bool) ->
         return _nothing(
             target, "One round says nothing of noise: measure more to learn what to use."
         )
-    keeping = [row for row in others if _quality(row).meets_bound]
-    faster = [row for row in keeping if _is_faster(row)]
+    faster = [row for row in others if _quality(row).meets_bound and _is_faster(row)]
     plain = [row for row in others if row.kind == "fewer_steps"]
-    gate = _best([row for row in faster if row.kind != "fewer_steps"], bound)
+    gate = _best([row for row in faster if row not in plain])
+    beside: FewerSteps | None = None
     if gate is None:
         use = _fewest([row for row in faster if row in plain])
-        beside = None
     else:
-        beside_all = [_beside(row, gate, bound) for row in plain]
-        as_good = [row for row, found in zip(plain, beside_all, strict=True) if found.as_good]
-        use = _fewest([row for row in as_good if row in faster] or as_good) or gate
-        rival = use if use in plain else _nearest(plain, gate)
-        beside = beside_all[plain.index(rival)] if rival else None
-    sentence = _sentence(base, others, use, gate, beside, bound)
+        compared = [(row, _beside(row, gate)) for row in plain]
+        as_good = [row for row, found in compared if found.as_good]
+        fewest = _fewest([row for row in as_good if row in faster] or as_good)
+        use = fewest or gate
+        rival = fewest or _nearest(plain, gate)
+        beside = next((found for row, found in compared if row is rival), None)
     return Answer(
-        target=target, sentence=sentence, use=(use or base).id, gate=gate.id if gate else None,
-        fewer_steps=beside,
+        target=target, sentence=_sentence(base, others, use, gate, beside),
+        use=(use or base).id, gate=gate.id if gate else None, fewer_steps=beside,
     )  # fmt: skip
 
 
-def metric(row: Row, bound: Bound) -> float:
-    """Return a row's quality in the bound's metric: a share, or the mean SSIM."""
+def _metric(row: Row) -> float:
+    """Return the share that adheres where the bound goes by it, else the mean SSIM."""
     quality = _quality(row)
     return quality.adherence.share if quality.adherence else quality.similarity.ssim
 
@@ -66,7 +64,7 @@ def _is_faster(row: Row) -> bool:
     return bool(row.speedup and row.speedup.low and row.speedup.low > 1)
 
 
-def _best(rows: Sequence[Row], bound: Bound) -> Row | None:
+def _best(rows: Sequence[Row]) -> Row | None:
     """Return the fastest; of those that are as fast within noise, the one of best quality."""
     if not rows:
         return None
@@ -75,7 +73,7 @@ def _best(rows: Sequence[Row], bound: Bound) -> Row | None:
     return max(
         level,
         key=lambda row: (
-            metric(row, bound), _quality(row).similarity.ssim, -row.latency.p50,
+            _metric(row), _quality(row).similarity.ssim, -row.latency.p50,
         ),
     )  # fmt: skip
 
@@ -93,7 +91,7 @@ def _is_above_one(ratio: Interval) -> bool:
     return ratio.low is not None and ratio.low > 1
 
 
-def _beside(plain: Row, gate: Row, bound: Bound) -> FewerSteps:
+def _beside(plain: Row, gate: Row) -> FewerSteps:
     """Compare plain steps with a gate in time and quality.
 
     Steps are whole, so those nearest to the gate's time may take half a step longer.
@@ -123,17 +121,13 @@ def _sentence(
     use: Row | None,
     gate: Row | None,
     beside: FewerSteps | None,
-    bound: Bound,
 ) -> str:
     steps = base.num_inference_steps
     if use is None:
-        return f"Use {steps} steps without a gate: {_why_not(others, bound)}."
-    gain = (
-        f"{_times(use)} as fast as {steps} plain steps ({_range(use.speedup)}), "
-        f"{_kept(use)} ({_kept_short(base)} at {steps} plain steps)"
-    )
-    if not _quality(base).adherence:
-        gain = f"{_times(use)} as fast as {steps} plain steps ({_range(use.speedup)}), {_kept(use)}"
+        return f"Use {steps} steps without a gate: {_why_not(others)}."
+    gain = f"{_times(use)} as fast as {steps} plain steps ({_range(use.speedup)}), {_kept(use)}"
+    if _quality(base).adherence:
+        gain += f" ({_count(base)} at {steps} plain steps)"
     if use.kind == "fewer_steps":
         if gate is None:
             rest = "no gate that was tried keeps the quality and is faster beyond noise"
@@ -147,7 +141,7 @@ def _sentence(
     return f"Use {use.label}: {gain}; {rest}."
 
 
-def _why_not(others: Sequence[Row], bound: Bound) -> str:
+def _why_not(others: Sequence[Row]) -> str:
     """Say why nothing faster is recommended."""
     keeping = [row for row in others if _quality(row).meets_bound]
     if keeping:
@@ -156,7 +150,7 @@ def _why_not(others: Sequence[Row], bound: Bound) -> str:
             f"what keeps the quality is not faster beyond noise ({row.label}: {_times(row)}, "
             f"{_range(row.speedup)})"
         )
-    closest = max(others, key=lambda row: (metric(row, bound), _quality(row).similarity.ssim))
+    closest = max(others, key=lambda row: (_metric(row), _quality(row).similarity.ssim))
     return (
         f"nothing faster that was tried keeps the quality, {closest.label} comes closest with "
         f"{_short(closest)}"
@@ -177,17 +171,18 @@ def _kept(row: Row) -> str:
     quality = _quality(row)
     if quality.adherence:
         count = quality.adherence.prompts
-        return f"{sum(quality.adherence.each)} of {count} pictures show what the prompt says"
+        return f"{_count(row)} of {count} pictures show what the prompt says"
     similar = quality.similarity
     plural = "s" if similar.images > 1 else ""
     return f"mean SSIM to their pictures {similar.ssim:.3f} ({similar.images} picture{plural})"
 
 
-def _kept_short(row: Row) -> str:
+def _count(row: Row) -> int:
     found = _quality(row).adherence
-    return str(sum(found.each)) if found else f"{_quality(row).similarity.ssim:.3f}"
+    return sum(found.each) if found else 0
 
 
 def _short(row: Row) -> str:
-    unit = "{} pictures" if _quality(row).adherence else "SSIM {}"
-    return unit.format(_kept_short(row))
+    if _quality(row).adherence:
+        return f"{_count(row)} pictures"
+    return f"SSIM {_quality(row).similarity.ssim:.3f}"

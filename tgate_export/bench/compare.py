@@ -185,7 +185,7 @@ def _answer(
     setup: Setup, rows: Sequence[BenchRow], plan: Plan, command: Command | None, *, complete: bool
 ) -> Answer:
     own = [row for row in rows if row.target == setup.name]
-    found = answer(setup.name, own, setup.bound, complete=complete)
+    found = answer(setup.name, own, complete=complete)
     use = next((row for row in own if row.id == found.use), None)
     if use is None or command is None:
         return found

@@ -12,7 +12,7 @@ from tgate_export.bench.bound import choose_bound
 from tgate_export.bench.result import Bound
 from tgate_export.bench.rows import RowSpec, fewer_steps, gated, requested_rows
 from tgate_export.bench.similarity import as_bytes
-from tgate_export.bench.step_times import equal_time_steps
+from tgate_export.bench.step_times import equal_time_steps, evaluations_of
 from tgate_export.runtime.backends.base import MemoryReport
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.timings import Timings
@@ -146,8 +146,12 @@ class Measurement:
         warm = self._warm(self.variants)
         for name in self.setups:
             plain, *runs = [warm[i] for i, s in enumerate(self.variants) if s.target == name]
-            pool = [*plain, *(timings for run in runs for timings in run)]
-            counts = {equal_time_steps(self.plan.steps, pool, plain[-1], run[-1]) for run in runs}
+            pool = [timings for run in runs for timings in run]
+            whole = evaluations_of(plain[-1])
+            counts = {
+                equal_time_steps(self.plan.steps, pool, whole, evaluations_of(run[-1]))
+                for run in runs
+            }
             self.variants += [
                 Variant(name, fewer_steps(count))
                 for count in sorted(counts, reverse=True)

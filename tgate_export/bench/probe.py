@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,7 +16,7 @@ from tgate_export.bench.result import Interval, ProbeResult, ProbeSettings, Qual
 from tgate_export.bench.rows import Command, RowSpec, baseline, fewer_steps, gated
 from tgate_export.bench.similarity import as_bytes
 from tgate_export.bench.statistics import quantiles, speedup
-from tgate_export.bench.step_times import equal_time_steps, latencies_by_steps
+from tgate_export.bench.step_times import equal_time_steps, evaluations_of, latencies_by_steps
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
 from tgate_export.runtime.timings import Timings
 
@@ -120,7 +119,7 @@ class Probe:
     def _try_fewer_steps(self, gate: RowSpec) -> None:
         """Try as many plain steps as take about as long as a gate."""
         runs = [timings for runs in self._gated_runs().values() for timings in runs]
-        plain, other = (self._runs[spec.label][-1] for spec in (self._ungated, gate))
+        plain, other = (self._trials[spec.label].evaluations for spec in (self._ungated, gate))
         count = equal_time_steps(self.steps, runs, plain, other)
         if count < self.steps:
             self._try(fewer_steps(count))
@@ -131,8 +130,8 @@ class Probe:
         self.pictures[spec.label] = images
         ungated = self.pictures[self._ungated.label]
         quality = judge(ungated, images, self.prompts, self.bound)
-        evaluations = Counter(step.phase for step in self._runs[spec.label][0].steps)
-        self._trials[spec.label] = Trial(spec, quality, dict(evaluations))
+        evaluations = evaluations_of(self._runs[spec.label][0])
+        self._trials[spec.label] = Trial(spec, quality, evaluations)
         return quality
 
     def _generate(self, spec: RowSpec, callback: StepCallback | None = None) -> list[np.ndarray]:
@@ -202,7 +201,7 @@ class Probe:
         curves = self._recorder.curves()
         means = np.mean([curve.change for curve in curves], axis=0) if curves else []
         rows = self._rows()
-        found = answer(manifest.name, rows, self.bound, complete=complete)
+        found = answer(manifest.name, rows, complete=complete)
         if found.use:
             use = self._command(self._trials[found.use].spec)
             found = found.model_copy(update={"command": use})

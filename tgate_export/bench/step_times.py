@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -15,6 +16,11 @@ def phase_medians(runs: Sequence[Timings]) -> dict[str, float]:
         for step in timings.steps:
             seconds.setdefault(step.phase, []).append(step.denoiser + step.sampler)
     return {phase: median(values) for phase, values in seconds.items()}
+
+
+def evaluations_of(timings: Timings) -> dict[str, int]:
+    """Count the denoiser's evaluations in a run, by phase."""
+    return dict(Counter(step.phase for step in timings.steps))
 
 
 def latencies_by_steps(runs: Sequence[Timings], evaluations: Mapping[str, int]) -> list[float]:
@@ -35,20 +41,26 @@ def latencies_by_steps(runs: Sequence[Timings], evaluations: Mapping[str, int]) 
     return found
 
 
-def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated: Timings) -> int:
+def equal_time_steps(
+    steps: int, runs: Sequence[Timings], plain: Mapping[str, int], gated: Mapping[str, int]
+) -> int:
     """Return how many plain steps take about as long as a gated run.
 
-    From the median time of a step (denoiser and sampler) of each phase, so that a few warm-up runs
-    are enough; everything outside the steps is the same for both.
+    By the median steps of each run, so that a few warm-up runs are enough, on a machine that has
+    slow moments as well; everything outside the steps is the same for both.
 
     Args:
         steps: of the plain run; no more are returned.
-        runs: all that is known of how long steps take; they have every phase of the other two.
-        plain: an ungated run.
-        gated: a gated run.
+        runs: those that have every phase of the other two count, at least one.
+        plain: evaluations of an ungated run, by phase.
+        gated: evaluations of a gated run, by phase.
     """
-    medians = phase_medians(runs)
-    whole, part = (sum(medians[step.phase] for step in run.steps) for run in (plain, gated))
-    evaluations = len(plain.steps)
+    shares = []
+    for timings in runs:
+        seconds = phase_medians([timings])
+        if seconds.keys() >= plain.keys() | gated.keys():
+            whole, part = (sum(n * seconds[p] for p, n in each.items()) for each in (plain, gated))
+            shares.append(part / whole)
+    evaluations = sum(plain.values())
     extra = evaluations - steps  # of the sampler, made whatever the number of steps
-    return min(steps, max(1, round(part / whole * evaluations) - extra))
+    return min(steps, max(1, round(median(shares) * evaluations) - extra))

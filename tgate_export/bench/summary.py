@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from tgate_export.bench.bound import judge
 from tgate_export.bench.measure import Measurement, Variant
 from tgate_export.bench.result import BenchRow, Interval, Macs, Quality, Quantiles
 from tgate_export.bench.statistics import quantiles, speedup
+from tgate_export.bench.step_times import evaluations_of
 from tgate_export.bench.work import expected_speedup
 from tgate_export.runtime.timings import Timings
 
@@ -43,7 +43,7 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[BenchRow]
                 label=variant.spec.label,
                 num_inference_steps=variant.spec.num_inference_steps,
                 parameters=dict(variant.spec.parameters),
-                evaluations=dict(Counter(step.phase for step in timings[0].steps)),
+                evaluations=evaluations_of(timings[0]),
                 latencies_s=[timing.total for timing in timings],
                 latency=latency,
                 phases=phase_quantiles(timings),
