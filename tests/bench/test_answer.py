@@ -56,6 +56,8 @@ def test_quality_within_noise_is_as_good(ssims: list[float], as_good: bool) -> N
     assert found.fewer_steps is not None
     assert found.fewer_steps.as_good is as_good
     assert found.use == ("x/18 plain steps" if as_good else "x/gate 10 of 25")
+    seems_better = as_good and sum(ssims) < 4 * 0.9
+    assert ("does no better beyond noise: " in found.sentence) is seems_better
 
 
 @pytest.mark.parametrize(("seconds", "as_good"), [(0.715, True), (0.8, False)])

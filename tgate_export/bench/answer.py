@@ -132,7 +132,10 @@ def _sentence(
         if gate is None:
             rest = "no gate that was tried keeps the quality and is faster beyond noise"
         else:
-            rest = f"{gate.label}, the best gate, does no better: {_times(gate)}, {_short(gate)}"
+            seems = gate.latency.p50 < use.latency.p50 or _metric(gate) > _metric(use)
+            noise = " beyond noise" * seems
+            rest = f"{gate.label}, the best gate, does no better{noise}: "
+            rest += f"{_times(gate)}, {_short(gate)}"
         return f"Use {use.label} without a gate: {gain}; {rest}."
     rest = "fewer plain steps were not tried"
     if beside:

@@ -105,9 +105,9 @@ def _summary(row: Row, judged: bool) -> tuple[str, ...]:
     share = quality.adherence
     plain = row.kind == "baseline"
     kept = NONE if plain else "yes" if quality.meets_bound else "no"
-    lost = (
-        NONE if quality.lost_bound is None else f"{quality.lost} (up to {quality.lost_bound:.1%})"
-    )
+    lost = NONE
+    if quality.lost_bound is not None and not plain:
+        lost = f"{quality.lost} (up to {quality.lost_bound:.1%})"
     return (
         interval(row.speedup), *(f"{share.share:.1%}" if share else NONE,) * judged,
         f"{quality.similarity.ssim:.3f}", kept, time, f"{quality.similarity.psnr_db:.1f}",

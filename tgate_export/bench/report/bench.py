@@ -31,6 +31,7 @@ def bench_page(comparison: Comparison) -> str:
         title="Bench: " + " and ".join(target.id for target in result.targets),
         result=result,
         answers=result.answers,
+        gate_command=None,
         created=result.created,
         summary=f"What keeps the quality: {'; '.join(bounds)}.",
         method=settings_line(result),

@@ -26,10 +26,11 @@ def probe_page(result: ProbeResult, pictures: Mapping[str, Sequence[np.ndarray]]
     use = result.answer.use
     found = chooser(result.bundle, settings.prompts[:SHOWN], result.rows, pictures, use)
     return render(
-        "probe.html.j2",
+        "base.html.j2",
         title=f"Probe: {result.bundle}",
         result=result,
         answers=[result.answer],
+        gate_command=result.gate_command if result.gate_command != result.answer.command else None,
         created=result.created,
         summary=f"What keeps the quality: {result.bound.text}.",
         method=f"{settings.num_inference_steps} steps, {settings.scheduler}, guidance "
