@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from markupsafe import Markup
@@ -100,8 +100,9 @@ def _labels(found: Axes, points: Sequence[Point], unit: float) -> None:
     # What is recommended has its label in any case.
     order = sorted(points, key=lambda point: not point.chosen)
     places = [(found.x(point.ms.value), found.y(unit * point.quality.value)) for point in order]
+    around = replace(found.box, right=found.box.right + 8)  # the edge of the chart
     placed = place_labels(
-        places, [point.label for point in order], found.box, font_size=FONT_SIZE, radius=8
+        places, [point.label for point in order], around, font_size=FONT_SIZE, radius=8
     )
     for point, place, label in zip(order, places, placed, strict=True):
         if label is None:
