@@ -14,13 +14,13 @@ from tgate_export.bench import compare as compare_module
 from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs
 from tgate_export.bench.measure import Plan, Setup
-from tgate_export.bench.result import Row
-from tgate_export.bench.rows import equal_time_steps, parse_gate_steps, requested_rows
+from tgate_export.bench.result import BenchRow
+from tgate_export.bench.rows import gated as gated_row
+from tgate_export.bench.rows import parse_gate_steps, requested_rows
 from tgate_export.bench.tables import tables
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.plan import Launch
-from tgate_export.runtime.timings import StepTiming, Timings
 
 PLAN = Plan(steps=8, gate_steps=(2, 5), scheduler="ddim", batch=1, repeats=4, warmup=1, seed=11)
 STEP = {phase: SECONDS[phase] + SECONDS["sampler"] for phase in ("full", "gated")}
@@ -47,7 +47,7 @@ def run(setups: list[Setup], plan: Plan = PLAN) -> Comparison:
     return compare(setups, plan, lambda *_: None)
 
 
-def rows(comparison: Comparison) -> dict[str, Row]:
+def rows(comparison: Comparison) -> dict[str, BenchRow]:
     return {row.label: row for row in comparison.result.rows}
 
 
@@ -176,12 +176,14 @@ def test_every_round_holds_every_row_in_random_order(
 
 def test_similarity_is_to_the_same_round(setup: Setup) -> None:
     found = rows(run([setup]))
-    similar = found["8 steps, no gate"].similarity
-    assert similar is not None
+    quality = found["8 steps, no gate"].quality
+    assert quality is not None
+    similar = quality.similarity
     assert (similar.psnr_db, similar.ssim, similar.images) == (100.0, pytest.approx(1.0), 4)
-    other = found["gate 2 of 8"].similarity
+    assert similar.ssims == pytest.approx([1.0] * 4)
+    other = found["gate 2 of 8"].quality
     assert other is not None
-    assert other.psnr_db < 100
+    assert other.similarity.psnr_db < 100
 
 
 def test_two_targets_have_baselines_of_their_own(
@@ -216,6 +218,9 @@ def test_ctrl_c_keeps_what_was_measured(setup: Setup, backend: FakeBackend) -> N
     assert "interrupted" in result.notes[0]
     assert Counter(len(row.latencies_s) for row in result.rows) == {1: 3, 2: 2}
     assert all(row.speedup is not None for row in result.rows)
+    # Quality is of the one round that all rows have.
+    assert {row.quality.similarity.images for row in result.rows if row.quality} == {1}
+    assert [answer.use for answer in result.answers] == [None]
     assert result.targets[0].peak_host_bytes is None
 
 
@@ -255,15 +260,14 @@ def test_nonsense_gates(text: str, reason: str) -> None:
         parse_gate_steps(text, 25)
 
 
-def timings(**steps: list[float]) -> Timings:
-    return Timings(0, tuple(StepTiming(p, s, 0.0) for p in steps for s in steps[p]), 0, 0)  # type: ignore[arg-type]
-
-
-def test_equal_time_goes_by_medians() -> None:
-    plain = timings(full=[2.0, 2.0, 2.0, 9.0])
-    for gated, expected in (([1.0, 1.0, 50.0], 2), ([0.01] * 3, 1), ([9.0] * 3, 4)):
-        run = timings(full=[2.0], gated=gated)
-        assert equal_time_steps(4, [plain, run], plain, run) == expected
+def test_rows_carry_any_parameters_of_a_run() -> None:
+    row = gated_row(25, 5, cache_blend=1.0, guidance_carry=0.5)
+    assert row.label == "gate 5 of 25, cache blend 1, guidance carry 0.5"
+    assert row.parameters == {"gate_step": 5, "cache_blend": 1.0, "guidance_carry": 0.5}
+    assert row.call() == {
+        "num_inference_steps": 25, "sp_interval": 1, "fi_interval": 1, "warm_up": 0,
+        **row.parameters,
+    }  # fmt: skip
 
 
 def test_pictures_are_bytes(setup: Setup) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
-from tests.support.bench import Clock, FakeBackend, FakeMemory, fake_pipeline
+from tests.support.bench import SECONDS, Clock, FakeBackend, FakeMemory, fake_pipeline
+from tgate_export.bench.bound import choose_bound
 from tgate_export.bench.convergence import relative_change
-from tgate_export.bench.probe import MIN_SSIM, Probe, chart_gates, choose_bound, judge, upper_bound
+from tgate_export.bench.probe import Probe, chart_gates
+from tgate_export.bench.rows import RowSpec, baseline, gated
 from tgate_export.bench.similarity import ssim
-from tgate_export.data.shapes_world import Scene, all_captions, render
+from tgate_export.data.shapes_world import Scene, render
 from tgate_export.runtime.plan import Launch
 
 
@@ -61,87 +62,110 @@ def test_relative_change_is_of_each_picture_and_layer() -> None:
 
 
 class KnownProbe(Probe):
-    """Generates a scene with noise that shrinks as the gate gets later."""
+    """Generates a scene with noise that shrinks as the gate gets later, or steps more.
 
-    interrupt_at: int | None = None
+    Attributes:
+        plain_noise: noise of a plain step that is left out, gates' is 0.7.
+        interrupt_at: label of the row that is interrupted.
+    """
 
-    def _generate(self, label: str, gate: int, prompts: Any, callback: Any = None) -> Any:
-        if gate == self.interrupt_at:
+    plain_noise = 0.01
+    interrupt_at: str | None = None
+
+    def _generate(self, spec: RowSpec, callback: Any = None) -> list[np.ndarray]:
+        if spec.label == self.interrupt_at:
             raise KeyboardInterrupt
+        super()._generate(spec, callback)
+        return [self.scene(spec)] * len(self.prompts)
+
+    def scene(self, spec: RowSpec) -> np.ndarray:
+        """The picture of every prompt."""
         rng = np.random.default_rng(0)
-        noise = rng.normal(size=(64, 64, 3)) * 0.7 * (self.steps - gate)
+        gate = spec.parameters.get("gate_step")
+        missing = self.steps - (gate or spec.num_inference_steps)
+        noise = rng.normal(size=(64, 64, 3)) * missing * (0.7 if gate else self.plain_noise)
         scene = render(Scene("circle", "red", "blue")) + noise
-        return [np.clip(scene, 0, 255).astype(np.uint8)] * len(prompts)
+        return np.clip(scene, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
 def probe(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> KnownProbe:
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, FakeBackend(Clock()))
     return KnownProbe(
-        pipeline, ("x", "y"), 20, "euler", 0, lambda *_: None, command="--gate-step {}".format
-    )
+        pipeline, ("x", "y"), 20, "euler", 0, lambda *_: None,
+        command=lambda pipeline, prompt, scheduler, row: f"generate {row.label}",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("least", [0.2, 0.7, 0.9, 0.99])
 def test_earliest_gate_as_by_trying_all(probe: KnownProbe, least: float) -> None:
     probe.bound = choose_bound(probe.prompts, least)
     result = probe.run()
-    ungated = probe._generate("", 20, ("x",))[0]
-    meets = [g for g in range(1, 20) if ssim(ungated, probe._generate("", g, ("x",))[0]) >= least]
+    ungated = probe.scene(baseline(20))
+    meets = [g for g in range(1, 20) if ssim(ungated, probe.scene(gated(20, g))) >= least]
     assert 1 <= len(meets) < 20
-    assert result.suggested_gate_step == min(meets)
+    assert result.suggested == {"gate_step": min(meets)}
     assert result.complete
-    assert set(chart_gates(20)) <= {gate.gate_step for gate in result.gates}
-    assert result.command == f"--gate-step {min(meets)}"
+    tried = {row.parameters.get("gate_step") for row in result.rows}
+    assert set(chart_gates(20)) <= tried
+    assert result.gate_command == f"generate gate {min(meets)} of 20"
+    assert {row.quality.similarity.images for row in result.rows if row.quality} == {2}
+
+
+def test_times_are_by_steps(probe: KnownProbe) -> None:
+    probe.bound = choose_bound(probe.prompts, 0.9)
+    result = probe.run()
+    seconds = {row.label: row.latency.p50 for row in result.rows}
+    full, gated_step = (SECONDS[phase] + SECONDS["sampler"] for phase in ("full", "gated"))
+    # Of one of the two pictures that a call makes.
+    whole = seconds["20 steps, no gate"]
+    assert whole - seconds["gate 8 of 20"] == pytest.approx(12 * (full - gated_step) / 2)
+    assert whole - seconds["gate 4 of 20"] == pytest.approx(16 * (full - gated_step) / 2)
+
+
+@pytest.mark.parametrize(("noise", "used"), [(0.01, "plain steps"), (9.0, "gate")])
+def test_fewer_plain_steps_in_the_gates_time(probe: KnownProbe, noise: float, used: str) -> None:
+    probe.bound = choose_bound(probe.prompts, 0.9)
+    probe.plain_noise = noise
+    result = probe.run()
+    assert result.suggested is not None
+    gate = int(result.suggested["gate_step"])
+    full, gated_step = (SECONDS[phase] + SECONDS["sampler"] for phase in ("full", "gated"))
+    count = round(gate + (20 - gate) * gated_step / full)
+    assert result.answer.fewer_steps is not None
+    assert result.answer.fewer_steps.row == f"{count} plain steps"
+    assert result.answer.gate == f"gate {gate} of 20"
+    assert used in str(result.answer.use)
+    assert result.answer.command == f"generate {result.answer.use}"
 
 
 def test_no_gate_meets_an_impossible_bound(probe: KnownProbe) -> None:
     probe.bound = choose_bound(probe.prompts, 1.0)
     result = probe.run()
-    assert (result.suggested_gate_step, result.command, result.complete) == (None, None, True)
+    assert (result.suggested, result.gate_command, result.complete) == (None, None, True)
+    assert result.answer.use == "20 steps, no gate"
+    assert result.answer.command == "generate 20 steps, no gate"
 
 
 def test_ctrl_c_keeps_the_gates(probe: KnownProbe) -> None:
-    probe.interrupt_at = 15  # the bisection's second gate
+    probe.interrupt_at = "gate 8 of 20"
     probe.bound = choose_bound(probe.prompts, 0.9)
     result = probe.run()
     assert not result.complete
-    assert result.suggested_gate_step is None
-    assert [gate.gate_step for gate in result.gates] == [10]
+    assert (result.suggested, result.answer.use, result.answer.command) == (None, None, None)
+    assert [row.label for row in result.rows] == [
+        "20 steps, no gate", "gate 16 of 20", "gate 12 of 20",
+    ]  # fmt: skip
 
 
-def test_adherence_counts_pictures_that_are_lost() -> None:
-    captions = [Scene("circle", "red", "blue").caption] * 4
-    circle, square = (render(Scene(shape, "red", "blue")) for shape in ("circle", "square"))
-    bound = choose_bound(captions, None)
-    assert bound.metric == "adherence"
-    # One was wrong before: it is not lost, and one that comes right does not pay for another.
-    found = judge(
-        3, [circle, circle, circle, square], [circle, square, circle, circle], captions, bound
-    )
-    assert found.lost == 1
-    assert found.adherence is not None
-    assert found.adherence.share == 0.75
-    assert found.meets_bound is False
-
-
-@pytest.mark.parametrize(("lost", "count"), [(0, 128), (1, 128), (3, 256), (5, 5)])
-def test_upper_bound_is_where_so_few_are_unlikely(lost: int, count: int) -> None:
-    found = upper_bound(lost, count)
-    if lost == count:
-        assert found == 1
-    else:
-        assert binom.cdf(lost, count, found) == pytest.approx(0.05, abs=1e-6)
-
-
-def test_bounds() -> None:
-    assert choose_bound(all_captions()[:3], None).metric == "adherence"
-    assert choose_bound(all_captions()[:3], 0.7).value == 0.7
-    general = choose_bound((all_captions()[0], "a fox"), None)
-    assert (general.metric, general.value) == ("ssim", MIN_SSIM)
+def test_ctrl_c_before_the_first_gate_leaves_the_curves(probe: KnownProbe) -> None:
+    probe.interrupt_at = "gate 16 of 20"
+    result = probe.run()
+    assert (result.complete, result.rows) == (False, [])
+    assert len(result.mean_change) == 19
 
 
 def test_chart_gates() -> None:
-    assert chart_gates(25) == [1, 2, 3, 5, 7, 10, 13, 17, 21]
+    assert chart_gates(25) == [2, 5, 10, 15, 20]
     assert chart_gates(2) == [1]
     assert max(chart_gates(4)) == 3

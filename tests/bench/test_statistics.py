@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binom, ttest_rel
 
-from tgate_export.bench.statistics import CONFIDENCE, quantiles, speedup
+from tgate_export.bench.statistics import (
+    CONFIDENCE,
+    mean_difference,
+    quantiles,
+    share_difference,
+    share_interval,
+    speedup,
+    upper_bound,
+)
 
 
 def by_hand(values: list[float], share: float) -> float:
@@ -78,5 +87,53 @@ def test_same_seed_same_interval() -> None:
 
 @pytest.mark.parametrize(("one", "two"), [([], []), ([1.0], [1.0, 2.0])])
 def test_rounds_that_do_not_pair(one: list[float], two: list[float]) -> None:
-    with pytest.raises(ValueError, match="as many readings"):
+    with pytest.raises(ValueError, match="as many entries"):
         speedup(one, two)
+
+
+def test_mean_difference_is_the_paired_t_test() -> None:
+    one, other = np.random.default_rng(2).normal([[0.1], [0.0]], 1.0, size=(2, 12))
+    found = mean_difference(one.tolist(), other.tolist())
+    expected = ttest_rel(one, other).confidence_interval(CONFIDENCE)
+    assert found.value == pytest.approx(one.mean() - other.mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert mean_difference([0.5], [0.25]).model_dump() == {"value": 0.25, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(("won", "lost", "certain"), [(0, 5, False), (0, 6, True), (3, 20, True)])
+def test_share_difference_is_as_certain_as_mcnemars_exact_test(
+    won: int, lost: int, certain: bool
+) -> None:
+    one = [True] * won + [False] * lost + [True] * 50
+    other = [False] * won + [True] * lost + [True] * 50
+    found = share_difference(one, other)
+    assert found.value == pytest.approx((won - lost) / len(one))
+    # Twice the tail of a fair coin: 2 * 0.5^5 is 6.3 %, 2 * 0.5^6 is 3.1 %.
+    assert bool(2 * binom.cdf(min(won, lost), won + lost, 0.5) < 1 - CONFIDENCE) is certain
+    assert found.high is not None
+    assert (found.high < 0) is certain
+
+
+def test_share_difference_of_equals_is_none() -> None:
+    assert share_difference([True, False], [True, False]).model_dump() == {
+        "value": 0.0, "low": 0.0, "high": 0.0,
+    }  # fmt: skip
+    assert share_difference([True], [False]).low is None
+
+
+@pytest.mark.parametrize("hits", [0, 3, 128])
+def test_share_interval_ends_where_so_few_or_many_are_unlikely(hits: int) -> None:
+    found = share_interval([True] * hits + [False] * (128 - hits))
+    tail = (1 - CONFIDENCE) / 2
+    assert found.value == hits / 128
+    assert binom.sf(hits - 1, 128, found.low) == pytest.approx(tail if hits else 1, abs=1e-6)
+    assert binom.cdf(hits, 128, found.high) == pytest.approx(tail if hits < 128 else 1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("lost", "count"), [(0, 128), (1, 128), (3, 256), (5, 5)])
+def test_upper_bound_is_where_so_few_are_unlikely(lost: int, count: int) -> None:
+    found = upper_bound(lost, count)
+    if lost == count:
+        assert found == 1
+    else:
+        assert binom.cdf(lost, count, found) == pytest.approx(0.05, abs=1e-6)

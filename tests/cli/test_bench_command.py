@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,19 @@ def test_reports(bench: Bench, folder: Path) -> None:
         assert f"{row.speedup.value:.2f}x" in result.out  # type: ignore[union-attr]
     lines = (folder / "b.md").read_text().splitlines()
     assert sum(line.startswith("| gate 1 of 4 |") for line in lines) == 4
+    assert lines[2] == f"**{found.answers[0].sentence}**"
     assert "## Machine" in lines
+
+
+def test_the_answer_ends_the_output_and_its_command_runs(
+    bench: Bench, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench("--gate-steps", 1, "--scheduler", "euler", "--json", folder / "b.json")
+    (answer,) = json.loads((folder / "b.json").read_text())["answers"]
+    assert result.out.splitlines()[-2:] == [answer["sentence"], f"  {answer['command']}"]
+    program, *arguments = shlex.split(answer["command"])
+    assert program == "tgate-export"
+    assert run(capsys, *arguments, "--out", folder / "x.png").code == 0
 
 
 def test_cache_bytes(bench: Bench, folder: Path, tiny_bundle: Path) -> None:

@@ -52,9 +52,9 @@ def test_suggestion_runs(
     # PNDM evaluates once more than there are steps, so there are as many changes.
     assert {len(curve["change"]) for curve in found["curves"]} == {4}
     assert all(0 < value < 10 for curve in found["curves"] for value in curve["change"])
-    assert found["suggested_gate_step"] == 1
-    assert found["command"] in result.out
-    program, *arguments = shlex.split(found["command"])
+    assert found["suggested"] == {"gate_step": 1}
+    assert found["gate_command"] in result.out
+    program, *arguments = shlex.split(found["gate_command"])
     assert program == "tgate-export"
     assert run(capsys, *arguments, "--out", folder / "x.png").code == 0
 

@@ -8,12 +8,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+from tgate_export.bench.answer import answer
 from tgate_export.bench.machine import machine, now
 from tgate_export.bench.measure import Advance, Measurement, Plan, Setup
 from tgate_export.bench.peak_memory import measure_peak
 from tgate_export.bench.prompts import default_prompts, is_shapes
-from tgate_export.bench.result import Attribution, BenchResult, BenchSettings, Macs, Target
-from tgate_export.bench.rows import baseline, binding_plan, gated, requested_rows
+from tgate_export.bench.result import (
+    Answer,
+    Attribution,
+    BenchResult,
+    BenchRow,
+    BenchSettings,
+    Macs,
+    Target,
+)
+from tgate_export.bench.rows import (
+    Command,
+    baseline,
+    binding_plan,
+    gated,
+    requested_rows,
+    spec_of,
+)
 from tgate_export.bench.statistics import CONFIDENCE, METHOD
 from tgate_export.bench.summary import summarise
 from tgate_export.bench.work import WorkCounter, attribution, cache_bytes, weights_bytes
@@ -112,8 +128,16 @@ def require_bench_extra(*packages: str) -> None:
         raise TGateError(f"this needs {', '.join(missing)}: {pip_install('bench')}")
 
 
-def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison:
+def compare(
+    setups: Sequence[Setup], plan: Plan, advance: Advance, command: Command | None = None
+) -> Comparison:
     """Measure, and keep what was measured when interrupted.
+
+    Args:
+        setups: what is compared.
+        plan: what is measured.
+        advance: called before each call.
+        command: writes what generates as an answer says.
 
     Raises:
         TGateError: what a pipeline raises.
@@ -128,9 +152,13 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
     notes += remarks
     if not measurement.complete:
         notes.insert(0, "interrupted: rows have fewer rounds than asked for, or are missing")
+    rows = summarise(measurement, macs)
     result = BenchResult(
         created=now(),
         complete=measurement.complete,
+        answers=[
+            _answer(setup, rows, plan, command, complete=measurement.complete) for setup in setups
+        ],
         notes=notes,
         settings=BenchSettings(
             num_inference_steps=plan.steps,
@@ -148,9 +176,21 @@ def compare(setups: Sequence[Setup], plan: Plan, advance: Advance) -> Comparison
             _target(setup, plan, attributions.get(setup.name), measurement.complete)
             for setup in setups
         ],
-        rows=summarise(measurement, macs),
+        rows=rows,
     )
     return Comparison(result, measurement)
+
+
+def _answer(
+    setup: Setup, rows: Sequence[BenchRow], plan: Plan, command: Command | None, *, complete: bool
+) -> Answer:
+    own = [row for row in rows if row.target == setup.name]
+    found = answer(setup.name, own, complete=complete)
+    use = next((row for row in own if row.id == found.use), None)
+    if use is None or command is None:
+        return found
+    written = command(setup.pipeline, setup.prompts[0], plan.scheduler, spec_of(use))
+    return found.model_copy(update={"command": written})
 
 
 def _work(
@@ -199,6 +239,7 @@ def _target(setup: Setup, plan: Plan, computed: Attribution | None, complete: bo
         peak_host_bytes=measure_peak(bundle.path, name, call) if complete else None,
         device_memory=setup.memory.as_dict() if setup.memory else None,
         prompts=list(setup.prompts),
+        bound=setup.bound,
         attribution=computed,
         measured_attribution=_measured(setup),
     )

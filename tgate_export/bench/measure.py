@@ -8,8 +8,11 @@ from time import perf_counter
 
 import numpy as np
 
-from tgate_export.bench.rows import RowSpec, equal_time_steps, fewer_steps, gated, requested_rows
+from tgate_export.bench.bound import choose_bound
+from tgate_export.bench.result import Bound
+from tgate_export.bench.rows import RowSpec, fewer_steps, gated, requested_rows
 from tgate_export.bench.similarity import as_bytes
+from tgate_export.bench.step_times import equal_time_steps, evaluations_of
 from tgate_export.runtime.backends.base import MemoryReport
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.timings import Timings
@@ -38,7 +41,7 @@ class Variant:
         target: the target's name.
         spec: how to generate.
         readings: by round; an interrupted round may lack one.
-        judged: pictures of the prompts that adherence is judged by, in order.
+        judged: pictures of the setup's `judging` prompts, in order.
     """
 
     target: str
@@ -55,7 +58,7 @@ class Setup:
         name: unique in this comparison.
         pipeline: what generates.
         prompts: used in turn.
-        judging: prompts for adherence; none where it cannot be judged.
+        judging: prompts whose pictures are judged; by default, the rounds' are.
         load_s: seconds that its first calls took beside generating: engines load when needed.
         memory: what the backend reports once every row has been run.
         single: seconds of a step of one batch by phase, of every round.
@@ -70,6 +73,11 @@ class Setup:
     memory: MemoryReport | None = None
     single: list[dict[str, float]] = field(default_factory=list)
     twice: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def bound(self) -> Bound:
+        """What its pictures have to meet."""
+        return choose_bound(self.judging)
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,12 @@ class Measurement:
         warm = self._warm(self.variants)
         for name in self.setups:
             plain, *runs = [warm[i] for i, s in enumerate(self.variants) if s.target == name]
-            pool = [*plain, *(timings for run in runs for timings in run)]
-            counts = {equal_time_steps(self.plan.steps, pool, plain[-1], run[-1]) for run in runs}
+            pool = [timings for run in runs for timings in run]
+            whole = evaluations_of(plain[-1])
+            counts = {
+                equal_time_steps(self.plan.steps, pool, whole, evaluations_of(run[-1]))
+                for run in runs
+            }
             self.variants += [
                 Variant(name, fewer_steps(count))
                 for count in sorted(counts, reverse=True)

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
-from tgate_export.bench.adherence import adherence
+from tgate_export.bench.answer import answer
+from tgate_export.bench.bound import choose_bound, judge
 from tgate_export.bench.convergence import ConvergenceRecorder
 from tgate_export.bench.machine import machine, now
-from tgate_export.bench.result import Adherence, Bound, GateQuality, ProbeResult, ProbeSettings
-from tgate_export.bench.rows import VERSION_1
-from tgate_export.bench.similarity import as_bytes, similarity
-from tgate_export.data.shapes_world import all_captions
+from tgate_export.bench.result import Interval, ProbeResult, ProbeSettings, Quality, Row
+from tgate_export.bench.rows import Command, RowSpec, baseline, fewer_steps, gated
+from tgate_export.bench.similarity import as_bytes
+from tgate_export.bench.statistics import quantiles, speedup
+from tgate_export.bench.step_times import equal_time_steps, evaluations_of, latencies_by_steps
 from tgate_export.runtime.pipeline import StepCallback, TGatePipeline
+from tgate_export.runtime.timings import Timings
 
-MAX_LOST = 0.03
-"""Share of pictures whose adherence a gate may cost, `shapes` only."""
-MIN_SSIM = 0.84
-"""Least mean SSIM to the ungated pictures, everywhere else.
-
-Calibrated on `shapes` (25 DDIM steps, 128 captions), where the truth is known: the earliest gate
-that meets the bound on adherence has 0.841, the last that breaks it 0.832.
-"""
-SHOWN = 8
-"""Prompts that the charts show of every gate."""
-_CHART_GATES = (0.04, 0.08, 0.12, 0.2, 0.28, 0.4, 0.52, 0.68, 0.84)
+# Of the steps, judged before the search: 2, 5, 10, 15 and 20 of 25.
+_CHART_GATES = (0.08, 0.2, 0.4, 0.6, 0.8)
 
 Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to generate, tried on all prompts.
+
+    Attributes:
+        spec: how to generate.
+        quality: of its pictures beside the ungated.
+        evaluations: of the denoiser, by phase.
+    """
+
+    spec: RowSpec
+    quality: Quality
+    evaluations: dict[str, int]
 
 
 @dataclass
@@ -37,13 +47,13 @@ class Probe:
 
     Attributes:
         pipeline: what generates.
-        prompts: all of them decide; the first few are shown.
+        prompts: all of them decide.
         steps: denoising steps.
         scheduler: a sampler of the bundle.
         seed: of the first picture.
         min_ssim: bound to use; by default adherence where it can be judged, else `MIN_SSIM`.
-        command: what generates with a gate step, for the result; for instance a shell command.
-        pictures: by gate step, 8 bits; the ungated under `steps`.
+        command: writes what generates as a row does, for the result.
+        pictures: by label of the row, 8 bits.
     """
 
     pipeline: TGatePipeline
@@ -53,103 +63,154 @@ class Probe:
     seed: int
     advance: Advance
     min_ssim: float | None = None
-    command: Callable[[int], str] | None = None
-    pictures: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    command: Command | None = None
+    pictures: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bound = choose_bound(self.prompts, self.min_ssim)
         self._recorder = ConvergenceRecorder(self.pipeline.manifest.caches)
-        self._gates: dict[int, GateQuality] = {}
+        self._trials: dict[str, Trial] = {}
+        self._ungated = baseline(self.steps)
+        self._runs: dict[str, list[Timings]] = {}
         self._done = 0
 
     def run(self) -> ProbeResult:
-        """Generate ungated and gated, and find the earliest gate that meets the bound.
+        """Generate ungated and gated, find the earliest gate that meets the bound, and plain steps.
 
         Raises:
             KeyboardInterrupt: interrupted before all ungated pictures were made.
             TGateError: what the pipeline raises.
         """
-        self.pictures[self.steps] = self._generate(
-            "ungated", self.steps, self.prompts, self._recorder.record
-        )
+        self._try(self._ungated, self._recorder.record)
         suggested, complete = None, False
         try:
-            found = self._bisect()
-            for gate in chart_gates(self.steps):
-                self._look(gate)
-            suggested = found if found < self.steps else None
+            gate = self._search()
+            if gate < self.steps:
+                suggested = gated(self.steps, gate)
+                self._try_fewer_steps(suggested)
             complete = True
         except KeyboardInterrupt:
-            pass
+            suggested = None
         return self._result(suggested, complete)
 
-    def _bisect(self) -> int:
+    def _search(self) -> int:
         """Return the earliest gate that meets the bound, `steps` when none does.
 
-        A later gate computes more, so it is taken to be no worse; every gate that was judged
-        after the one returned does meet the bound.
+        A later gate computes more, so it is taken to be no worse between two that were judged;
+        every gate that was judged after the one returned does meet the bound.
         """
         low, high = 0, self.steps
+        for gate in reversed(chart_gates(self.steps)):
+            if self._try_gate(gate) and not low:
+                high = gate
+            else:
+                low = max(low, gate)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._judge(middle):
+            if self._try_gate(middle):
                 high = middle
             else:
                 low = middle
         return high
 
-    def _judge(self, gate: int) -> bool:
-        """Generate every prompt at a gate, and tell whether it meets the bound."""
-        images = self._generate(f"gate {gate}", gate, self.prompts)
-        self.pictures[gate] = images
-        quality = judge(gate, self.pictures[self.steps], images, self.prompts, self.bound)
-        self._gates[gate] = quality
-        return bool(quality.meets_bound)
+    def _try_gate(self, gate: int) -> bool:
+        return self._try(gated(self.steps, gate)).meets_bound
 
-    def _look(self, gate: int) -> None:
-        """Generate a few prompts at a gate for the charts, unless there are pictures of it."""
-        if gate in self.pictures:
-            return
-        images = self._generate(f"gate {gate}", gate, self.prompts[:SHOWN])
-        self.pictures[gate] = images
-        similar = similarity(self.pictures[self.steps][: len(images)], images)
-        self._gates[gate] = GateQuality(
-            gate_step=gate, similarity=similar, shown=similar,
-            adherence=None, lost=None, lost_bound=None, meets_bound=None,
-        )  # fmt: skip
+    def _try_fewer_steps(self, gate: RowSpec) -> None:
+        """Try as many plain steps as take about as long as a gate."""
+        runs = [timings for runs in self._gated_runs().values() for timings in runs]
+        plain, other = (self._trials[spec.label].evaluations for spec in (self._ungated, gate))
+        count = equal_time_steps(self.steps, runs, plain, other)
+        if count < self.steps:
+            self._try(fewer_steps(count))
 
-    def _generate(
-        self, label: str, gate: int, prompts: Sequence[str], callback: StepCallback | None = None
-    ) -> list[np.ndarray]:
+    def _try(self, spec: RowSpec, callback: StepCallback | None = None) -> Quality:
+        """Generate every prompt, and judge the pictures."""
+        images = self._generate(spec, callback)
+        self.pictures[spec.label] = images
+        ungated = self.pictures[self._ungated.label]
+        quality = judge(ungated, images, self.prompts, self.bound)
+        evaluations = evaluations_of(self._runs[spec.label][0])
+        self._trials[spec.label] = Trial(spec, quality, evaluations)
+        return quality
+
+    def _generate(self, spec: RowSpec, callback: StepCallback | None = None) -> list[np.ndarray]:
         pictures: list[np.ndarray] = []
-        chunk = self.pipeline.manifest.batch.max
-        for first in range(0, len(prompts), chunk):
-            self.advance(label, self._done, self._total())
+        self._runs[spec.label] = []
+        for first in range(0, len(self.prompts), self._batch):
+            self.advance(spec.label, self._done, self._total())
+            prompts = list(self.prompts[first : first + self._batch])
             output = self.pipeline(
-                list(prompts[first : first + chunk]), num_inference_steps=self.steps,
-                gate_step=gate, parameters=VERSION_1, scheduler=self.scheduler,
-                seed=self.seed + first, output_type="np", callback_on_step_end=callback,
+                prompts, **spec.call(), scheduler=self.scheduler, seed=self.seed + first,
+                output_type="np", callback_on_step_end=callback,
             )  # fmt: skip
             pictures.extend(as_bytes(np.asarray(output.images)))
-            self._done += len(pictures[first:])
+            self._done += len(prompts)
+            if len(prompts) == self._batch:
+                self._runs[spec.label].append(output.timings)
         return pictures
 
-    def _total(self) -> int:
-        judged = 1 + (self.steps - 1).bit_length()
-        shown = len(chart_gates(self.steps)) * min(SHOWN, len(self.prompts))
-        return max(judged * len(self.prompts) + shown, self._done)
+    @property
+    def _batch(self) -> int:
+        """Pictures of a call; the last call, which may make fewer, is not timed."""
+        return min(self.pipeline.manifest.batch.max, len(self.prompts))
 
-    def _result(self, suggested: int | None, complete: bool) -> ProbeResult:
+    def _gated_runs(self) -> dict[str, list[Timings]]:
+        """Runs that have both phases, by label of the row."""
+        return {
+            label: runs
+            for label, runs in self._runs.items()
+            if label in self._trials and self._trials[label].spec.kind == "gated"
+        }
+
+    def _total(self) -> int:
+        charts = chart_gates(self.steps)
+        widest = max(b - a for a, b in pairwise([0, *charts, self.steps]))
+        rows = 2 + len(charts) + (widest - 1).bit_length()
+        return max(rows * len(self.prompts), self._done)
+
+    def _rows(self) -> list[Row]:
+        """Return the rows, the slowest first; none before the first gate, which times all."""
+        runs = [timings for runs in self._gated_runs().values() for timings in runs]
+        if not runs:
+            return []
+        seconds = {
+            label: [value / self._batch for value in latencies_by_steps(runs, trial.evaluations)]
+            for label, trial in self._trials.items()
+        }
+        plain = seconds[self._ungated.label]
+        found = []
+        for label, trial in self._trials.items():
+            ratio = speedup(plain, seconds[label], seed=self.seed)
+            if trial.spec is self._ungated:
+                ratio = Interval(value=1.0, low=None, high=None)
+            found.append(
+                Row(
+                    id=label, kind=trial.spec.kind, label=label,
+                    num_inference_steps=trial.spec.num_inference_steps,
+                    parameters=dict(trial.spec.parameters), evaluations=trial.evaluations,
+                    latencies_s=seconds[label], latency=quantiles(seconds[label]), speedup=ratio,
+                    quality=trial.quality,
+                )
+            )  # fmt: skip
+        # By work, not by time: gates follow one another, the plain steps are last.
+        return sorted(found, key=lambda r: (r.kind == "fewer_steps", -r.evaluations.get("full", 0)))
+
+    def _result(self, suggested: RowSpec | None, complete: bool) -> ProbeResult:
         manifest = self.pipeline.manifest
         curves = self._recorder.curves()
         means = np.mean([curve.change for curve in curves], axis=0) if curves else []
-        share = None
-        if self.bound.metric == "adherence":
-            ungated = adherence(self.pictures[self.steps], self.prompts)
-            share = Adherence(share=ungated, prompts=len(self.prompts))
+        rows = self._rows()
+        found = answer(manifest.name, rows, complete=complete)
+        if found.use:
+            use = self._command(self._trials[found.use].spec)
+            found = found.model_copy(update={"command": use})
         return ProbeResult(
             created=now(),
             complete=complete,
+            answer=found,
+            suggested=dict(suggested.parameters) if suggested else None,
+            gate_command=self._command(suggested) if suggested else None,
             bundle=manifest.name,
             settings=ProbeSettings(
                 num_inference_steps=self.steps,
@@ -157,75 +218,23 @@ class Probe:
                 guidance_scale=manifest.defaults.guidance_scale,
                 seed=self.seed,
                 prompts=list(self.prompts),
+                batch=self._batch,
                 backend=self.pipeline.backend.name,
             ),
             machine=machine(),
             bound=self.bound,
             curves=curves,
             mean_change=[float(value) for value in means],
-            ungated_adherence=share,
-            gates=[self._gates[gate] for gate in sorted(self._gates)],
-            suggested_gate_step=suggested,
-            command=self.command(suggested) if suggested and self.command else None,
+            rows=rows,
         )
 
-
-def choose_bound(prompts: Sequence[str], min_ssim: float | None) -> Bound:
-    """Return adherence where every prompt is a caption of the `shapes` world, SSIM otherwise."""
-    if min_ssim is None and set(prompts) <= set(all_captions()):
-        text = (
-            f"95 % sure that at most {MAX_LOST:.0%} of the pictures that show what the prompt says "
-            "no longer do"
-        )
-        return Bound(metric="adherence", value=MAX_LOST, text=text)
-    value = MIN_SSIM if min_ssim is None else min_ssim
-    text = f"mean SSIM to the ungated pictures of at least {value:g}"
-    return Bound(metric="ssim", value=value, text=text)
+    def _command(self, row: RowSpec) -> str | None:
+        if self.command is None:
+            return None
+        return self.command(self.pipeline, self.prompts[0], self.scheduler, row)
 
 
 def chart_gates(steps: int) -> list[int]:
-    """Gates for the charts: denser where pictures change more. 1, 2, 3, 5, 7, 10 ... of 25."""
+    """Gates that are judged before the search, for the charts: 2, 5, 10, 15 and 20 of 25."""
     gates = {max(1, round(part * steps)) for part in _CHART_GATES}
     return sorted(gate for gate in gates if gate < steps)
-
-
-def judge(
-    gate: int,
-    ungated: Sequence[np.ndarray],
-    gated: Sequence[np.ndarray],
-    prompts: Sequence[str],
-    bound: Bound,
-) -> GateQuality:
-    """Compare gated with ungated pictures of the same prompts and seeds."""
-    similar = similarity(ungated, gated)
-    shown = similarity(ungated[:SHOWN], gated[:SHOWN])
-    if bound.metric == "ssim":
-        return GateQuality(
-            gate_step=gate, similarity=similar, shown=shown, adherence=None, lost=None,
-            lost_bound=None, meets_bound=similar.ssim >= bound.value,
-        )  # fmt: skip
-    before, after = (_adhering(side, prompts) for side in (ungated, gated))
-    lost = int((before & ~after).sum())
-    limit = upper_bound(lost, len(prompts))
-    return GateQuality(
-        gate_step=gate,
-        similarity=similar,
-        shown=shown,
-        adherence=Adherence(share=float(after.mean()), prompts=len(prompts)),
-        lost=lost,
-        lost_bound=limit,
-        meets_bound=limit <= bound.value,
-    )
-
-
-def _adhering(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> np.ndarray:
-    pairs = zip(pictures, prompts, strict=True)
-    return np.array([adherence([picture], [prompt]) == 1 for picture, prompt in pairs])
-
-
-def upper_bound(lost: int, count: int) -> float:
-    """One-sided 95 % upper confidence bound of a share (Clopper-Pearson)."""
-    from scipy.stats import binomtest
-
-    test = binomtest(lost, count, alternative="less")
-    return float(test.proportion_ci(confidence_level=0.95, method="exact").high)

@@ -1,7 +1,8 @@
 """What `bench` and `probe` find, as typed, versioned JSON.
 
 `bench.schema.json` and `probe.schema.json` beside this file are the JSON schemas; every field says
-what it is. Times are seconds, memory is bytes, MACs are of one image.
+what it is. Times are seconds, memory is bytes, MACs are of one image. Version 2 has `answers`, and
+a row's `parameters` in place of a field for each.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-RESULT_VERSION = 1
 
 
 class ResultModel(BaseModel):
@@ -28,7 +27,7 @@ class Quantiles(ResultModel):
 
 
 class Interval(ResultModel):
-    """A ratio of medians and its confidence interval; none from one round, or over itself."""
+    """A value and its confidence interval; none from one reading, or over itself."""
 
     value: float
     low: float | None
@@ -41,6 +40,7 @@ class Similarity(ResultModel):
     psnr_db: float = Field(description="100 for equal pictures")
     ssim: float
     images: int
+    ssims: list[float] = Field(description="of each picture, in order")
 
 
 class Adherence(ResultModel):
@@ -48,6 +48,7 @@ class Adherence(ResultModel):
 
     share: float
     prompts: int
+    each: list[bool] = Field(description="of each picture, in order")
 
 
 class Macs(ResultModel):
@@ -93,6 +94,18 @@ class Attribution(ResultModel):
     cache: float = Field(description="how many times cheaper it is with the cache")
 
 
+Kind = Literal["baseline", "gated", "version_2", "fewer_steps"]
+Number = int | float
+
+
+class Bound(ResultModel):
+    """What pictures must meet to count as keeping the quality."""
+
+    metric: Literal["ssim", "adherence"]
+    value: float = Field(description="least mean SSIM, or most share of adhering pictures lost")
+    text: str
+
+
 class Target(ResultModel):
     """One bundle on one backend."""
 
@@ -111,6 +124,7 @@ class Target(ResultModel):
     )
     device_memory: dict[str, object] | None = Field(description="the backend's own report")
     prompts: list[str] = Field(description="used in turn; image i has seed settings.seed + i")
+    bound: Bound
     attribution: Attribution | None = Field(description="from MACs")
     measured_attribution: Attribution | None = Field(
         description="from seconds; none where twice the images do not fit or run at less than "
@@ -118,41 +132,80 @@ class Target(ResultModel):
     )
 
 
-Kind = Literal["baseline", "gated", "version_2", "fewer_steps"]
+class Quality(ResultModel):
+    """Pictures beside those of the same target's baseline, of the same prompts and seeds."""
+
+    similarity: Similarity
+    adherence: Adherence | None = Field(description="none: the bound does not go by it")
+    lost: int | None = Field(description="pictures that adhere in the baseline but not here")
+    lost_bound: float | None = Field(
+        description="95 % upper confidence bound of the share that is lost (Clopper-Pearson)"
+    )
+    meets_bound: bool
 
 
 class Row(ResultModel):
-    """One way to generate with one target.
-
-    Times are of a call, which makes `settings.batch` pictures.
-    """
+    """One way to generate, what it takes, and what it gives."""
 
     id: str
-    target: str
     kind: Kind
     label: str
     num_inference_steps: int
-    gate_step: int | None = Field(description="none: nothing is gated")
-    sp_interval: int
-    fi_interval: int
-    warm_up: int
+    parameters: dict[str, Number] = Field(
+        description="of a run, by name, that make the row what it is: gate_step and others; "
+        "empty where nothing is gated"
+    )
     evaluations: dict[str, int] = Field(description="of the denoiser, by phase")
-    latencies_s: list[float] = Field(description="of each round, in order")
+    latencies_s: list[float] = Field(
+        description="bench: of each round's call, in order, which makes settings.batch pictures; "
+        "probe: of a picture, by the step times of each gated call"
+    )
     latency: Quantiles
+    speedup: Interval | None = Field(
+        description="over the same target's baseline: ratio of medians"
+    )
+    quality: Quality | None = Field(description="none: no picture beside one of the baseline's")
+
+
+class BenchRow(Row):
+    """One way to generate with one target. Times are of a call."""
+
+    target: str
     phases: dict[str, Quantiles] = Field(description="of one step's denoiser, by phase")
     stages: dict[str, Quantiles] = Field(
         description="of a call: text_encoder, denoiser, sampler, vae_decoder; host is the rest"
     )
     images_per_second: float
-    speedup: Interval | None = Field(description="over the same target's baseline")
     speedup_over_first: Interval | None = Field(description="over the first target's baseline")
     macs: Macs | None
     expected_speedup: ExpectedSpeedup | None = Field(
         description="over the same target's baseline, by MACs"
     )
     efficiency: float | None = Field(description="speed-up over expected_speedup.all_stages")
-    similarity: Similarity | None = Field(description="to the same target's baseline")
-    adherence: Adherence | None
+
+
+class FewerSteps(ResultModel):
+    """Fewer plain steps beside a gate."""
+
+    row: str = Field(description="id of the row of plain steps")
+    speedup: Interval = Field(description="median time of the gate over that of the plain steps")
+    quality: Interval = Field(
+        description="plain less gated in the bound's metric: mean over the same pictures"
+    )
+    as_good: bool
+
+
+class Answer(ResultModel):
+    """What to use, by the rule of docs/choosing-a-gate.md."""
+
+    target: str
+    sentence: str
+    use: str | None = Field(description="id of a row; none: too little was measured")
+    command: str | None = Field(default=None, description="generates as that row does")
+    gate: str | None = Field(
+        description="id of the best gated row that keeps the quality and is faster"
+    )
+    fewer_steps: FewerSteps | None = Field(description="none: no such gate, or no such steps")
 
 
 class BenchSettings(ResultModel):
@@ -172,15 +225,16 @@ class BenchSettings(ResultModel):
 class BenchResult(ResultModel):
     """What a comparison of bundles measured."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["bench"] = "bench"
     created: str = Field(description="ISO 8601, UTC")
     complete: bool = Field(description="false: interrupted, rows have fewer rounds or are missing")
+    answers: list[Answer] = Field(description="one for each target")
     notes: list[str]
     settings: BenchSettings
     machine: Machine
     targets: list[Target]
-    rows: list[Row]
+    rows: list[BenchRow]
 
 
 class Curve(ResultModel):
@@ -192,28 +246,6 @@ class Curve(ResultModel):
     )
 
 
-class GateQuality(ResultModel):
-    """What gating at one step does to the pictures."""
-
-    gate_step: int
-    similarity: Similarity = Field(description="over all pictures made at this gate")
-    shown: Similarity = Field(description="over the first prompts, the same at every gate")
-    adherence: Adherence | None
-    lost: int | None = Field(description="pictures that adhere ungated but not gated")
-    lost_bound: float | None = Field(
-        description="95 % upper confidence bound of the share that is lost (Clopper-Pearson)"
-    )
-    meets_bound: bool | None = Field(description="none: made for the charts, on few prompts")
-
-
-class Bound(ResultModel):
-    """What a gate must meet to be suggested."""
-
-    metric: Literal["ssim", "adherence"]
-    value: float = Field(description="least mean SSIM, or most share of adhering pictures lost")
-    text: str
-
-
 class ProbeSettings(ResultModel):
     """What was asked for."""
 
@@ -221,24 +253,27 @@ class ProbeSettings(ResultModel):
     scheduler: str
     guidance_scale: float
     seed: int
-    prompts: list[str]
+    prompts: list[str] = Field(description="image i has seed seed + i")
+    batch: int = Field(description="pictures of a call that was timed")
     backend: str
 
 
 class ProbeResult(ResultModel):
     """Where cross-attention converges, and the gate that it allows."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["probe"] = "probe"
     created: str = Field(description="ISO 8601, UTC")
     complete: bool = Field(description="false: interrupted, and nothing is suggested")
+    answer: Answer
+    suggested: dict[str, Number] | None = Field(
+        description="parameters of the earliest gate that meets the bound"
+    )
+    gate_command: str | None = Field(description="generates with the suggested gate")
     bundle: str
     settings: ProbeSettings
     machine: Machine
     bound: Bound
     curves: list[Curve]
     mean_change: list[float] = Field(description="over all layers")
-    ungated_adherence: Adherence | None
-    gates: list[GateQuality]
-    suggested_gate_step: int | None
-    command: str | None
+    rows: list[Row]

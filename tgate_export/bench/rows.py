@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
-from tgate_export.bench.result import Kind
+from tgate_export.bench.result import Kind, Number, Row
 from tgate_export.bundle.manifest import Defaults
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BatchPlan, BatchShape, plan_batch
 from tgate_export.runtime.run_plan import step_plan_of
-from tgate_export.runtime.timings import Timings
 from tgate_export.steps.step_plan import StepPlan
 
 # Self-attention is computed in every step: version 1 of the method.
@@ -30,42 +28,51 @@ class RowSpec:
         kind: baseline; gated; gated with self-attention reused, too (version 2 of the method); or
             ungated with fewer steps, in about a gated row's time.
         num_inference_steps: denoising steps.
-        gate_step: None when nothing is gated.
         label: for people.
-        intervals: when self-attention is computed.
+        parameters: of a run, by name, that make the row what it is; none where nothing is gated.
     """
 
     kind: Kind
     num_inference_steps: int
-    gate_step: int | None
     label: str
-    intervals: Mapping[str, int] = field(default_factory=lambda: VERSION_1)
+    parameters: Mapping[str, Number] = field(default_factory=dict)
 
     def call(self) -> dict[str, Any]:
         """Arguments of `TGatePipeline.__call__`."""
-        gate = self.num_inference_steps if self.gate_step is None else self.gate_step
+        steps = self.num_inference_steps
         return {
-            "num_inference_steps": self.num_inference_steps,
-            "gate_step": gate,
-            **self.intervals,
-        }
+            "num_inference_steps": steps, "gate_step": steps, **VERSION_1, **self.parameters,
+        }  # fmt: skip
+
+
+Command = Callable[[TGatePipeline, str, str | None, RowSpec], str]
+"""Writes what generates as a row does: with a pipeline, a prompt, a scheduler or its default."""
+
+
+def spec_of(row: Row) -> RowSpec:
+    """Return how a row of a result generates."""
+    return RowSpec(row.kind, row.num_inference_steps, row.label, row.parameters)
 
 
 def baseline(steps: int) -> RowSpec:
     """The ungated run."""
-    return RowSpec("baseline", steps, None, f"{steps} steps, no gate")
+    return RowSpec("baseline", steps, f"{steps} steps, no gate")
 
 
-def gated(steps: int, gate_step: int) -> RowSpec:
-    """T-GATE at one gate step."""
-    return RowSpec("gated", steps, gate_step, f"gate {gate_step} of {steps}")
+def gated(steps: int, gate_step: int, **others: Number) -> RowSpec:
+    """T-GATE at one gate step, with other parameters of a run at values of the row's own."""
+    label = ", ".join(
+        [f"gate {gate_step} of {steps}"]
+        + [f"{name.replace('_', ' ')} {value:g}" for name, value in others.items()]
+    )
+    return RowSpec("gated", steps, label, {"gate_step": gate_step, **others})
 
 
 def version_2(steps: int, gate_step: int, intervals: Mapping[str, int]) -> RowSpec:
     """T-GATE at one gate step, with self-attention reused between the steps that compute it."""
     numbers = ",".join(str(number) for number in intervals.values())
     label = f"gate {gate_step} of {steps}, self-attention {numbers}"
-    return RowSpec("version_2", steps, gate_step, label, intervals)
+    return RowSpec("version_2", steps, label, {"gate_step": gate_step, **intervals})
 
 
 def requested_rows(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
@@ -80,8 +87,8 @@ def requested_rows(steps: int, gate_steps: Sequence[int], defaults: Defaults) ->
 
 
 def fewer_steps(steps: int) -> RowSpec:
-    """The honest alternative: plain steps, but fewer."""
-    return RowSpec("fewer_steps", steps, None, f"{steps} plain steps")
+    """What one would do otherwise: plain steps, but fewer."""
+    return RowSpec("fewer_steps", steps, f"{steps} plain steps")
 
 
 def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
@@ -111,29 +118,6 @@ def parse_gate_steps(text: str | None, steps: int) -> tuple[int, ...]:
             raise InvalidRequestError(f"gate steps {text!r}: {gate} is there twice")
         found.append(gate)
     return tuple(sorted(found))
-
-
-def equal_time_steps(steps: int, runs: Sequence[Timings], plain: Timings, gated: Timings) -> int:
-    """Return how many plain steps take about as long as a gated run.
-
-    From the median time of a step (denoiser and sampler) of each phase, so that a few warm-up runs
-    are enough; everything outside the steps is the same for both.
-
-    Args:
-        steps: of the plain run; no more are returned.
-        runs: all that is known of how long steps take; they have every phase of the other two.
-        plain: an ungated run.
-        gated: a gated run.
-    """
-    seconds: dict[str, list[float]] = {}
-    for timings in runs:
-        for step in timings.steps:
-            seconds.setdefault(step.phase, []).append(step.denoiser + step.sampler)
-    medians = {phase: median(values) for phase, values in seconds.items()}
-    whole, part = (sum(medians[step.phase] for step in run.steps) for run in (plain, gated))
-    evaluations = len(plain.steps)
-    extra = evaluations - steps  # of the sampler, made whatever the number of steps
-    return min(steps, max(1, round(part / whole * evaluations) - extra))
 
 
 def run_step_plan(pipeline: TGatePipeline, row: RowSpec, scheduler: str | None) -> StepPlan:

@@ -39,10 +39,12 @@ def similarity(references: Sequence[np.ndarray], images: Iterable[np.ndarray]) -
     pairs = list(zip(references, images, strict=True))
     if not pairs:
         raise ValueError("there are no pictures to compare")
+    ssims = [ssim(*pair) for pair in pairs]
     return Similarity(
         psnr_db=float(np.mean([psnr(*pair) for pair in pairs])),
-        ssim=float(np.mean([ssim(*pair) for pair in pairs])),
+        ssim=float(np.mean(ssims)),
         images=len(pairs),
+        ssims=ssims,
     )
 
 

@@ -1,7 +1,11 @@
-"""Percentiles, and confidence intervals of speed-ups. Knows nothing of what was measured."""
+"""Percentiles, and confidence intervals of ratios, means and shares.
+
+Knows nothing of what was measured.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,9 +41,7 @@ def speedup(baseline: Sequence[float], other: Sequence[float], *, seed: int = 0)
     Raises:
         ValueError: no rounds, or not the same number.
     """
-    one, two = (np.asarray(values, dtype=np.float64) for values in (baseline, other))
-    if one.shape != two.shape or one.ndim != 1 or not one.size:
-        raise ValueError(f"expected as many readings of both, found {one.shape} and {two.shape}")
+    one, two = _paired(baseline, other)
     value = float(np.median(one) / np.median(two))
     if one.size == 1:
         return Interval(value=value, low=None, high=None)
@@ -53,3 +55,67 @@ def speedup(baseline: Sequence[float], other: Sequence[float], *, seed: int = 0)
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return Interval(value=value, low=float(found.low), high=float(found.high))
+
+
+def mean_difference(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """Return the mean of `one - other`, entry by entry, with Student's t interval.
+
+    Raises:
+        ValueError: not the same number of entries, or none.
+    """
+    from scipy.stats import t
+
+    differences = np.subtract(*_paired(one, other))
+    mean, count = float(differences.mean()), differences.size
+    if count == 1:
+        return Interval(value=mean, low=None, high=None)
+    error = float(differences.std(ddof=1)) / math.sqrt(count)
+    reach = error * float(t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return Interval(value=mean, low=mean - reach, high=mean + reach)
+
+
+def share_difference(one: Sequence[bool], other: Sequence[bool]) -> Interval:
+    """Return the share of `one` less that of `other`, paired entry by entry.
+
+    The interval is exact where the number of entries that differ is given: each of them is in
+    favour of one side or the other, a binomial share (Clopper-Pearson), as in McNemar's exact test.
+
+    Raises:
+        ValueError: not the same number of entries, or none.
+    """
+    from scipy.stats import binomtest
+
+    differences = np.subtract(*_paired(one, other))
+    count, differing = differences.size, int(np.count_nonzero(differences))
+    if count == 1 or not differing:
+        edge = None if count == 1 else 0.0
+        return Interval(value=float(differences.mean()), low=edge, high=edge)
+    test = binomtest(int((differences > 0).sum()), differing)
+    low, high = test.proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    part = differing / count
+    return Interval(
+        value=float(differences.mean()), low=part * (2 * low - 1), high=part * (2 * high - 1)
+    )
+
+
+def share_interval(hits: Sequence[bool]) -> Interval:
+    """Return the share of hits with its exact interval (Clopper-Pearson)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(sum(hits), len(hits)).proportion_ci(CONFIDENCE, method="exact")
+    return Interval(value=sum(hits) / len(hits), low=float(found.low), high=float(found.high))
+
+
+def upper_bound(hits: int, count: int) -> float:
+    """One-sided 95 % upper confidence bound of a share (Clopper-Pearson)."""
+    from scipy.stats import binomtest
+
+    test = binomtest(hits, count, alternative="less")
+    return float(test.proportion_ci(confidence_level=CONFIDENCE, method="exact").high)
+
+
+def _paired(one: Sequence[float], other: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    first, second = (np.asarray(values, dtype=np.float64) for values in (one, other))
+    if first.shape != second.shape or first.ndim != 1 or not first.size:
+        raise ValueError(f"expected as many entries of both, found {first.shape}, {second.shape}")
+    return first, second

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from tgate_export.bench.adherence import adherence
-from tgate_export.bench.measure import Measurement, Setup, Variant
-from tgate_export.bench.result import Adherence, Interval, Macs, Quantiles, Row, Similarity
-from tgate_export.bench.similarity import similarity
+from tgate_export.bench.bound import judge
+from tgate_export.bench.measure import Measurement, Variant
+from tgate_export.bench.result import BenchRow, Interval, Macs, Quality, Quantiles
 from tgate_export.bench.statistics import quantiles, speedup
+from tgate_export.bench.step_times import evaluations_of
 from tgate_export.bench.work import expected_speedup
 from tgate_export.runtime.timings import Timings
 
 
-def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
+def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[BenchRow]:
     """Return a row for each variant that was read at least once.
 
     Args:
@@ -37,15 +36,14 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
         timings = [reading.timings for reading in variant.readings.values()]
         latency = quantiles([timing.total for timing in timings])
         rows.append(
-            Row(
+            BenchRow(
                 id=f"{variant.target}/{variant.spec.label}",
                 target=variant.target,
                 kind=variant.spec.kind,
                 label=variant.spec.label,
                 num_inference_steps=variant.spec.num_inference_steps,
-                gate_step=variant.spec.gate_step,
-                **variant.spec.intervals,
-                evaluations=dict(Counter(step.phase for step in timings[0].steps)),
+                parameters=dict(variant.spec.parameters),
+                evaluations=evaluations_of(timings[0]),
                 latencies_s=[timing.total for timing in timings],
                 latency=latency,
                 phases=phase_quantiles(timings),
@@ -56,8 +54,7 @@ def summarise(measurement: Measurement, macs: dict[int, Macs]) -> list[Row]:
                 macs=macs.get(index),
                 expected_speedup=expected,
                 efficiency=ratio.value / expected.all_stages if ratio and expected else None,
-                similarity=_similarity(plain, variant),
-                adherence=_adherence(measurement.setups[variant.target], variant),
+                quality=_quality(measurement, plain, variant),
             )
         )
     return rows
@@ -103,19 +100,22 @@ def _speedup(plain: Variant, variant: Variant, seed: int) -> Interval | None:
     return speedup(*readings, seed=seed)
 
 
-def _similarity(plain: Variant, variant: Variant) -> Similarity | None:
-    rounds = _shared_rounds(plain, variant)
+def _quality(measurement: Measurement, plain: Variant, variant: Variant) -> Quality | None:
+    """Judge the pictures for adherence where there are any, else those of the rounds.
+
+    Every row of a target is judged by the same pictures: of rounds that all of them have.
+    """
+    setup = measurement.setups[variant.target]
+    if setup.judging:
+        if len(variant.judged) < len(setup.judging):
+            return None
+        return judge(plain.judged, variant.judged, setup.judging, setup.bound)
+    rows = [other for other in measurement.variants if other.target == variant.target]
+    rounds = sorted(set.intersection(*(set(row.readings) for row in rows)))
     if not rounds:
         return None
     references, images = (
-        np.concatenate([s.readings[r].images for r in rounds]) for s in (plain, variant)
+        list(np.concatenate([row.readings[number].images for number in rounds]))
+        for row in (plain, variant)
     )
-    return similarity(list(references), list(images))
-
-
-def _adherence(setup: Setup, variant: Variant) -> Adherence | None:
-    count = len(variant.judged)
-    if not count or count < len(setup.judging):
-        return None
-    share = adherence(variant.judged, setup.judging)
-    return Adherence(share=share, prompts=count)
+    return judge(references, images, (), setup.bound)

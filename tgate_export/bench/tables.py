@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tgate_export.bench.result import (
     BenchResult,
+    BenchRow,
     Interval,
     Machine,
     ProbeResult,
@@ -16,7 +17,11 @@ from tgate_export.bench.result import (
 )
 
 NONE = "-"
-Namer = Callable[[Row], str]
+NOTE = (
+    "Beside the run of all steps without a gate: ratio of median times, pictures of the same "
+    "prompts and seeds."
+)
+Namer = Callable[[BenchRow], str]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,13 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def short_name(row: Row) -> str:
+    """Write a row's label for a chart, where the number of steps is known."""
+    if row.kind in ("baseline", "fewer_steps"):
+        return f"{row.num_inference_steps} steps"
+    return row.label.replace(f" of {row.num_inference_steps}", "")
+
+
 def gmacs(count: float) -> str:
     """Write multiply-accumulates in units of 10^9."""
     return f"{count / 1e9:,.2f}"
@@ -61,23 +73,51 @@ def tables(result: BenchResult) -> list[Table]:
     several = len(result.targets) > 1
     rows = result.rows
 
-    def name(row: Row) -> str:
+    def name(row: BenchRow) -> str:
         return f"{row.target}: {row.label}" if several else row.label
 
-    found = [_speed(result, rows, name), _quality(rows, name), _stages(rows, name)]
-    return [*found, _work(rows, name), _targets(result.targets), *_attribution(result.targets)]
-
-
-def _speed(result: BenchResult, rows: Sequence[Row], name: Namer) -> Table:
-    several = len(result.targets) > 1
-    columns: tuple[str, ...] = (
-        "row",
-        "p50, ms",
-        "p90, ms",
-        "p99, ms",
-        "images/s",
-        "speed-up (95 %)",
+    batch = result.settings.batch
+    note = (
+        f"{NOTE} Time: of a call, which makes {batch} picture{'s' * (batch > 1)}, median; "
+        "all stages count."
     )
+    found = [summary([(name(row), row) for row in rows], note), _speed(result, rows, name)]
+    found += [_stages(rows, name), _work(rows, name)]
+    return [*found, _targets(result.targets), *_attribution(result.targets)]
+
+
+def summary(rows: Sequence[tuple[str, Row]], note: str) -> Table:
+    """Return the table that both reports have: what each row gains and costs, what counts first."""
+    judged = any(row.quality and row.quality.adherence for _, row in rows)
+    columns: tuple[str, ...] = ("row", "times as fast (95 %)")
+    columns += ("adherence",) * judged
+    columns += ("SSIM", "keeps the quality", "time, ms", "PSNR, dB")
+    columns += ("lost",) * judged + ("pictures",)
+    return Table("Rows", columns, tuple((name, *_summary(row, judged)) for name, row in rows), note)
+
+
+def _summary(row: Row, judged: bool) -> tuple[str, ...]:
+    time = milliseconds(row.latency.p50)
+    quality = row.quality
+    if quality is None:
+        adherence = (NONE,) * judged
+        return (interval(row.speedup), *adherence, NONE, NONE, time, NONE, *adherence, NONE)
+    share = quality.adherence
+    plain = row.kind == "baseline"
+    kept = NONE if plain else "yes" if quality.meets_bound else "no"
+    lost = NONE
+    if quality.lost_bound is not None and not plain:
+        lost = f"{quality.lost} (up to {quality.lost_bound:.1%})"
+    return (
+        interval(row.speedup), *(f"{share.share:.1%}" if share else NONE,) * judged,
+        f"{quality.similarity.ssim:.3f}", kept, time, f"{quality.similarity.psnr_db:.1f}",
+        *(lost,) * judged, str(quality.similarity.images),
+    )  # fmt: skip
+
+
+def _speed(result: BenchResult, rows: Sequence[BenchRow], name: Namer) -> Table:
+    several = len(result.targets) > 1
+    columns: tuple[str, ...] = ("row", "p50, ms", "p90, ms", "p99, ms", "images/s")
     columns += ("over first",) * several + ("expected", "of expected", "rounds")
     cells = []
     for row in rows:
@@ -86,38 +126,16 @@ def _speed(result: BenchResult, rows: Sequence[Row], name: Namer) -> Table:
         over_first = (interval(row.speedup_over_first),) * several
         cells.append(
             (
-                name(row), *latency, f"{row.images_per_second:.3g}", interval(row.speedup),
-                *over_first, f"{expected.all_stages:.2f}x" if expected else NONE,
+                name(row), *latency, f"{row.images_per_second:.3g}", *over_first,
+                f"{expected.all_stages:.2f}x" if expected else NONE,
                 f"{row.efficiency:.0%}" if row.efficiency else NONE, str(len(row.latencies_s)),
             )
         )  # fmt: skip
-    batch = result.settings.batch
-    note = (
-        f"Latency is of a call, which makes {batch} picture{'s' * (batch > 1)}; all stages count. "
-        "Speed-up: ratio of medians over the ungated run of the same bundle and backend. "
-        "Expected: the ratio of multiply-accumulates, all stages counted."
-    )
+    note = "Expected: speed-up by multiply-accumulates, all stages counted."
     return Table("Speed", columns, tuple(cells), note)
 
 
-def _quality(rows: Sequence[Row], name: Namer) -> Table:
-    cells = tuple(
-        (
-            name(row),
-            f"{row.similarity.psnr_db:.1f}" if row.similarity else NONE,
-            f"{row.similarity.ssim:.3f}" if row.similarity else NONE,
-            str(row.similarity.images) if row.similarity else NONE,
-            f"{row.adherence.share:.1%}" if row.adherence else NONE,
-            str(row.adherence.prompts) if row.adherence else NONE,
-        )
-        for row in rows
-    )
-    columns = ("row", "PSNR, dB", "SSIM", "pictures", "adherence", "prompts")
-    note = "PSNR and SSIM to the ungated picture of the same seed, means; 100 dB: equal."
-    return Table("Quality", columns, cells, note)
-
-
-def _stages(rows: Sequence[Row], name: Namer) -> Table:
+def _stages(rows: Sequence[BenchRow], name: Namer) -> Table:
     phases = list(dict.fromkeys(phase for row in rows for phase in row.phases))
     stages = list(dict.fromkeys(stage for row in rows for stage in row.stages))
 
@@ -141,7 +159,7 @@ def _stages(rows: Sequence[Row], name: Namer) -> Table:
     return Table("Where the time goes", columns, cells, note)
 
 
-def _work(rows: Sequence[Row], name: Namer) -> Table:
+def _work(rows: Sequence[BenchRow], name: Namer) -> Table:
     cells = tuple(
         (name(row), NONE, NONE, NONE, NONE)
         if row.macs is None
@@ -202,23 +220,12 @@ def _attribution(targets: Sequence[Target]) -> list[Table]:
 
 
 def probe_tables(result: ProbeResult) -> list[Table]:
-    """Return the table of a probe's gates."""
-    cells = tuple(
-        (
-            f"{gate.gate_step} of {result.settings.num_inference_steps}",
-            f"{gate.similarity.psnr_db:.1f}", f"{gate.similarity.ssim:.3f}",
-            f"{gate.adherence.share:.1%}" if gate.adherence else NONE,
-            NONE if gate.lost_bound is None else f"{gate.lost} (up to {gate.lost_bound:.1%})",
-            str(gate.similarity.images),
-            NONE if gate.meets_bound is None else "yes" if gate.meets_bound else "no",
-        )
-        for gate in result.gates
-    )  # fmt: skip
-    columns = ("gate step", "PSNR, dB", "SSIM", "adherence", "lost", "pictures", "meets the bound")
-    note = "To the ungated pictures of the same prompts and seeds. Not judged: made for charts."
-    if result.ungated_adherence:
-        note += f" Ungated adherence: {result.ungated_adherence.share:.1%}."
-    return [Table("Gates", columns, cells, note)]
+    """Return the table of a probe's rows."""
+    note = (
+        f"{NOTE} Time: of a picture, by the median step of each phase in calls of "
+        f"{result.settings.batch}; bench times whole calls."
+    )
+    return [summary([(row.label, row) for row in result.rows], note)]
 
 
 def facts(machine: Machine) -> list[tuple[str, str]]:
@@ -242,6 +249,7 @@ def markdown(result: BenchResult) -> str:
     lines = [f"# {' and '.join(target.id for target in result.targets)}", ""]
     if not result.complete:
         lines += ["**Incomplete: interrupted.**", ""]
+    lines += [line for answer in answers(result) for line in (f"**{answer}**", "")]
     lines += [f"{result.created}. {settings_line(result)}", ""]
     for table in tables(result):
         lines += [f"## {table.title}", "", _markdown_row(table.columns)]
@@ -252,6 +260,12 @@ def markdown(result: BenchResult) -> str:
     if result.notes:
         lines += ["", "## Notes", "", *(f"* {note}" for note in result.notes)]
     return "\n".join(lines) + "\n"
+
+
+def answers(result: BenchResult) -> list[str]:
+    """Return the sentence of each target, which it begins with where there are several."""
+    several = len(result.targets) > 1
+    return [f"{each.target}: " * several + each.sentence for each in result.answers]
 
 
 def settings_line(result: BenchResult) -> str:

@@ -1,9 +1,10 @@
-"""What `bench` and `probe` share: report paths checked first, progress, files at the end."""
+"""What `bench` and `probe` share: paths checked first, progress, commands, files at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from tgate_export.common.user_cache import write_whole
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tgate_export.bench.rows import RowSpec
     from tgate_export.bench.tables import Table
+    from tgate_export.runtime.pipeline import TGatePipeline
 
 
 def check_reports(paths: dict[str, Path | None]) -> None:
@@ -51,6 +54,23 @@ def write_report(path: Path, text: str) -> None:
     except OSError as error:
         raise TGateError(f"cannot write {path}: {error.strerror or error}") from error
     stderr().print(f"Wrote {path}", soft_wrap=True)
+
+
+def generate_command(
+    pipeline: TGatePipeline, prompt: str, scheduler: str | None, row: RowSpec
+) -> str:
+    """Return the command that generates as a row does: what it sets, and the bundle does not."""
+    call = row.call()
+    options = ["--steps", str(call.pop("num_inference_steps"))]
+    options += ["--gate-step", str(call.pop("gate_step"))]
+    defaults = dict(pipeline.manifest.defaults)
+    for name, value in call.items():
+        if value != defaults.get(name):
+            options += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    if scheduler and scheduler != pipeline.manifest.defaults.scheduler:
+        options += ["--scheduler", scheduler]
+    path = str(pipeline.bundle.path)
+    return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def print_table(console: Console, content: Table) -> None:

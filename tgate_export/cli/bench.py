@@ -9,7 +9,13 @@ import click
 
 from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
-from tgate_export.cli._reports import check_reports, print_table, progress_bar, write_report
+from tgate_export.cli._reports import (
+    check_reports,
+    generate_command,
+    print_table,
+    progress_bar,
+    write_report,
+)
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 
 if TYPE_CHECKING:
@@ -46,9 +52,10 @@ if TYPE_CHECKING:
 @click.option(
     "--adherence-prompts",
     type=click.IntRange(min=0),
-    default=64,
+    default=128,
     show_default=True,
-    help="Prompts that adherence is judged by, for shapes; 0: none.",
+    help="Pictures that quality is judged by, for shapes: by adherence from 99 on, by SSIM below. "
+    "0, and other models: those of the rounds, by SSIM.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write tables.")
@@ -69,7 +76,7 @@ def command(
     markdown_path: Path | None,
     html_path: Path | None,
 ) -> None:
-    """Time bundles: ungated, gated at several steps, and with fewer plain steps.
+    """Time bundles: ungated, gated at several steps, and with fewer plain steps; say what to use.
 
     All rows of all bundles and backends run interleaved in random order. Ctrl-C ends it early;
     what was measured is kept.
@@ -82,7 +89,7 @@ def command(
     from tgate_export.bundle.integrity import read_manifest
     from tgate_export.runtime.backends.base import BackendOptions
 
-    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
+    require_bench_extra("skimage", "scipy", *(("jinja2",) if html_path else ()))
     if steps is None:
         steps = read_manifest(bundles[0]).defaults.num_inference_steps
     gates = parse_gate_steps(gate_steps, steps)
@@ -93,7 +100,7 @@ def command(
                 bundles, backends, plan, adherence_prompts, BackendOptions(precision=precision)
             )
         with progress_bar() as advance:
-            comparison = compare(setups, plan, advance)
+            comparison = compare(setups, plan, advance, generate_command)
     result = comparison.result
     _show(result)
     if json_path:
@@ -111,7 +118,7 @@ def command(
 
 def _show(result: BenchResult) -> None:
     """Print the tables for people; the JSON file is for programs."""
-    from tgate_export.bench.tables import settings_line, tables
+    from tgate_export.bench.tables import answers, settings_line, tables
 
     console = stdout()
     console.print(settings_line(result), soft_wrap=True)
@@ -119,3 +126,7 @@ def _show(result: BenchResult) -> None:
         print_table(console, content)
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True)
+    for sentence, answer in zip(answers(result), result.answers, strict=True):
+        console.print(sentence, soft_wrap=True, style="bold", highlight=False)
+        if answer.command:
+            console.print(f"  {answer.command}", soft_wrap=True, highlight=False)

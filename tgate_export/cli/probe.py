@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ import click
 
 from tgate_export.cli._backend_options import BACKENDS, BackendOption
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
-from tgate_export.cli._reports import check_reports, progress_bar, write_report
+from tgate_export.cli._reports import check_reports, generate_command, progress_bar, write_report
 from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
 from tgate_export.common.errors import InvalidRequestError
 
@@ -65,10 +63,11 @@ def command(
     json_path: Path | None,
     html_path: Path | None,
 ) -> None:
-    """Find where cross-attention converges; suggest a gate step.
+    """Find where cross-attention converges; say which gate to use, or none.
 
-    Generates images of the prompts without gating and at the gates that a bisection asks for; the
-    convergence curves come from the caches that the full graph gives anyway.
+    Generates images of the prompts without gating, at a few gates and those that a bisection asks
+    for, and with as many plain steps as take the suggested gate's time; the convergence curves come
+    from the caches that the full graph gives anyway.
     """
     check_reports({"--json": json_path, "--html": html_path})
     from tgate_export.bench.compare import require_bench_extra
@@ -76,7 +75,7 @@ def command(
     from tgate_export.bench.prompts import default_prompts, is_shapes, read_prompts
     from tgate_export.runtime.pipeline import TGatePipeline
 
-    require_bench_extra("skimage", "scipy", *(("matplotlib", "jinja2") if html_path else ()))
+    require_bench_extra("skimage", "scipy", *(("jinja2",) if html_path else ()))
     prompts = read_prompts(prompts_path) if prompts_path else None
     with readable_warnings():
         with spinner("loading"):
@@ -88,8 +87,9 @@ def command(
         scheduler = scheduler or pipeline.manifest.defaults.scheduler
         _check(pipeline, steps, scheduler)
         with progress_bar() as advance:
-            command = partial(_generate, pipeline, prompts[0], steps, scheduler)
-            probe = Probe(pipeline, prompts, steps, scheduler, seed, advance, min_ssim, command)
+            probe = Probe(
+                pipeline, prompts, steps, scheduler, seed, advance, min_ssim, generate_command
+            )
             result = probe.run()
     _show(result)
     if json_path:
@@ -101,17 +101,6 @@ def command(
     if not result.complete:
         stderr().print("error: interrupted; what was generated is kept", soft_wrap=True)
         raise SystemExit(130)
-
-
-def _generate(
-    pipeline: TGatePipeline, prompt: str, steps: int, scheduler: str, gate_step: int
-) -> str:
-    """Return the command that generates with a gate step."""
-    options = ["--steps", str(steps), "--gate-step", str(gate_step)]
-    if scheduler != pipeline.manifest.defaults.scheduler:
-        options += ["--scheduler", scheduler]
-    path = str(pipeline.bundle.path)
-    return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
 def _check(pipeline: TGatePipeline, steps: int, scheduler: str) -> None:
@@ -137,12 +126,12 @@ def _show(result: ProbeResult) -> None:
     console = stdout()
     for table in probe_tables(result):
         print_table(console, table)
-    console.print(f"Bound: {result.bound.text}.", soft_wrap=True)
-    if result.command:
+    console.print(f"Keeps the quality: {result.bound.text}.", soft_wrap=True)
+    console.print(result.answer.sentence, soft_wrap=True, style="bold", highlight=False)
+    if result.answer.command:
+        console.print(f"  {result.answer.command}", soft_wrap=True, highlight=False)
+    if result.gate_command and result.gate_command != result.answer.command:
         console.print(
-            f"Suggested gate step: {result.suggested_gate_step} of "
-            f"{result.settings.num_inference_steps}. Generate with it:\n  {result.command}",
-            soft_wrap=True,
-        )
-    elif result.complete:
-        console.print("No gate meets the bound: generate without one.")
+            f"With the earliest gate that keeps the quality:\n  {result.gate_command}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip

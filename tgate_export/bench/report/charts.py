@@ -1,67 +1,214 @@
-"""Charts as inline SVG, by matplotlib. Text stays text, in the page's own font and colour."""
+"""The charts of the reports: quality against time, convergence, and where the time goes."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from tgate_export.bench.result import ProbeResult, Row
+from tgate_export.bench.report.labels import place_labels
+from tgate_export.bench.report.svg import FONT_SIZE, Axes, axes, chart
+from tgate_export.bench.result import BenchRow, Interval, ProbeResult, Quality, Row
+from tgate_export.bench.statistics import mean_difference, share_interval
+from tgate_export.bench.tables import milliseconds, short_name
 
-# Okabe and Ito's palette: told apart also by people who see fewer colours.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7a7a7a")
-_MARKERS = {"baseline": "*", "gated": "o", "version_2": "D", "fewer_steps": "s"}
-_KINDS = {
-    "baseline": "no gate", "gated": "gated", "version_2": "gated, self-attention reused",
-    "fewer_steps": "fewer plain steps",
-}  # fmt: skip
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
+COLOURS = 7
+"""Classes `c0` to `c6` of the style sheet."""
+Metric = Literal["adherence", "ssim"]
 
 
-def frontier(rows: Sequence[Row], several: bool) -> Markup:
-    """Latency against similarity (1 - SSIM, so that the best corner is the lower left)."""
+@dataclass(frozen=True)
+class Point:
+    """One row in a frontier: time in ms, quality, their intervals, and where it belongs."""
 
-    def draw(axes: Any) -> None:
-        targets = list(dict.fromkeys(row.target for row in rows))
-        for row in rows:
-            if row.similarity is None:
-                continue
-            x, y = 1e3 * row.latency.p50, row.similarity.ssim
-            colour = COLOURS[targets.index(row.target) % len(COLOURS)]
-            filled = colour if row.kind != "fewer_steps" else "white"
-            axes.plot(x, y, _MARKERS[row.kind], color=colour, markerfacecolor=filled, markersize=9)
-            if row.kind != "baseline":
-                short = f"gate {row.gate_step}" if row.gate_step else f"{row.num_inference_steps}"
-                axes.annotate(short, (x, y), textcoords="offset points", xytext=(7, -11), size=9)
-        axes.set_xlabel("latency p50, ms")
-        axes.set_ylabel("SSIM to ungated")
-        axes.margins(0.12)
-        for kind in dict.fromkeys(row.kind for row in rows):
-            filled = "white" if kind == "fewer_steps" else "#555"
-            axes.plot([], [], _MARKERS[kind], color="#555", markerfacecolor=filled,
-                      label=_KINDS[kind])  # fmt: skip
-        if several:
-            for index, target in enumerate(targets):
-                axes.plot([], [], "-", color=COLOURS[index % len(COLOURS)], label=target)
-        axes.legend(loc="lower right", fontsize=9)
-
-    return _svg("frontier", "Latency against similarity to the ungated picture", draw)
+    label: str
+    title: str
+    curve: str
+    plain: bool
+    chosen: bool
+    ms: Interval
+    quality: Interval
 
 
-def stage_bars(rows: Sequence[Row], names: Sequence[str]) -> Markup:
-    """Median seconds of every phase's steps and of every other stage, stacked by row."""
+def frontiers(
+    rows: Sequence[Row], chosen: Sequence[str | None], prefixes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return quality against time for each metric, with a legend.
+
+    Args:
+        rows: of all targets.
+        chosen: ids of the rows that are recommended.
+        prefixes: of each row's curve: the target where there are several.
+    """
+    metrics: dict[Metric, str] = {
+        "adherence": "Adherence, % of pictures that show the prompt",
+        "ssim": "SSIM to the pictures of all steps",
+    }
+    found = []
+    for metric, name in metrics.items():
+        points = [
+            _point(row, metric, prefix, row.id in chosen, rows)
+            for row, prefix in zip(rows, prefixes, strict=True)
+            if _value(row.quality, metric) is not None
+        ]
+        if not points:
+            continue
+        pictures = next(row.quality.similarity.images for row in rows if row.quality)
+        found.append(
+            {
+                "title": "Quality against time: " + {"adherence": "adherence"}.get(metric, "SSIM"),
+                "chart": _frontier(metric, name, points),
+                "legend": _legend(points),
+                "note": f"Each point: {pictures} picture{'s' * (pictures != 1)}. "
+                "Thin bars: 95 % intervals. Ring: what to use. Up and left is better.",
+            }
+        )
+    return found
+
+
+def _frontier(metric: Metric, name: str, points: Sequence[Point]) -> Markup:
+    curves = list(dict.fromkeys(point.curve for point in points))
+    unit = 100 if metric == "adherence" else 1
+    x_range = _padded([point.ms.value for point in points], 0.08)
+    low, high = _padded([unit * point.quality.value for point in points], 0.15)
+
+    def plot(width: float, height: float) -> Axes:
+        found = axes(width, height, x_range, (low, high), ("time, ms", name), "{:g}".format)
+        for index, curve in enumerate(curves):
+            members = sorted(
+                (point for point in points if point.curve == curve), key=lambda p: p.ms.value
+            )
+            line = [(point.ms.value, unit * point.quality.value) for point in members]
+            found.line(line, f"curve s{index % COLOURS}")
+        for point in points:
+            _bars(found, point, unit, f"bar s{curves.index(point.curve) % COLOURS}")
+        for point in points:
+            x, y = point.ms.value, unit * point.quality.value
+            classes = f"f{curves.index(point.curve) % COLOURS}"
+            found.marker(x, y, classes, point.plain, point.title)
+            if point.chosen:
+                found.ring(x, y)
+        _labels(found, points, unit)
+        return found
+
+    return chart(f"frontier-{metric}", f"{name}, against time", 340, plot)
+
+
+def _labels(found: Axes, points: Sequence[Point], unit: float) -> None:
+    # What is recommended has its label in any case.
+    order = sorted(points, key=lambda point: not point.chosen)
+    places = [(found.x(point.ms.value), found.y(unit * point.quality.value)) for point in order]
+    around = replace(found.box, right=found.box.right + 8)  # the edge of the chart
+    placed = place_labels(
+        places, [point.label for point in order], around, font_size=FONT_SIZE, radius=8
+    )
+    for point, place, label in zip(order, places, placed, strict=True):
+        if label is None:
+            continue
+        box = label.box
+        middle = (box.top + box.bottom) / 2
+        centre = (box.left + box.right) / 2
+        if label.far:
+            end = (min(max(place[0], box.left), box.right), min(max(place[1], box.top), box.bottom))
+            found.segment(place, end, "leader")
+        found.text(
+            centre, middle, point.label, "middle", "label chosen" if point.chosen else "label"
+        )
+
+
+def _bars(found: Axes, point: Point, unit: float, classes: str) -> None:
+    x, y = point.ms, point.quality
+    if x.low is not None and x.high is not None:
+        at = found.y(unit * y.value)
+        found.segment((found.x.clipped(x.low), at), (found.x.clipped(x.high), at), classes)
+    if y.low is not None and y.high is not None:
+        across = found.x(x.value)
+        low, high = found.y.clipped(unit * y.low), found.y.clipped(unit * y.high)
+        found.segment((across, low), (across, high), classes)
+
+
+def _point(row: Row, metric: Metric, prefix: str, chosen: bool, rows: Sequence[Row]) -> Point:
+    quality = _value(row.quality, metric)
+    if quality is None:
+        raise ValueError(f"{row.id} was not judged by {metric}")
+    others = {name: value for name, value in row.parameters.items() if name != "gate_step"}
+    plain = not row.parameters
+    words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in others.items())
+    curve = prefix + ("no gate" if plain else "gated" + f", {words}" * bool(words))
+    return Point(
+        label=short_name(row), title=f"{prefix}{row.label}: {milliseconds(row.latency.p50)} ms",
+        curve=curve, plain=plain, chosen=chosen, ms=_time(row), quality=quality,
+    )  # fmt: skip
+
+
+def _time(row: Row) -> Interval:
+    """Median ms, and the interval of the speed-up as times: of the baseline's median."""
+    value, ratio = 1e3 * row.latency.p50, row.speedup
+    if ratio is None or not ratio.low or not ratio.high:
+        return Interval(value=value, low=None, high=None)
+    base = value * ratio.value
+    return Interval(value=value, low=base / ratio.high, high=base / ratio.low)
+
+
+def _value(quality: Quality | None, metric: Metric) -> Interval | None:
+    if quality is None:
+        return None
+    if metric == "ssim":
+        ssims = quality.similarity.ssims
+        return mean_difference(ssims, [0.0] * len(ssims))
+    return share_interval(quality.adherence.each) if quality.adherence else None
+
+
+def _legend(points: Sequence[Point]) -> list[dict[str, Any]]:
+    shapes = {point.curve: point.plain for point in points}
+    return [
+        {"name": curve, "colour": index % COLOURS, "square": plain}
+        for index, (curve, plain) in enumerate(shapes.items())
+    ]
+
+
+def _padded(values: Sequence[float], part: float) -> tuple[float, float]:
+    """Return the range of values with some air, also where all are the same."""
+    low, high = min(values), max(values)
+    air = part * (high - low) or 0.05 * abs(high) or 1.0
+    return low - air, high + air
+
+
+def convergence(result: ProbeResult) -> dict[str, Any]:
+    """Return the relative change of every layer's cross-attention output, and their mean."""
+    highest = max((value for curve in result.curves for value in curve.change), default=1.0)
+    last = max(2, len(result.mean_change))
+    gate = (result.suggested or {}).get("gate_step")
+    name = "Relative change of cross-attention since the last step"
+
+    def plot(width: float, height: float) -> Axes:
+        found = axes(
+            width, height, (1, last), (0, 1.05 * highest or 1.0), ("step", name), "{:g}".format
+        )
+        for curve in result.curves:
+            found.line(list(enumerate(curve.change, 1)), "curve thin s4")
+        found.line(list(enumerate(result.mean_change, 1)), "curve thick s0")
+        if gate:
+            at = found.x.clipped(gate)
+            found.segment((at, found.box.top), (at, found.box.bottom), "gate")
+        return found
+
+    legend = [{"name": "mean", "colour": 0}, {"name": "each layer", "colour": 4}]
+    note = f"Dotted: the suggested gate, step {gate}." if gate else ""
+    return {
+        "title": "Where cross-attention converges",
+        "chart": chart("convergence", name, 300, plot),
+        "legend": [entry | {"square": True} for entry in legend],
+        "note": note,
+    }
+
+
+def stage_bars(
+    rows: Sequence[BenchRow], namer: Callable[[BenchRow], str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return median ms of every phase's steps and of every other stage by row, and a legend."""
     parts: list[dict[str, float]] = []
     for row in rows:
         steps = {
@@ -74,92 +221,28 @@ def stage_bars(rows: Sequence[Row], names: Sequence[str]) -> Markup:
             if stage != "denoiser"
         }
         parts.append(steps | others)
-
-    def draw(axes: Any) -> None:
-        left = [0.0] * len(rows)
-        order = dict.fromkeys(part for entry in parts for part in entry)
-        # Steps first: they lie side by side, and are most of it.
-        for index, part in enumerate(sorted(order, key=lambda part: not part.endswith(" steps"))):
-            widths = [1e3 * max(0.0, entry.get(part, 0.0)) for entry in parts]
-            colour = COLOURS[index % len(COLOURS)]
-            axes.barh(names, widths, left=left, label=part, color=colour, height=0.65)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("ms of a call (medians)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=3, fontsize=9)
-
-    height = 1.9 + 0.34 * len(rows)
-    return _svg("stages", "Where the time goes, by row and stage", draw, height)
-
-
-def convergence(result: ProbeResult) -> Markup:
-    """Relative change of every layer's cross-attention output, and their mean."""
-
-    def draw(axes: Any) -> None:
-        steps = range(1, len(result.mean_change) + 1)
-        for index, curve in enumerate(result.curves):
-            label = "each layer" if index == 0 else None
-            axes.plot(steps, curve.change, color=COLOURS[4], alpha=0.6, linewidth=1, label=label)
-        axes.plot(steps, result.mean_change, color=COLOURS[0], linewidth=2.4, label="mean")
-        _gate_line(axes, result)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel("relative change since the last step")
-        axes.legend(fontsize=9)
-
-    return _svg("convergence", "Change of cross-attention from step to step", draw)
-
-
-def gate_quality(result: ProbeResult) -> Markup:
-    """SSIM, and adherence where it was judged, by gate step."""
-
-    def draw(axes: Any) -> None:
-        gates = [gate.gate_step for gate in result.gates]
-        axes.plot(gates, [gate.shown.ssim for gate in result.gates], "o-", color=COLOURS[0],
-                  markersize=5, label="SSIM to ungated")  # fmt: skip
-        judged = [(gate.gate_step, gate.adherence.share) for gate in result.gates if gate.adherence]
-        if judged:
-            axes.plot(*zip(*judged, strict=True), "s--", color=COLOURS[5], markersize=5,
-                      label="adherence")  # fmt: skip
-        _gate_line(axes, result)
-        axes.set_ylim(top=1.02)
-        axes.set_xlabel("gate step")
-        axes.legend(loc="lower right", fontsize=9)
-
-    return _svg("quality", "Similarity and adherence by gate step", draw)
-
-
-def _gate_line(axes: Any, result: ProbeResult) -> None:
-    if result.suggested_gate_step:
-        axes.axvline(
-            result.suggested_gate_step, color="#555", linestyle=":", label="suggested gate"
-        )
-
-
-def _svg(name: str, title: str, draw: Any, height: float = 3.6) -> Markup:
-    """Draw on new axes, and return an `<svg>` that scales with the page and has a title."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
-        draw(figure.add_subplot())
-        buffer = io.StringIO()
-        nothing: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    # A document has each id once; every chart of matplotlib's has a `figure_1`.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', _root(name, title), text, count=1)
-    return Markup(text)
-
-
-def _root(name: str, title: str) -> str:
-    return (
-        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        rf'\1 role="img" aria-labelledby="{name}-title"><title id="{name}-title">'
-        rf"{escape(title)}</title>"
-    )
+    # Steps first: they lie side by side, and are most of it.
+    names = dict.fromkeys(part for entry in parts for part in entry)
+    order = sorted(names, key=lambda part: not part.endswith(" steps"))
+    longest = max((sum(max(0.0, v) for v in entry.values()) for entry in parts), default=0) or 1.0
+    bars = [
+        {
+            "name": namer(row),
+            "total": f"{milliseconds(row.latency.p50)} ms",
+            "parts": [
+                {
+                    "colour": order.index(part) % COLOURS,
+                    "share": 100 * max(0.0, entry[part]) / longest,
+                    "text": f"{part}: {milliseconds(entry[part])} ms",
+                }
+                for part in order
+                if part in entry
+            ],
+        }
+        for row, entry in zip(rows, parts, strict=True)
+    ]
+    legend = [
+        {"name": part, "colour": index % COLOURS, "square": True}
+        for index, part in enumerate(order)
+    ]
+    return bars, legend

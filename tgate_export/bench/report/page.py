@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-MAX_SIDE = 384
+from tgate_export.bench.result import Row
+from tgate_export.bench.tables import milliseconds, short_name
+
+MAX_SIDE = 512
 """Pixels that a shown picture's longer side has at most."""
 
 
@@ -40,36 +43,52 @@ def picture(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def slider(
+def chooser(
     title: str,
     prompts: Sequence[str],
-    baseline: Sequence[np.ndarray],
-    gates: Mapping[int, Sequence[np.ndarray]],
-    facts: Mapping[int, str],
-    start: int,
-) -> dict[str, Any]:
-    """Return what the slider shows: every prompt's picture without a gate, and at each.
+    rows: Sequence[Row],
+    pictures: Mapping[str, Sequence[np.ndarray]],
+    use: str | None,
+) -> dict[str, Any] | None:
+    """Return what lets a reader set any row's pictures beside the baseline's.
 
     Args:
         title: above the pictures.
-        prompts: as many as are shown.
-        baseline: ungated pictures, by prompt.
-        gates: gated pictures, by gate step and prompt; all there.
-        facts: a line about each gate step.
-        start: gate step that is shown first.
+        prompts: those that are shown.
+        rows: in order; those without pictures are left out.
+        pictures: by id of the row, and by prompt.
+        use: id of the row that is shown first; by default that of the middle.
+
+    Returns:
+        None where there is nothing to compare.
     """
-    order = sorted(gates)
+    base = next((row for row in rows if row.kind == "baseline" and row.id in pictures), None)
+    others = [row for row in rows if row is not base and row.id in pictures]
+    if base is None or not others or not prompts:
+        return None
+    ids = [row.id for row in others]
     return {
         "title": title,
+        "baseline": f"{base.num_inference_steps} plain steps",
+        "options": [{"name": short_name(row), "fact": _fact(row)} for row in others],
+        "start": ids.index(use) if use in ids else len(ids) // 2,
         "rows": [
             {
                 "prompt": prompt,
-                "baseline": picture(baseline[index]),
-                "gated": [picture(gates[gate][index]) for gate in order],
+                "baseline": picture(pictures[base.id][index]),
+                "shown": [picture(pictures[row][index]) for row in ids],
             }
             for index, prompt in enumerate(prompts)
         ],
-        "gates": order,
-        "facts": [facts[gate] for gate in order],
-        "start": order.index(start),
     }
+
+
+def _fact(row: Row) -> str:
+    """Say in a line what a row takes and gives."""
+    ratio = f", {row.speedup.value:.2f} times as fast" if row.speedup else ""
+    found = f"{row.label}: {milliseconds(row.latency.p50)} ms{ratio}"
+    if row.quality is None:
+        return found
+    if share := row.quality.adherence:
+        found += f"; adherence {share.share:.1%}"
+    return f"{found}; SSIM {row.quality.similarity.ssim:.3f}"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tgate_export.bench.report.charts import convergence, gate_quality
-from tgate_export.bench.report.page import render, slider
+from tgate_export.bench.report.charts import convergence, frontiers
+from tgate_export.bench.report.page import chooser, render
 from tgate_export.bench.result import ProbeResult
 from tgate_export.bench.tables import facts, probe_tables
 
@@ -15,41 +15,33 @@ SHOWN = 4
 """Prompts whose pictures are shown."""
 
 
-def probe_page(result: ProbeResult, pictures: Mapping[int, Sequence[np.ndarray]]) -> str:
+def probe_page(result: ProbeResult, pictures: Mapping[str, Sequence[np.ndarray]]) -> str:
     """Return the report as one HTML file that loads nothing.
 
     Args:
         result: what was found.
-        pictures: by gate step, 8 bits; the ungated under the number of steps.
+        pictures: by id of the row, 8 bits.
     """
     settings = result.settings
-    steps = settings.num_inference_steps
-    gates = {gate.gate_step: gate for gate in result.gates}
-    sliders = []
-    if gates:
-        lines = {
-            gate: f"SSIM {entry.similarity.ssim:.3f}, PSNR {entry.similarity.psnr_db:.1f} dB"
-            + (f", adherence {entry.adherence.share:.1%}" if entry.adherence else "")
-            for gate, entry in gates.items()
-        }
-        start = result.suggested_gate_step or max(gates)
-        shown = {gate: pictures[gate] for gate in gates}
-        prompts = settings.prompts[:SHOWN]
-        sliders = [slider(result.bundle, prompts, pictures[steps], shown, lines, start)]
+    use = result.answer.use
+    found = chooser(result.bundle, settings.prompts[:SHOWN], result.rows, pictures, use)
     return render(
-        "probe.html.j2",
+        "base.html.j2",
         title=f"Probe: {result.bundle}",
         result=result,
+        answers=[result.answer],
+        gate_command=result.gate_command if result.gate_command != result.answer.command else None,
         created=result.created,
-        summary=f"{steps} steps, {settings.scheduler}, guidance {settings.guidance_scale:g}, "
-        f"{settings.backend}; {len(settings.prompts)} prompts, seed {settings.seed}.",
+        summary=f"What keeps the quality: {result.bound.text}.",
+        method=f"{settings.num_inference_steps} steps, {settings.scheduler}, guidance "
+        f"{settings.guidance_scale:g}, {settings.backend}; {len(settings.prompts)} prompts, "
+        f"seed {settings.seed}, calls of {settings.batch}.",
         complete=result.complete,
-        sliders=sliders,
-        charts=[
-            ("Where cross-attention converges", convergence(result)),
-            ("What a gate changes", gate_quality(result)),
-        ],
+        frontiers=frontiers(result.rows, [use], [""] * len(result.rows)),
+        choosers=[found] if found else [],
+        charts=[convergence(result)],
         tables=probe_tables(result),
+        used=[row.label for row in result.rows if row.id == use],
         notes=[],
         machine=facts(result.machine),
     )
