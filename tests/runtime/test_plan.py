@@ -79,6 +79,7 @@ def replay(found: BindingPlan) -> None:
     written = {Slot(name) for name in ("tokens/input_ids", "negative_tokens/input_ids",
                                        "parameter/guidance_scale",
                                        "parameter/guidance_rescale", "parameter/clip_skip",
+                                       "parameter/cache_blend", "parameter/guidance_carry",
                                        "negative_parameter/clip_skip",
                                        "sample.0", "denoiser_input", "history.0")}  # fmt: skip
     written.add(Slot("noise"))
