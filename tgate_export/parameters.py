@@ -130,6 +130,10 @@ def _is_pair(value: Any) -> bool:
 
 _SDXL = "it is for SDXL, and this bundle's model is not told it"
 _VIDEO = "this bundle makes no videos"
+_NEWER = (
+    "this bundle was built without classifier-free guidance, or by an earlier version and is to be "
+    "built again"
+)
 _IMAGE = "this bundle's runs begin with no image"
 
 PARAMETERS: Mapping[str, Declared] = {
@@ -170,6 +174,18 @@ PARAMETERS: Mapping[str, Declared] = {
         absent="this bundle's guidance is never rescaled",
         help="0 to 1: rescale guidance towards the standard deviation that it would have without "
         "(arXiv 2305.08891), against overexposure.",
+    ),
+    # Twice what either number makes up for: more only adds errors (docs/methods.md).
+    "cache_blend": Declared(
+        type="number", per="prompt", default=0.5, min=0, max=2, absent=_NEWER,
+        help="0 to 2: what gated steps reuse of attention is (1 - blend) of the unconditional "
+        "output and blend of the conditional one; 0.5, their mean, is the official method, 1 the "
+        "conditional one alone.",
+    ),
+    "guidance_carry": Declared(
+        type="number", per="prompt", default=0.0, min=0, max=2, inert=0, absent=_NEWER,
+        help="0 to 2: how much of the guidance of the last step before the gate is added to every "
+        "step from the gate on; 0, nothing, is the official method, 1 all of it.",
     ),
     "clip_skip": Declared(
         type="integer", default=0, min=0, inert=0,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tgate_export.build import options as options_module
+from tgate_export.build.describe import parameter_table
 from tgate_export.build.options import build_key, check_options, default_folder
 from tgate_export.bundle.manifest import Range
 from tgate_export.common import versions
@@ -63,6 +64,11 @@ def test_what_a_build_depends_on(
         ({"fi_interval": -2}, "fi_interval must be at least 1, got -2: 1 computes self-attention"),
         ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
         (
+            {"cache_blend": -1.0},
+            "cache_blend must be 0 to 2, got -1.0",
+        ),
+        ({"guidance_carry": float("nan")}, "guidance_carry must be 0 to 2, got nan"),
+        (
             {"warm_up": 6},
             "gate_step 5 is below warm_up 6: give a gate_step of at least 6, or a "
             "warm_up of at most 5",
@@ -75,3 +81,32 @@ def test_refuses_settings_that_make_no_plan(
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
     with pytest.raises(InvalidRequestError, match=f"^{reason}"):
         check_options(source, "fp32", None, Range(min=1, opt=1, max=8), {"gate_step": 5} | settings)
+
+
+def test_numbers_of_guidance_are_a_bundles_defaults(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained")
+    official = {"cache_blend": 0.5, "guidance_carry": 0.0}
+    assert check_options(source, "fp32").settings.items() >= official.items()
+    settings = {"cache_blend": 1.0, "guidance_carry": 0.25}
+    options = check_options(source, "fp32", settings=settings)
+    assert options.settings.items() >= settings.items()
+    table = parameter_table(source, options, ("ddim",), "ddim")
+    assert (table["cache_blend"].default, table["guidance_carry"].default) == (1.0, 0.25)
+    # Defaults are in no graph.
+    assert options.phases == check_options(source, "fp32").phases
+    assert build_key(source, source.record(), options) != build_key(
+        source, source.record(), check_options(source, "fp32")
+    )
+
+
+def test_a_model_without_guidance_has_no_numbers_of_it(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained").guided_by("none")
+    options = check_options(source, "fp32")
+    assert not {"cache_blend", "guidance_carry"} & options.settings.keys()
+    table = parameter_table(source, options, ("ddim",), "ddim")
+    assert not {"cache_blend", "guidance_carry"} & table.keys()
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"^cache_blend 0\.5 has no effect on a model without classifier-free",
+    ):
+        check_options(source, "fp32", settings={"cache_blend": 0.5})

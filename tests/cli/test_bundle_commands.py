@@ -94,7 +94,10 @@ def test_inspect_json_is_the_manifest(capsys: Capture, tiny_bundle: Path) -> Non
     assert report.pop("plans") == {}
     assert report == json.loads((tiny_bundle / "manifest.json").read_text())
     gated = {tensor["name"] for tensor in report["graphs"]["gated"]["inputs"]}
-    assert gated == {"sample", "timestep", "cross_cache_0", "cross_cache_1"}
+    assert gated == {
+        "sample", "timestep", "guidance_scale", "cache_blend", "guidance_carry", "cross_cache_0",
+        "cross_cache_1", "guidance_delta",
+    }  # fmt: skip
     assert report["graphs"]["gated"]["parameters"] < report["graphs"]["full"]["parameters"]
 
 
@@ -175,7 +178,8 @@ def test_verify_that_fails_names_graph_and_tensor(
         "error: pndm, gate 1 of 3: latents differs from PyTorch by "
     )
     assert result.out.count("BROKEN") == 1
-    assert result.out.count("ok") == 6  # embeddings, noise twice, two caches, images
+    # Embeddings, noise twice, two caches of attention and one of guidance, images.
+    assert result.out.count("ok") == 7
 
 
 def test_verify_of_another_source(

@@ -50,8 +50,8 @@ def test_picture_and_report(generate: Generate, folder: Path) -> None:
     assert report.keys() == {
         "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
         "sp_interval", "fi_interval", "warm_up",
-        "guidance_scale", "guidance_rescale", "clip_skip", "scheduler", "width",
-        "height", "timings",
+        "guidance_scale", "guidance_rescale", "cache_blend", "guidance_carry", "clip_skip",
+        "scheduler", "width", "height", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
     assert (report["steps"], report["gate_step"], report["seed"]) == (4, 3, 3)
@@ -163,7 +163,8 @@ def test_missing_graph_says_how_to_build_it(
     message = generate(*gating, "--sp-interval", 3).error()
     assert "sp_interval 3: this bundle was built without the graphs" in message
     assert message.endswith(
-        f"{command} --sp-interval 3 --fi-interval 1 --warm-up 0 --out {tiny_bundle}"
+        f"{command} --sp-interval 3 --fi-interval 1 --warm-up 0 "
+        f"--cache-blend 0.5 --guidance-carry 0.0 --out {tiny_bundle}"
     )
     result = generate(*gating, "--sp-interval", 3, "--fi-interval", 2)
     assert "sp_interval 3 and fi_interval 2: " in result.error()

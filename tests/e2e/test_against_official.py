@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from tests.oracle.families import diffusers_run, gated_run
 from tests.oracle.official_tgate import SCHEDULERS, load_pipeline, official_latents
 from tgate_export import TGatePipeline
 
@@ -56,6 +58,8 @@ def reusing(reuse_bundle: Path, cpu_backend: str) -> TGatePipeline:
 
 # Reused self-attention changes little on random weights, so this bound is closer; measured: 1e-6.
 CLOSE = 5e-6
+# fp32 on both sides, with embeddings that matter.
+EXACT = 1e-5
 
 # gate step, sp_interval, fi_interval, warm_up; each of 10 steps.
 VERSION_2 = [
@@ -90,6 +94,72 @@ def test_version_2_latents(
         ]
     )  # fmt: skip
     assert relative(np.asarray(ours.images), expected) < CLOSE
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 0.0), (1.25, 0.75)])
+@pytest.mark.parametrize("gating", VERSION_2[:3])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_blended_and_carried_as_diffusers_with_hooks(
+    reusing: TGatePipeline,
+    tiny_pipeline_dir: Path,
+    scheduler: str,
+    gating: tuple[int, ...],
+    numbers: tuple[float, float],
+) -> None:
+    names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+    method = dict(zip(names, gating, strict=True))
+    blend, carry = numbers
+    random = np.random.default_rng(sum(gating))
+    latents = random.standard_normal((1, 4, 8, 8), dtype=np.float32)
+    # Two texts' embeddings are alike with random weights: the numbers would not matter.
+    embeds, negative = random.standard_normal((2, 1, 77, 32), dtype=np.float32)
+    run = {
+        "num_inference_steps": 10, "guidance_scale": 6.0, "scheduler": scheduler,
+        "latents": latents, "output_type": "latent",
+    }  # fmt: skip
+    ours = reusing(
+        prompt_embeds=embeds, negative_prompt_embeds=negative, cache_blend=blend,
+        guidance_carry=carry, **run, **method,
+    )  # fmt: skip
+    # PNDM evaluates once more before step 0.
+    gates = method | {"scale": 6.0, "blend": blend, "carry": carry}
+    gates["extra"] = int(scheduler == "pndm")
+    run |= {
+        "prompt": None, "prompt_embeds": torch.from_numpy(embeds),
+        "negative_prompt_embeds": torch.from_numpy(negative),
+    }  # fmt: skip
+    expected = gated_run(diffusers_run, tiny_pipeline_dir, gates, **run)
+    assert relative(np.asarray(ours.images), expected) < EXACT
+    for name in ("blend", "carry"):
+        other = gates | {name: gates[name] + 1.0}
+        assert (
+            relative(gated_run(diffusers_run, tiny_pipeline_dir, other, **run), expected)
+            > 3 * EXACT
+        )
+
+
+@pytest.mark.parametrize("numbers", [(1.0, 0.0), (1.25, 0.75)])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_shapes_blended_and_carried_as_diffusers_with_hooks(
+    shapes_pipeline: TGatePipeline, shapes_dir: Path, scheduler: str, numbers: tuple[float, float]
+) -> None:
+    """With trained weights: a number that is 0.05 off is 100 bounds away."""
+    blend, carry = numbers
+    latents = np.random.default_rng(5).standard_normal(
+        (1, *latent_shape(shapes_pipeline)), dtype=np.float32
+    )
+    run = {
+        "prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": 5.0, "scheduler": scheduler,
+        "latents": latents, "output_type": "latent",
+    }  # fmt: skip
+    ours = shapes_pipeline(**run, gate_step=3, cache_blend=blend, guidance_carry=carry)
+    gates = {"gate_step": 3, "scale": 5.0, "blend": blend, "carry": carry}
+    gates["extra"] = int(scheduler == "pndm")
+    expected = gated_run(diffusers_run, shapes_dir, gates, **run)
+    assert relative(np.asarray(ours.images), expected) < EXACT
+    for name in ("blend", "carry"):
+        other = gates | {name: gates[name] + 0.05}
+        assert relative(gated_run(diffusers_run, shapes_dir, other, **run), expected) > 100 * EXACT
 
 
 def test_another_interval_differs(reusing: TGatePipeline) -> None:

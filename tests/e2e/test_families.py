@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from transformers import CLIPTextModel
 
-from tests.oracle.families import diffusers_embeds, diffusers_run, official_latents
+from tests.oracle.families import (
+    as_diffusers,
+    diffusers_embeds,
+    diffusers_run,
+    gated_run,
+    official_latents,
+)
 from tests.support import tiny
 from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
@@ -27,6 +33,8 @@ STEPS_OF_ONE: dict[str, Any] = {"num_inference_steps": 3, "gate_step": 2, "seed"
 # fp32 on both sides: 2e-6 is what rounding makes of it. A gate that is one step off changes latents
 # by more than three times the bound (tested below).
 RELATIVE = 2e-5
+# 3e-6 was measured; numbers that are 1 off change latents by more than three times the bound.
+EXACT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,42 @@ def test_gated_as_the_official_package(
             num_inference_steps=STEPS, gate_step=gate_step, guidance_scale=GUIDANCE, **negative,
         )  # fmt: skip
         assert relative(ours.images[index], expected[0]) < RELATIVE
+
+
+@pytest.mark.parametrize(
+    ("blend", "carry", "gate_step", "scheduler"),
+    [(0.5, 0.0, 3, "euler"), (1.25, 0.75, 3, "dpm++2m"), (0.0, 1.0, 1, "euler")],
+)
+def test_blended_and_carried_as_diffusers_with_hooks(
+    built: Built, blend: float, carry: float, gate_step: int, scheduler: str
+) -> None:
+    """Each prompt has numbers of its own."""
+    latents, numbers = noise(built, gate_step), ((blend, carry), (0.75, 0.25))
+    embeds, negatives = diffusers_embeds(built.folder, PROMPTS, NEGATIVE)
+    # Two texts' embeddings are alike with random weights: neither numbers nor prompts would matter.
+    random = np.random.default_rng(gate_step)
+    shape = embeds["prompt_embeds"].shape
+    embeds["prompt_embeds"] = random.standard_normal(shape, dtype=np.float32)
+    run: dict[str, Any] = {
+        "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler,
+        "output_type": "latent",
+    }  # fmt: skip
+    ours = built.pipeline(
+        prompt_embeds=embeds, negative_prompt_embeds=negatives, gate_step=gate_step,
+        latents=latents, cache_blend=[each[0] for each in numbers],
+        guidance_carry=[each[1] for each in numbers], **run,
+    )  # fmt: skip
+    for index, (of_blend, of_carry) in enumerate(numbers):
+        gates = {"gate_step": gate_step, "scale": GUIDANCE, "blend": of_blend, "carry": of_carry}
+        call = run | {"latents": latents[[index]]} | as_diffusers(embeds, negatives, index)
+        expected = gated_run(diffusers_run, built.folder, gates, **call)
+        assert relative(ours.images[index], expected[0]) < EXACT
+        for name in ("blend", "carry"):
+            other = gates | {name: gates[name] + 1.0}
+            assert (
+                relative(gated_run(diffusers_run, built.folder, other, **call), expected)
+                > 3 * EXACT
+            )
 
 
 @pytest.mark.parametrize("negative", negatives(), ids=["no-negative", "negative"])

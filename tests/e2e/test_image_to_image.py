@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.oracle.families import diffusers_image_run, image_latents, load_pipeline
+from tests.oracle.families import (
+    as_diffusers,
+    diffusers_embeds,
+    diffusers_image_run,
+    gated_run,
+    image_latents,
+    load_pipeline,
+)
 from tests.support import tiny
 from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
@@ -152,6 +159,35 @@ def test_gated_as_the_official_package(built: Built, gate_step: int) -> None:
                 gate_step=gate_step, **CALL | {"num_inference_steps": executed},
             )  # fmt: skip
         assert relative(ours.images[index], expected[0]) < RELATIVE
+
+
+@pytest.mark.parametrize(("blend", "carry"), [(0.5, 0.0), (1.25, 0.75)])
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++2m"])
+def test_blended_and_carried_as_diffusers_with_hooks(
+    built: Built, scheduler: str, blend: float, carry: float
+) -> None:
+    embeds, negatives = diffusers_embeds(built.folder, PROMPTS, "")
+    # Two texts' embeddings are alike with random weights: the numbers would not matter.
+    random, shape = np.random.default_rng(1), embeds["prompt_embeds"].shape
+    embeds["prompt_embeds"] = random.standard_normal(shape, dtype=np.float32)
+    ours = built.pipeline(
+        prompt_embeds=embeds, negative_prompt_embeds=negatives, image=built.images, strength=0.6,
+        latents=built.noise, gate_step=2, scheduler=scheduler, output_type="latent",
+        cache_blend=blend, guidance_carry=carry, **CALL,
+    )  # fmt: skip
+    gates = {"gate_step": 2, "scale": CALL["guidance_scale"], "blend": blend, "carry": carry}
+    for index in range(len(PROMPTS)):
+        run = {
+            "image": built.images[[index]], "noise": built.noise[[index]], "strength": 0.6,
+            "scheduler": scheduler, **as_diffusers(embeds, negatives, index), **CALL,
+        }  # fmt: skip
+        expected = gated_run(diffusers_image_run, built.folder, gates, **run)
+        assert relative(ours.images[index], expected[0]) < 1e-5
+        for name in ("blend", "carry"):
+            other = gated_run(
+                diffusers_image_run, built.folder, gates | {name: gates[name] + 1.0}, **run
+            )
+            assert relative(other, expected) > 3e-5
 
 
 def _swap(pipe: Any, scheduler: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.oracle.families import diffusers_video, official_video
+from tests.oracle.families import diffusers_video, gated_run, official_video
 from tests.support import tiny
 from tests.support.command import run
 from tests.support.once import made_once
@@ -94,6 +95,37 @@ def test_gated_as_the_official_package(
             max_guidance_scale=4.0, **run,
         )  # fmt: skip
         assert relative(found[[index]], expected) < RELATIVE
+
+
+@pytest.mark.parametrize(("blend", "carry"), [(0.5, 0.0), (1.25, 0.75)])
+@pytest.mark.parametrize(
+    ("gate_step", "gating"), [(1, (1, 1, 0)), (3, (1, 1, 0)), (4, (2, 1, 1)), (3, (2, 2, 1))]
+)
+def test_blended_and_carried_as_diffusers_with_hooks(
+    built: Built, gate_step: int, gating: tuple[int, int, int], blend: float, carry: float
+) -> None:
+    intervals = dict(zip(("sp_interval", "fi_interval", "warm_up"), gating, strict=True))
+    found = generate(
+        built, guidance_scale=4.0, min_guidance_scale=1.5, gate_step=gate_step, cache_blend=blend,
+        guidance_carry=carry, **intervals, **TOLD,
+    )  # fmt: skip
+    scale = torch.linspace(1.5, 4.0, found.shape[1]).reshape(1, -1, 1, 1, 1)
+    # The pictures' half: the other one has zeros in place of the image.
+    gates = {"gate_step": gate_step, "scale": scale, "blend": blend, "carry": carry, "half": 1}
+    for index in range(2):
+        expected = gated_run(
+            diffusers_video, built.folder, gates | intervals, image=images()[index],
+            noise=image_noise(index), latents=latents()[[index]], num_inference_steps=STEPS,
+            min_guidance_scale=1.5, max_guidance_scale=4.0, output_type="latent", **TOLD,
+        )  # fmt: skip
+        assert relative(found[[index]], expected) < RELATIVE
+    for change in ({"cache_blend": blend + 1.0}, {"guidance_carry": carry + 1.0}):
+        numbers = {"cache_blend": blend, "guidance_carry": carry} | change
+        other = generate(
+            built, guidance_scale=4.0, min_guidance_scale=1.5, gate_step=gate_step, **numbers,
+            **intervals, **TOLD,
+        )  # fmt: skip
+        assert relative(other, found) > 2 * RELATIVE
 
 
 @pytest.mark.parametrize("output_type", ["latent", "np"])

@@ -61,6 +61,34 @@ def test_options(
     assert_same(found, expected)
 
 
+def test_numbers_of_the_gate_each(
+    driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline
+) -> None:
+    spec = tiny_pipeline.manifest.graph("text_encoder").outputs[0]
+    # Two texts' embeddings are alike with random weights: the numbers would not matter.
+    embeds, negative = RANDOM.standard_normal((2, 2, *spec.shape[1:]), dtype=np.float32)
+    options: dict[str, Any] = {"num_inference_steps": 5, "gate_step": 2, "seed": 4}
+    numbers = {"cache_blend": [1.25, 0.0], "guidance_carry": [0.75, 0.25]}
+    expected = python_run(
+        tiny_pipeline, None, prompt_embeds=embeds, negative_prompt_embeds=negative, **numbers,
+        **options,
+    )  # fmt: skip
+    request = {
+        "prompt": {"embeds": {spec.name: tensor(embeds)}},
+        "negative_prompt": {"embeds": {spec.name: tensor(negative)}},
+        **options,
+    }
+    bundle = str(tiny_bundle)
+    assert_same(driver("run", bundle=bundle, request=request | {"parameters": numbers}), expected)
+    official = driver("run", bundle=bundle, request=request)
+    latents = np.concatenate([array(part) for part in official["latents"]])
+    assert np.abs(latents - expected["latents"]).max() > 1e-2
+    for name, value in (("cache_blend", 2.5), ("guidance_carry", -0.5), ("cache_blend", [1, 1, 1])):
+        reply = driver("run", bundle=bundle, request=request | {"parameters": {name: value}})
+        assert reply["field"] == name
+        assert name in reply["error"]
+
+
 def test_latents_embeddings_and_a_scale_each(
     driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline
 ) -> None:

@@ -17,10 +17,11 @@ SETTINGS = {"gate_step": 10, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 def test_a_method_names_what_there_is(method: Method) -> None:
     assert importlib.import_module(f"tgate_export.{method.module}").METHOD is method
     assert {guard.phase for guard in method.rule} == set(method.phases)
-    assert set(method.parameters) <= set(PARAMETERS)
+    assert {*method.parameters, *method.numbers} <= set(PARAMETERS)
     for phase in method.phases.values():
         assert {*phase.reads, *phase.writes} <= set(method.caches)
         assert phase.interval is None or phase.interval in method.parameters
+        assert {*phase.numbers} <= {"guidance_scale", *method.numbers}
     # What is read is written, and the other way round.
     reads = {kind for phase in method.phases.values() for kind in phase.reads}
     writes = {kind for phase in method.phases.values() for kind in phase.writes}
@@ -50,4 +51,4 @@ def test_a_bundle_has_no_more_than_its_settings_ask_for(
 ) -> None:
     found = tgate_v2.METHOD.phases_for(SETTINGS | changes)
     assert found == phases
-    assert tgate_v2.METHOD.caches_for(found) == caches
+    assert tgate_v2.METHOD.caches_for(found) == (*caches, "guidance_delta")

@@ -13,6 +13,8 @@ from tgate_export.common.errors import ModelError
 from tgate_export.methods import tgate_v2
 from tgate_export.methods.conditioning import Condition, Conditioning
 from tgate_export.methods.cross_attention import (
+    CachedOutputs,
+    CacheGroup,
     cross_attention_layers,
     group_caches,
     self_attention_layers,
@@ -21,6 +23,7 @@ from tgate_export.methods.cross_attention import (
 from tgate_export.methods.denoiser_phases import DenoiserPhases, find_phases
 
 BATCH, TOKENS, WIDTH = 3, 77, 32
+BLEND, CARRY = torch.tensor([0.5, 1.0, 1.25]), torch.tensor([0.0, 0.5, 1.5])
 
 
 def predict(unet: Any, sample: Any, timestep: Any, conditions: Any) -> Any:
@@ -65,6 +68,7 @@ def inputs() -> dict[str, torch.Tensor]:
         "prompt_embeds": torch.randn(BATCH, TOKENS, WIDTH, generator=generator),
         "negative_prompt_embeds": torch.randn(BATCH, TOKENS, WIDTH, generator=generator),
         "guidance_scale": torch.tensor([7.5, 1.0, 3.0]),
+        "cache_blend": BLEND,
     }
 
 
@@ -95,7 +99,7 @@ def test_pruned_unet_without_a_middle_block(inputs: dict[str, torch.Tensor]) -> 
         cross_attention_dim=WIDTH, norm_num_groups=8,
     ).eval()  # fmt: skip
     phases = phases_of(pruned, "full", "gated")
-    sample, timestep, text, negative, _ = inputs.values()
+    sample, timestep, text, negative, scales, blend = inputs.values()
     noise_pred, *caches = phases.module(pruned, "full")(*inputs.values())
     without, _ = hooked(pruned, sample, timestep, negative)
     with_prompt, _ = hooked(pruned, sample, timestep, text)
@@ -103,11 +107,12 @@ def test_pruned_unet_without_a_middle_block(inputs: dict[str, torch.Tensor]) -> 
     expected = without + scale * (with_prompt - without)
     torch.testing.assert_close(noise_pred, expected, atol=2e-5, rtol=2e-5)
     assert sum(len(group.layers) for group in phases.groups) == 3
-    assert phases.module(pruned, "gated")(sample, timestep, *caches)[0].shape == sample.shape
+    gated = phases.module(pruned, "gated")(sample, timestep, scales, blend, CARRY, *caches)[0]
+    assert gated.shape == sample.shape
 
 
 @torch.no_grad()
-def test_full_is_guidance_of_two_runs_and_caches_their_mean(
+def test_full_is_guidance_of_two_runs_and_caches_their_blend(
     unet: Any, phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
     noise_pred, *caches = phases.module(unet, "full")(*inputs.values())
@@ -123,15 +128,17 @@ def test_full_is_guidance_of_two_runs_and_caches_their_mean(
         noise_pred, negative + scale * (positive - negative), atol=2e-5, rtol=2e-5
     )
     assert sum(len(group.layers) for group in phases.groups) == len(without) / 2
-    for group, cache in zip(phases.groups, caches, strict=True):
+    *caches, delta = caches
+    torch.testing.assert_close(delta, positive - negative, atol=2e-5, rtol=2e-5)
+    for group, cache in zip(attention(phases), caches, strict=True):
         assert cache.shape == (BATCH, len(group.layers), group.tokens, group.width)
         for index, path in enumerate(group.layers):
-            mean = (without[path] + with_prompt[path]) / 2
-            torch.testing.assert_close(cache[:, index], mean, atol=1e-5, rtol=1e-5)
+            expected = blended(without[path], with_prompt[path])
+            torch.testing.assert_close(cache[:, index], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_full_keeps_self_attention_of_both_passes_and_its_mean(
+def test_full_keeps_self_attention_of_both_passes_and_its_blend(
     unet: Any, all_phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
 ) -> None:
     _, *caches = all_phases.module(unet, "full")(*inputs.values())
@@ -139,12 +146,12 @@ def test_full_keeps_self_attention_of_both_passes_and_its_mean(
         unet, inputs["sample"], inputs["timestep"], inputs["negative_prompt_embeds"]
     )
     _, with_prompt = hooked(unet, inputs["sample"], inputs["timestep"], inputs["prompt_embeds"])
-    for group, cache in zip(all_phases.groups, caches, strict=True):
+    for group, cache in zip(attention(all_phases), caches[:-1], strict=True):
         assert (group.passes == 2) == (group.kind == "self_passes")
         for index, path in enumerate(group.layers):
             assert path.endswith("attn2" if group.kind == "cross_cache" else "attn1")
             if group.passes is None:
-                found, expected = cache[:, index], (without[path] + with_prompt[path]) / 2
+                found, expected = cache[:, index], blended(without[path], with_prompt[path])
             else:
                 found = cache[:, :, index]
                 expected = torch.stack([without[path], with_prompt[path]], dim=1)
@@ -165,6 +172,58 @@ def replaced(unet: nn.Module, by_path: dict[str, torch.Tensor], *args: Any) -> A
             handle.remove()
 
 
+def attention(phases: DenoiserPhases) -> list[CacheGroup]:
+    return [group for group in phases.groups if isinstance(group, CacheGroup)]
+
+
+def blended(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    weight = BLEND.reshape(-1, 1, 1)
+    return (1 - weight) * unconditional + weight * conditional
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_blend_of_a_half_is_the_official_mean_bit_for_bit(dtype: torch.dtype) -> None:
+    """Also of what is so small that half of it cannot be represented."""
+    (group,) = group_caches("cross_cache", {"a": (1, 64, 8)}, 8, 8)
+    box, random = CachedOutputs(), torch.Generator().manual_seed(0)
+    halves = torch.randn(4, 64, 8, generator=random) * 10 ** torch.linspace(-8, 3, 64)[:, None]
+    box.values["a"] = halves.to(dtype)
+    half = torch.full((2,), 0.5)
+    found = group.stack(box, 2, 2, (2 - 2 * half, 2 * half))[:, 0]
+    unconditional, conditional = box.values["a"].chunk(2)
+    assert torch.equal(found, (unconditional + conditional) / 2)
+
+
+@torch.no_grad()
+def test_gated_adds_what_is_carried(
+    unet: Any, phases: DenoiserPhases, inputs: dict[str, torch.Tensor]
+) -> None:
+    module, (*caches, _) = phases.module(unet, "gated"), random_caches(phases.reads("gated"))
+    delta = torch.randn(inputs["sample"].shape, generator=torch.Generator().manual_seed(2))
+    sample, timestep, scales = (inputs[name] for name in ("sample", "timestep", "guidance_scale"))
+    zero = torch.zeros(BATCH)
+    without = module(sample, timestep, scales, BLEND, zero, *caches, delta)[0]
+    found = module(sample, timestep, scales, BLEND, CARRY, *caches, delta)[0]
+    expected = without + (CARRY * (scales - BLEND)).reshape(-1, 1, 1, 1) * delta
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    # To carry nothing is exact, whatever there is.
+    assert torch.equal(
+        without, module(sample, timestep, scales, BLEND, zero, *caches, 1e30 * delta)[0]
+    )
+
+
+@torch.no_grad()
+def test_one_pass_has_nothing_to_blend(unet: Any, inputs: dict[str, torch.Tensor]) -> None:
+    single = find_phases(
+        unet, tgate_v2.METHOD, ("full", "gated"), TEXT.guided_by("none"), channels=4,
+        sides={"latent_height": 8, "latent_width": 8, "height": 16, "width": 16},
+    )  # fmt: skip
+    assert single.inputs("full") == ("prompt_embeds",)
+    assert single.inputs("gated") == ()
+    assert {group.kind for group in single.groups} == {"cross_cache"}
+
+
 def random_caches(groups: Any) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -172,6 +231,8 @@ def random_caches(groups: Any) -> list[torch.Tensor]:
             BATCH, *([g.passes] if g.passes else []), len(g.layers), g.tokens, g.width,
             generator=generator,
         )
+        if isinstance(g, CacheGroup)
+        else torch.zeros(BATCH, 4, 8, 8)
         for g in groups
     ]  # fmt: skip
 
@@ -183,7 +244,8 @@ def test_gated_is_the_unet_with_attention_outputs_replaced(
 ) -> None:
     module = all_phases.module(unet, phase)
     caches = random_caches(all_phases.reads(phase))
-    found, *written = module(inputs["sample"], inputs["timestep"], *caches)
+    numbers = (inputs["guidance_scale"], BLEND, CARRY)
+    found, *written = module(inputs["sample"], inputs["timestep"], *numbers, *caches)
     by_path = {
         path: cache[:, index]
         for group, cache in zip(all_phases.reads(phase), caches, strict=True)
@@ -206,7 +268,7 @@ def test_full_reuse_is_guidance_of_two_runs_with_their_own_self_attention(
 ) -> None:
     module = all_phases.module(unet, "full_reuse")
     caches = random_caches(all_phases.reads("full_reuse"))
-    (found,) = module(*inputs.values(), *caches)
+    (found,) = module(*list(inputs.values())[:-1], *caches)  # it writes no cache to blend
     runs = []
     for half, embeds in enumerate(("negative_prompt_embeds", "prompt_embeds")):
         by_path = {
@@ -262,7 +324,7 @@ def test_building_phases_leaves_the_unet_alone(
 
 
 def test_layers_are_grouped_by_tokens_and_width(phases: DenoiserPhases, unet: Any) -> None:
-    assert [(g.name, g.tokens, g.downsample, g.width) for g in phases.groups] == [
+    assert [(g.name, g.tokens, g.downsample, g.width) for g in attention(phases)] == [
         ("cross_cache_0", 64, 1, 32),
         ("cross_cache_1", 16, 2, 64),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tgate
 import torch
 from PIL import Image
 
+from tests.oracle import plain_gates
 from tests.oracle.memo import memoized
 from tests.oracle.official_tgate import SCHEDULERS
 
@@ -116,6 +118,19 @@ def diffusers_embeds(
     )
 
 
+def as_diffusers(
+    embeds: dict[str, np.ndarray], negatives: dict[str, np.ndarray], index: int
+) -> dict[str, Any]:
+    """Return one prompt's embeddings, and no prompts, as arguments of diffusers' pipelines."""
+    pooled = {"text_embeds": "pooled_prompt_embeds"}
+    tensors = {
+        prefix + pooled.get(name, name): torch.from_numpy(value[[index]])
+        for prefix, values in (("", embeds), ("negative_", negatives))
+        for name, value in values.items()
+    }
+    return {"prompt": None, "negative_prompt": None, **tensors}
+
+
 @torch.no_grad()
 def image_latents(directory: Path, images: np.ndarray) -> np.ndarray:
     """Encode images [B, H, W, 3] in [0, 1] with diffusers: the mode, scaled [B, C, h, w]."""
@@ -160,6 +175,22 @@ def diffusers_video(directory: Path, *, image: np.ndarray, noise: np.ndarray, **
     """Run diffusers itself, without a gate: latents [B, F, C, h, w], or frames."""
     pipe = load_pipeline(directory, "diffusers")
     return _video(pipe, type(pipe).__module__, image, noise, call)
+
+
+def gated_run(
+    run: Callable[..., Any], directory: Path, gates: dict[str, Any], **call: Any
+) -> np.ndarray:
+    """Run one of the functions above that run diffusers itself, with a gate.
+
+    Args:
+        run: the function.
+        directory: the pipeline's.
+        gates: settings of `plain_gates.Gates`.
+        **call: further arguments of the function.
+    """
+    run = getattr(run, "__wrapped__", run)  # what is remembered has no gate
+    with plain_gates.gated(load_pipeline(directory, "diffusers"), **gates):
+        return np.asarray(run(directory, **call))
 
 
 def _video(

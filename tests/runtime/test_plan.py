@@ -15,7 +15,8 @@ from tgate_export.runtime.plan import BatchPlan, BatchShape, Launch, plan_batch
 # What the host writes before the first step.
 WRITTEN = {
     "tokens/input_ids", "parameter/guidance_scale", "parameter/guidance_rescale",
-    "parameter/clip_skip", "negative_prompt_embeds", "sample.0", "denoiser_input", "history.0",
+    "parameter/clip_skip", "parameter/cache_blend", "parameter/guidance_carry",
+    "negative_prompt_embeds", "sample.0", "denoiser_input", "history.0",
     "timestep", "weights", "noise",
 }  # fmt: skip
 

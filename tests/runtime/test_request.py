@@ -23,7 +23,8 @@ OPTIONS: dict[str, Any] = {
     "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
     "num_inference_steps": None, "gate_step": None, "sp_interval": None,
     "fi_interval": None, "warm_up": None, "guidance_scale": None,
-    "guidance_rescale": None, "clip_skip": None, "scheduler": None, "seed": 0,
+    "guidance_rescale": None, "cache_blend": None, "guidance_carry": None, "clip_skip": None,
+    "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
     "crops_coords_top_left": None, "target_size": None, "image": None, "strength": None,
     "fps": None, "motion_bucket_id": None, "noise_aug_strength": None, "min_guidance_scale": None,
@@ -104,6 +105,10 @@ def test_default_schedule_never_contradicts_itself(
         ("none", {"guidance_scale": 7.5}, "guidance_scale 7.5 has no effect"),
         ("none", {"guidance_scale": [1.5]}, "guidance_scale 1.5 has no effect"),
         ("none", {"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ("none", {"cache_blend": 1.0}, "cache_blend 1.0 has no effect: .* without classifier-free"),
+        ("none", {"guidance_carry": 0.5}, "guidance_carry 0.5 has no effect: .*; leave it out"),
+        ("embedded", {"cache_blend": 0.5}, "cache_blend 0.5 has no effect"),
+        ("embedded", {"guidance_carry": -1}, "guidance_carry must be 0 to 2, got -1"),
     ],
 )
 def test_guidance_that_is_not_there_is_refused(
@@ -113,6 +118,43 @@ def test_guidance_that_is_not_there_is_refused(
         request(of=guided_by(guidance), **options)
     made = request(of=guided_by(guidance), negative_prompt=None)
     assert made.negative_prompts is None
+
+
+NUMBERS = {name: table_entry(name) for name in ("cache_blend", "guidance_carry")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_blend": float("nan")}, "cache_blend must be 0 to 2, got nan"),
+        ({"cache_blend": -0.01}, "cache_blend must be 0 to 2, got -0.01"),
+        ({"cache_blend": 1e30}, "cache_blend must be 0 to 2, got 1e\\+30"),
+        ({"guidance_carry": float("inf")}, "guidance_carry must be 0 to 2, got inf"),
+        ({"guidance_carry": [0, 2.5]}, "guidance_carry must be 0 to 2, got 2.5"),
+        ({"guidance_carry": "1"}, "guidance_carry must be a number, got '1'"),
+        (
+            {"cache_blend": [1, 1, 1]},
+            "3 values of cache_blend for 2 prompts: give one",
+        ),
+    ],
+)
+def test_numbers_of_the_gate_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    table = {key: json.loads(value.model_dump_json()) for key, value in NUMBERS.items()}
+    newer = manifest(parameters=VALID["parameters"] | table)
+    with pytest.raises(InvalidRequestError, match=f"^{message}"):
+        request(["a", "b"], of=newer, **options)
+    made = request(["a", "b"], of=newer, cache_blend=[0, 2], guidance_carry=1)
+    assert (made.values["cache_blend"], made.values["guidance_carry"]) == ((0, 2), (1, 1))
+    usual = request(["a", "b"], of=newer)
+    assert (usual.value("cache_blend"), usual.value("guidance_carry")) == (0.5, 0)
+
+
+def test_a_bundle_built_before_says_so() -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"cache_blend 1\.0 has no effect: .* earlier version .* again"
+    ):
+        request(cache_blend=1.0)
+    assert "guidance_carry" not in request(guidance_carry=0.0).values  # what it does anyway
 
 
 @pytest.mark.parametrize("scale", [1, 0.5, 0, -1.0, [0.0]])
@@ -197,7 +239,10 @@ def test_missing_seed_is_drawn_each_time() -> None:
         ({"guidance_rescale": float("nan")}, "guidance_rescale must be 0 to 1, got nan"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be 0 to 1, got 1.5"),
         ({"clip_skip": -1}, "clip_skip must be at least 0, got -1"),
-        ({"guidance_scale": [7.5, 7.5]}, "2 guidance scales for 1 prompts: give one, or one each"),
+        (
+            {"guidance_scale": [7.5, 7.5]},
+            "2 values of guidance_scale for 1 prompts: give one",
+        ),
         ({"scheduler": "heun"}, "unknown scheduler 'heun': this bundle has ddim"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**64}, "seed must be"),

@@ -51,6 +51,7 @@ def test_equals_the_official_scheduler(steps: int, extra: int, gating: dict[str,
     own_at: int | None = None
     own_is_mean = False
     written: dict[str, int] = {}
+    last_guided: int | None = None
     for index, evaluation in enumerate(found.evaluations):
         cross, own, keep_shape = official(index - extra, **gating)
         graphs = {
@@ -60,6 +61,9 @@ def test_equals_the_official_scheduler(steps: int, extra: int, gating: dict[str,
         assert evaluation.phase == graphs[cross["reuse"], own["reuse"]]
         if cross["reuse"]:
             assert written["cross_cache"] == cross_at
+            assert written["guidance_delta"] == last_guided
+        else:
+            last_guided = index
         if own["reuse"]:
             # From the gate on one pass is left, and so the cache has to be one.
             kind = "self_cache" if cross["reuse"] else "self_passes"
@@ -100,8 +104,9 @@ def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
     full = min(gate, steps)
     assert step_plan.phases == ("full",) * full + ("gated",) * (steps - full)
     for index, evaluation in enumerate(step_plan.evaluations):
-        writes = ("cross_cache",) if index + 1 == gate < steps else ()
-        reads = ("cross_cache",) if index >= gate else ()
+        caches = ("cross_cache", "guidance_delta")
+        writes = caches if index + 1 == gate < steps else ()
+        reads = caches if index >= gate else ()
         assert evaluation == Evaluation(evaluation.phase, reads, writes)
 
 

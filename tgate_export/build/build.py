@@ -69,6 +69,8 @@ def build_bundle(
     sp_interval: int = 1,
     fi_interval: int = 1,
     warm_up: int = 0,
+    cache_blend: float | None = None,
+    guidance_carry: float | None = None,
     guidance: Literal["classifier-free", "none"] | None = None,
     image_to_image: bool = False,
     plans: Sequence[PlanRequest] = (),
@@ -93,6 +95,10 @@ def build_bundle(
         fi_interval: the bundle's default; above 1, the bundle can reuse self-attention from the
             gate on, in any interval.
         warm_up: the bundle's default number of steps that never reuse self-attention.
+        cache_blend: the bundle's default of how the two passes of guidance make one cache; the
+            model's own when not given, which is 0.5, the official method, unless it was measured.
+        guidance_carry: the bundle's default of how much guidance gated steps add; the model's own
+            when not given, which is 0, the official method, unless it was measured.
         guidance: "none" for a model that was distilled to need none (turbo): one pass a step, no
             negative prompt, no guidance scale. The model's own when not given.
         image_to_image: whether runs can begin with an image: adds the graph `vae_encoder`, and how
@@ -116,7 +122,7 @@ def build_bundle(
         options = check_options(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
-             "warm_up": warm_up},
+             "warm_up": warm_up, "cache_blend": cache_blend, "guidance_carry": guidance_carry},
             image_to_image=image_to_image,
         )  # fmt: skip
         out = out or default_folder(source, options)

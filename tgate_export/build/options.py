@@ -46,7 +46,8 @@ class BuildOptions:
         precision: of the weights and the computation.
         size: image sizes.
         batch: images of a call.
-        settings: the bundle's defaults of the method's parameters.
+        settings: the bundle's defaults of the method's parameters, and of its numbers where
+            guidance is classifier-free.
         guidance: what guides the denoiser.
         image_to_image: whether runs can begin with an image.
         method: what the denoiser's graphs are made for.
@@ -55,7 +56,7 @@ class BuildOptions:
     precision: Precision
     size: Size
     batch: Range
-    settings: Mapping[str, int]
+    settings: Mapping[str, float]
     guidance: Guidance
     image_to_image: bool = False
     method: Method = tgate_v2.METHOD
@@ -63,7 +64,7 @@ class BuildOptions:
     @property
     def gate_step(self) -> int:
         """The bundle's default gate step."""
-        return self.settings["gate_step"]
+        return int(self.settings["gate_step"])
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def check_options(
     precision: Precision,
     size: tuple[Range, Range] | None = None,
     batch: Range | None = None,
-    settings: Mapping[str, int | None] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     *,
     image_to_image: bool = False,
 ) -> BuildOptions:
@@ -87,7 +88,8 @@ def check_options(
         precision: of the weights and the computation.
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of a call; 1 to 8, or one video, when not given.
-        settings: defaults of the method's parameters; the model's own for what is None or left out.
+        settings: defaults of the method's parameters and numbers; the model's own for what is None
+            or left out.
         image_to_image: whether runs can begin with an image.
 
     Raises:
@@ -100,7 +102,7 @@ def check_options(
         of = "" if frames == 1 else f" for {frames} frames"
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     method = tgate_v2.METHOD
-    settings = _method_settings(method, source.defaults, settings or {})
+    settings = _method_settings(method, source.defaults, source.guidance, settings or {})
     if image_to_image and not source.family.image_to_image:
         raise InvalidRequestError(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
@@ -142,11 +144,27 @@ def check_options(
 
 
 def _method_settings(
-    method: Method, defaults: Defaults, given: Mapping[str, int | None]
-) -> dict[str, int]:
-    """Return a method's settings; refuse those that make no step plan, for any number of steps."""
-    values: dict[str, int] = {}
-    for name in method.parameters:
+    method: Method, defaults: Defaults, guidance: Guidance, given: Mapping[str, float | None]
+) -> dict[str, float]:
+    """Return a method's settings.
+
+    Refuse those that make no step plan, for any number of steps, and those of what is not there.
+    """
+    numbers = method.numbers if guidance == "classifier-free" else ()
+    if lost := [
+        n
+        for n, value in given.items()
+        if value is not None and n not in (*method.parameters, *numbers)
+    ]:
+        raise InvalidRequestError(
+            f"{lost[0]} {given[lost[0]]} has no effect on a model without classifier-free guidance",
+            "leave ",
+            Argument(lost[0]),
+            " out",
+            field=lost[0],
+        )
+    values: dict[str, float] = {}
+    for name in (*method.parameters, *numbers):
         value = given.get(name)
         values[name] = getattr(defaults, name) if value is None else value
     for name, value in values.items():
@@ -154,7 +172,7 @@ def _method_settings(
             raise InvalidRequestError(f"{name} {fault}", field=name)
     for name, least in method.at_least.items():
         if values[name] < values[least]:
-            fault = at_least_fault(name, values[name], least, values[least])
+            fault = at_least_fault(name, int(values[name]), least, int(values[least]))
             raise InvalidRequestError(fault, field=name)
     return values
 
@@ -165,7 +183,7 @@ def options_of(manifest: Manifest) -> BuildOptions:
         manifest.precision,
         manifest.size,
         manifest.batch,
-        _method_settings(tgate_v2.METHOD, manifest.defaults, {}),
+        _method_settings(tgate_v2.METHOD, manifest.defaults, manifest.guidance, {}),
         manifest.guidance,
         "vae_encoder" in manifest.graphs and manifest.takes_prompt,
     )

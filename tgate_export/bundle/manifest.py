@@ -110,6 +110,8 @@ class Defaults(BundleModel):
     sp_interval: Positive = 1
     fi_interval: Positive = 1
     warm_up: Count = 0
+    cache_blend: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    guidance_carry: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class Source(BundleModel):

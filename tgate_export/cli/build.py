@@ -105,6 +105,18 @@ if TYPE_CHECKING:
     help="Default of the bundle: steps 0..N never reuse self-attention.",
 )
 @click.option(
+    "--cache-blend",
+    type=float,
+    help="Default of the bundle, 0 to 2: how much of the conditional pass of guidance is in what "
+    "gated steps reuse. Default: the model's own, 0.5 (the official method) unless measured.",
+)
+@click.option(
+    "--guidance-carry",
+    type=float,
+    help="Default of the bundle, 0 to 2: how much guidance gated steps add. Default: the model's "
+    "own, 0 (the official method) unless measured.",
+)
+@click.option(
     "--guidance",
     type=click.Choice(["classifier-free", "none"]),
     help="none: one pass a step, for models distilled to need no guidance (turbo). "
@@ -135,6 +147,8 @@ def command(
     sp_interval: int,
     fi_interval: int,
     warm_up: int,
+    cache_blend: float | None,
+    guidance_carry: float | None,
     guidance: str | None,
     image_to_image: bool,
     out: Path | None,
@@ -167,6 +181,8 @@ def command(
         sp_interval=sp_interval,
         fi_interval=fi_interval,
         warm_up=warm_up,
+        cache_blend=cache_blend,
+        guidance_carry=guidance_carry,
         guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         image_to_image=image_to_image,
         out=out,

@@ -76,7 +76,8 @@ def command(bundle: Path, as_json: bool) -> None:
             caches.add_row(name if index == 0 else "", str(index), module)
     console.print(caches)
     modules = {layer for cache in manifest.caches.values() for layer in cache.layers}
-    console.print(f"{len(manifest.caches)} cache tensors for {len(modules)} attention modules")
+    tensors_of_layers = sum(bool(cache.layers) for cache in manifest.caches.values())
+    console.print(f"{tensors_of_layers} cache tensors for {len(modules)} attention modules")
     weights = sorted({graph.weights for graph in manifest.graphs.values() if graph.weights})
     for file in weights:
         users = [name for name, graph in manifest.graphs.items() if graph.weights == file]

@@ -30,7 +30,7 @@ from tgate_export.families.loading import Components, component_precision, float
 from tgate_export.families.source import ModelSource
 from tgate_export.families.units import DENOISER, Unit
 from tgate_export.methods.cross_attention import CacheGroup
-from tgate_export.methods.denoiser_phases import DenoiserPhases
+from tgate_export.methods.denoiser_phases import CacheTensor, DenoiserPhases
 
 _DTYPES: Mapping[torch.dtype, DType] = {
     torch.float32: "float32", torch.float16: "float16", torch.int64: "int64",
@@ -118,7 +118,7 @@ def _tensor(entry: GraphInput) -> Tensor:
     return Tensor(name=entry.name, dtype=_DTYPES[entry.dtype], shape=entry.shape)
 
 
-def _caches(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Cache]:
+def _caches(groups: Iterable[CacheTensor], graphs: Mapping[str, Graph]) -> dict[str, Cache]:
     """Return the caches of a bundle, by name."""
     written = {tensor.name: tensor for graph in graphs.values() for tensor in graph.outputs}
     return {
@@ -132,7 +132,7 @@ def _caches(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[s
     }
 
 
-def _dimensions(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> dict[str, Dimension]:
+def _dimensions(groups: Iterable[CacheTensor], graphs: Mapping[str, Graph]) -> dict[str, Dimension]:
     """Return the named dimensions of caches; none where the size is fixed."""
     named = {
         dim
@@ -144,5 +144,7 @@ def _dimensions(groups: Iterable[CacheGroup], graphs: Mapping[str, Graph]) -> di
     return {
         f"tokens_{index}": Dimension(downsample=group.downsample, times=group.frames or 1)
         for index, group in enumerate(groups)
-        if group.downsample is not None and f"tokens_{index}" in named
+        if isinstance(group, CacheGroup)
+        and group.downsample is not None
+        and f"tokens_{index}" in named
     }

@@ -30,7 +30,7 @@ from tgate_export.families.spec import CLIP_SKIP
 from tgate_export.families.units import DENOISER, prompt_encoder, units
 from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Condition
 from tgate_export.methods.cross_attention import CacheGroup
-from tgate_export.methods.denoiser_phases import DenoiserPhases, find_phases
+from tgate_export.methods.denoiser_phases import CacheTensor, DenoiserPhases, find_phases
 from tgate_export.methods.method import Method
 
 
@@ -115,7 +115,12 @@ def graph_exports(
     )
     timestep = GraphInput("timestep", float32, ("batch",), FromLoop(loop="timestep"))
     noise_pred = GraphInput("noise_pred", float32, sample.shape)
-    caches = {g.name: axes.cache(index, g, compute) for index, g in enumerate(groups)}
+    caches = {
+        group.name: axes.cache(index, group, compute)
+        if isinstance(group, CacheGroup)
+        else GraphInput(group.name, float32, sample.shape)
+        for index, group in enumerate(groups)
+    }
     text = bool(family.tokenizers(source))
     encoder = prompt_encoder(source)
 
@@ -141,7 +146,8 @@ def graph_exports(
             GUIDANCE_SCALE, float32, ("batch", frames), FromFormula(formula="frame_guidance_scale")
         )
     )
-    known[GUIDANCE_RESCALE] = _parameter(GUIDANCE_RESCALE, float32)
+    numbers = () if phases is None else phases.method.numbers
+    known |= {name: _parameter(name, float32) for name in (GUIDANCE_RESCALE, *numbers)}
     components = {unit.name: unit.components for unit in units(source, image_to_image=True)}
 
     def declare(
@@ -237,14 +243,18 @@ def _parameter(name: str, dtype: torch.dtype, of: Of | None = None) -> GraphInpu
 class _Axes:
     """Dimensions that depend on the image size: numbers when it is fixed, names when it is not."""
 
-    def __init__(self, size: Size, groups: tuple[CacheGroup, ...], downscale: int) -> None:
+    def __init__(self, size: Size, groups: tuple[CacheTensor, ...], downscale: int) -> None:
         self._size, self._downscale = size, downscale
         self.sizes = {
             "latent_height": size.height.opt // downscale,
             "latent_width": size.width.opt // downscale,
             "height": size.height.opt,
             "width": size.width.opt,
-            **{f"tokens_{index}": group.tokens for index, group in enumerate(groups)},
+            **{
+                f"tokens_{index}": group.tokens
+                for index, group in enumerate(groups)
+                if isinstance(group, CacheGroup)
+            },
         }
 
     def latents(self, channels: int) -> tuple[int | str, ...]:

@@ -21,7 +21,14 @@ from tgate_export.common.hints import Argument
 
 
 class CachedOutputs:
-    """Attention outputs by module path, passed around outside of module attributes."""
+    """What a phase caches, passed around outside of module attributes.
+
+    Attributes:
+        values: attention outputs by module path.
+        guidance_delta: see `GuidanceDelta`.
+    """
+
+    guidance_delta: torch.Tensor
 
     def __init__(self) -> None:
         self.values: dict[str, torch.Tensor] = {}
@@ -169,20 +176,35 @@ class CacheGroup:
     layers: tuple[str, ...]
     frames: int | None = None
 
-    def stack(self, box: CachedOutputs, passes: int, batch: int) -> torch.Tensor:
+    def stack(
+        self,
+        box: CachedOutputs,
+        passes: int,
+        batch: int,
+        weights: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
         """Take this group's layers out of `box`, where they are [passes * batch, S, C].
 
         Or, in a video, [passes * batch * F, S, C], or with F and S the other way round.
 
-        Passes that are not kept are averaged, as by `tgate_processor` of the official package.
+        Of two passes that are not kept apart it is the mean, weighted: with weights of 1 exactly
+        that of `tgate_processor` of the official package, in any precision.
+
+        Args:
+            box: what the denoiser's layers gave.
+            passes: how many there were.
+            batch: samples of each.
+            weights: of the unconditional and of the conditional pass [B], whose sum is 2; None
+                where there is one pass.
         """
         # unflatten and not chunk: its guard would pin the batch to the example's.
         split = [self._passes(box.values[path], passes, batch) for path in self.layers]
         if self.passes is not None:
             return torch.stack([layer.transpose(0, 1) for layer in split], dim=2)
-        if passes == 1:
+        if weights is None:
             return torch.stack([layer[0] for layer in split], dim=1)
-        return torch.stack([(layer[0] + layer[1]) / 2 for layer in split], dim=1)
+        w_u, w_c = (weight.to(split[0].dtype)[:, None, None] for weight in weights)
+        return torch.stack([(w_u * layer[0] + w_c * layer[1]) / 2 for layer in split], dim=1)
 
     def _passes(self, output: torch.Tensor, passes: int, batch: int) -> torch.Tensor:
         """Split an output into [passes, batch, S, C]."""

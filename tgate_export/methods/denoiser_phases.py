@@ -18,7 +18,10 @@ from tgate_export.methods.cross_attention import (
     recording_copy,
     self_attention_layers,
 )
-from tgate_export.methods.method import Method
+from tgate_export.methods.guidance_delta import GuidanceDelta
+from tgate_export.methods.method import Method, PhaseTensors
+
+CacheTensor = CacheGroup | GuidanceDelta
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,30 @@ class DenoiserPhases:
     method: Method
     names: tuple[str, ...]
     conditioning: Conditioning
-    groups: tuple[CacheGroup, ...]
+    groups: tuple[CacheTensor, ...]
 
     def inputs(self, name: str) -> tuple[str, ...]:
         """Return what a phase takes after the sample and the time, before the caches."""
-        guided = self.method.phases[name].guided
-        return self.conditioning.full_inputs if guided else self.conditioning.gated_inputs
+        phase, conditioning = self.method.phases[name], self.conditioning
+        inputs = conditioning.full_inputs if phase.guided else conditioning.gated_inputs
+        return inputs + (phase.numbers if conditioning.passes == 2 else ())
 
-    def reads(self, name: str) -> tuple[CacheGroup, ...]:
+    def reads(self, name: str) -> tuple[CacheTensor, ...]:
         """Return the cache tensors that a phase takes."""
         return self._of(self.method.phases[name].reads)
 
-    def writes(self, name: str) -> tuple[CacheGroup, ...]:
+    def writes(self, name: str) -> tuple[CacheTensor, ...]:
         """Return the cache tensors that a phase gives."""
         return self._of(self.method.phases[name].writes)
 
     def module(self, denoiser: nn.Module, name: str) -> nn.Module:
         """Make the module of a phase."""
+        tensors = PhaseTensors(self.inputs(name), self.reads(name), self.writes(name))
         return self.method.make_module(
-            denoiser, self.conditioning, self.method.phases[name], self.reads(name),
-            self.writes(name),
-        )  # fmt: skip
+            denoiser, self.conditioning, self.method.phases[name], tensors
+        )
 
-    def _of(self, kinds: tuple[str, ...]) -> tuple[CacheGroup, ...]:
+    def _of(self, kinds: tuple[str, ...]) -> tuple[CacheTensor, ...]:
         return tuple(group for group in self.groups if group.kind in kinds)
 
 
@@ -85,7 +89,8 @@ def find_phases(
     """
     names = tuple(names)
     kinds = {kind: method.caches[kind] for kind in method.caches_for(names)}
-    layers = {of: _LAYERS[of](denoiser) for of in {kind.of: None for kind in kinds.values()}}
+    of = {kind.of: None for kind in kinds.values() if kind.of != "guidance"}
+    layers = {name: _LAYERS[name](denoiser) for name in of}
     shapes = _output_shapes(
         denoiser,
         conditioning,
@@ -93,8 +98,11 @@ def find_phases(
         channels,
         sides,
     )
-    groups: tuple[CacheGroup, ...] = ()
+    groups: tuple[CacheTensor, ...] = ()
     for name, kind in kinds.items():
+        if kind.of == "guidance":
+            groups += (GuidanceDelta(name),) if conditioning.passes == 2 else ()
+            continue
         of_kind = {path: shape for path, shape in shapes.items() if path in layers[kind.of]}
         if kind.of == "cross-attention" and conditioning.single_token is not None:
             of_kind = {path: (1, 1, width) for path, (_, _, width) in of_kind.items()}

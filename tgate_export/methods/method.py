@@ -5,7 +5,7 @@ A method is a file of this folder with a `METHOD`; `tgate_export/methods/tgate.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tgate_export.methods.conditioning import Conditioning
-    from tgate_export.methods.cross_attention import CacheGroup
+    from tgate_export.methods.denoiser_phases import CacheTensor
 
-Layers = Literal["cross-attention", "self-attention"]
+Of = Literal["cross-attention", "self-attention", "guidance"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class CacheKind:
     """A kind of cache.
 
     Attributes:
-        of: the layers whose outputs it holds.
+        of: the layers whose outputs it holds; or guidance, of which it holds the conditional
+            prediction less the unconditional one, and which is there with classifier-free guidance
+            alone.
         passes: it holds those of every guidance pass, and not one for all.
     """
 
-    of: Layers
+    of: Of
     passes: bool = False
 
 
@@ -44,6 +46,7 @@ class Phase:
             `gated` ones.
         reads: kinds of the caches that it takes, in the order of its tensors.
         writes: kinds of those that it gives, in the order of its tensors.
+        numbers: parameters that it takes besides, with classifier-free guidance.
         interval: no step runs it unless this parameter is above 1, so that a bundle needs the
             graph only then; None: every bundle has it.
     """
@@ -51,16 +54,29 @@ class Phase:
     guided: bool
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
     interval: str | None = None
 
 
-# (denoiser, its conditioning, the phase, the caches that it reads and those that it writes) -> what
-# is exported. It takes the sample [B, C, h, w], the timestep [B], what `DenoiserPhases.inputs`
-# names and the caches, and returns the noise prediction [B, C, h, w] and the caches.
-MakeModule = Callable[
-    ["nn.Module", "Conditioning", Phase, "Sequence[CacheGroup]", "Sequence[CacheGroup]"],
-    "nn.Module",
-]
+@dataclass(frozen=True)
+class PhaseTensors:
+    """What a phase takes and gives besides the sample, the time and the noise prediction.
+
+    Attributes:
+        inputs: names of conditions and parameters, in order.
+        reads: the caches that follow them.
+        writes: the caches that it gives.
+    """
+
+    inputs: tuple[str, ...]
+    reads: tuple[CacheTensor, ...]
+    writes: tuple[CacheTensor, ...]
+
+
+# (denoiser, its conditioning, the phase, its tensors) -> what is exported. It takes the sample
+# [B, C, h, w], the timestep [B] and these tensors, and returns the noise prediction [B, C, h, w]
+# and the caches.
+MakeModule = Callable[["nn.Module", "Conditioning", Phase, PhaseTensors], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ class Method:
         caches: kinds of caches, in the order of the tensors.
         phases: by the graph's name, in the order of the graphs.
         parameters: those that the rule reads.
+        numbers: those that phases take, besides what guides; with classifier-free guidance alone.
         rule: which phase a step runs; data, which a bundle carries.
         make_module: makes a phase's module, in PyTorch.
         at_least: parameters that are at least as large as another one.
@@ -86,9 +103,10 @@ class Method:
     parameters: tuple[str, ...]
     rule: tuple[Guard, ...]
     make_module: MakeModule
+    numbers: tuple[str, ...] = ()
     at_least: Mapping[str, str] = field(default_factory=dict)
 
-    def phases_for(self, values: Mapping[str, int]) -> tuple[str, ...]:
+    def phases_for(self, values: Mapping[str, float]) -> tuple[str, ...]:
         """Return the phases that a bundle has which is built with these parameters."""
         return tuple(
             name

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from tgate_export.methods.conditioning import GUIDANCE_SCALE, Conditioning
+from tgate_export.methods.conditioning import GUIDANCE_RESCALE, GUIDANCE_SCALE, Conditioning
 from tgate_export.methods.cross_attention import (
     CachedOutputs,
-    CacheGroup,
     cross_attention_layers,
     recording_copy,
     replaying_copy,
     single_token_attention,
 )
+from tgate_export.methods.method import PhaseTensors
+from tgate_export.methods.tgate import CACHE_BLEND, CARRIED, GUIDANCE_CARRY
 
 
 def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
@@ -28,25 +29,19 @@ class _Phase(nn.Module):
     """A denoiser that reads some caches and writes others; shares its weights with the original."""
 
     def __init__(
-        self,
-        denoiser: nn.Module,
-        conditioning: Conditioning,
-        reads: Sequence[CacheGroup],
-        writes: Sequence[CacheGroup],
+        self, denoiser: nn.Module, conditioning: Conditioning, tensors: PhaseTensors
     ) -> None:
         """Wrap a denoiser.
 
         Args:
             denoiser: a diffusers UNet or transformer.
             conditioning: what it takes besides the sample and the time.
-            reads: the caches that the phase takes, in the order of its tensors.
-            writes: those that it gives, in the order of its tensors.
+            tensors: what the phase takes and gives.
         """
         super().__init__()
-        self.box = CachedOutputs()
-        self.reads, self.writes = tuple(reads), tuple(writes)
-        written = {path: None for group in self.writes for path in group.layers}
-        read = {path: None for group in self.reads for path in group.layers}
+        self.box, self.tensors = CachedOutputs(), tensors
+        written = {path: None for group in tensors.writes for path in group.layers}
+        read = {path: None for group in tensors.reads for path in group.layers}
         mapped = {}
         if conditioning.single_token is not None:  # a map of it, where it is not in a cache
             layers = cross_attention_layers(denoiser)
@@ -59,10 +54,26 @@ class _Phase(nn.Module):
         self.conditioning = conditioning
         self.compute_dtype = next(denoiser.parameters()).dtype
 
-    def load(self, caches: Iterable[torch.Tensor]) -> None:
-        """Make the denoiser read these caches, one for each group in `reads`."""
-        for group, cache in zip(self.reads, caches, strict=True):
+    def take(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return conditions and parameters by name, and make the denoiser read the caches."""
+        names = self.tensors.inputs
+        for group, cache in zip(self.tensors.reads, inputs[len(names) :], strict=True):
             group.unstack(cache, self.box)
+        return dict(zip(names, inputs, strict=False))
+
+    def written(
+        self, passes: int, batch: int, blend: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Return the caches that this phase writes, of two passes blended [B] where not kept."""
+        weights = None if blend is None else (2 - 2 * blend, 2 * blend)
+        return [group.stack(self.box, passes, batch, weights) for group in self.tensors.writes]
+
+    def per_sample(self, scale: torch.Tensor, channels: int) -> torch.Tensor:
+        """Reshape scales [B], or of a video's frames [B, F], so that they multiply a sample."""
+        if scale.ndim == 1:
+            return broadcast_to_sample(scale)
+        frames = scale.shape[1]
+        return scale.repeat_interleave(channels // frames, dim=1)[:, :, None, None]
 
     def map_token(self, token: torch.Tensor) -> None:
         """Make the denoiser read what cross-attention gives for a single token [P * B, 1, D]."""
@@ -80,9 +91,10 @@ class FullPhase(_Phase):
 
         What is cached is the output of attention after `to_out` and before the residual
         (arXiv 2404.02747, and `tgate_processor` of the official package): of cross-attention the
-        mean of the unconditional and the conditional pass, of self-attention that mean, for after
-        the gate, and both passes, for before it. Without classifier-free guidance there is one
-        pass, and nothing to average.
+        unconditional and the conditional pass blended by `cache_blend` [B], of self-attention that
+        as well, for after the gate, and both passes, for before it; and the conditional prediction
+        less the unconditional one. Without classifier-free guidance there is one pass, and nothing
+        to blend.
 
         Guidance is rescaled as in arXiv 2305.08891, section 3.4: towards the standard deviation of
         the conditional pass.
@@ -93,26 +105,23 @@ class FullPhase(_Phase):
             *inputs: [B, ...]: for every condition its value, and its negative one if it has one
                 (`Condition.full_inputs`); then `guidance_scale` [B] f32, for a video [B, frames],
                 unless there is no guidance; then `guidance_rescale` [B] f32, where it can be
-                rescaled; then the caches that this phase reads.
+                rescaled; then the phase's other parameters [B] f32; then the caches that it reads.
         """
         batch, passes = sample.shape[0], self.conditioning.passes
         for value in inputs:
             # Tells an export that every batch is the same one, before a layer divides by it.
             torch._check(value.shape[0] == batch)
-        rest = iter(inputs)
+        given = self.take(inputs)
         conditions = {}
         for entry in self.conditioning.conditions:
-            value = next(rest)
+            value = given[entry.name]
             if entry.unconditional == "zeros":  # padded, since an export would store the zeros
                 conditions[entry.name] = pad(value, [0, 0] * (value.ndim - 1) + [batch, 0])
                 continue
-            negative = next(rest) if entry.unconditional == "negative" else value
+            negative = given[entry.full_inputs[-1]]
             conditions[entry.name] = torch.cat([negative, value][-passes:])
         if self.conditioning.guidance == "embedded":
-            conditions[GUIDANCE_SCALE] = next(rest)
-        scale = self._scale(next(rest), sample) if passes == 2 else None
-        rescale = broadcast_to_sample(next(rest)) if self.conditioning.rescale else None
-        self.load(rest)
+            conditions[GUIDANCE_SCALE] = given[GUIDANCE_SCALE]
         if self.conditioning.single_token is not None:
             self.map_token(conditions[self.conditioning.single_token])
         noise_pred = self.conditioning.predict(
@@ -121,21 +130,18 @@ class FullPhase(_Phase):
             torch.cat([timestep] * passes),
             conditions,
         ).float()
-        if scale is not None:
+        if passes == 2:
             # unflatten and not chunk: its guard would pin the batch to the example's.
             unconditional, conditional = noise_pred.unflatten(0, (passes, batch)).unbind(0)
-            noise_pred = unconditional + scale * (conditional - unconditional)
-            if rescale is not None:
+            delta = self.box.guidance_delta = conditional - unconditional
+            noise_pred = (
+                unconditional + self.per_sample(given[GUIDANCE_SCALE], sample.shape[1]) * delta
+            )
+            if self.conditioning.rescale:
                 rescaled = noise_pred * (_deviation(conditional) / _deviation(noise_pred))
+                rescale = broadcast_to_sample(given[GUIDANCE_RESCALE])
                 noise_pred = noise_pred + rescale * (rescaled - noise_pred)
-        return noise_pred, *(group.stack(self.box, passes, batch) for group in self.writes)
-
-    def _scale(self, guidance_scale: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """Return guidance scales that multiply a sample; those of frames on all their channels."""
-        if self.conditioning.frames is None:
-            return broadcast_to_sample(guidance_scale)
-        channels = sample.shape[1] // self.conditioning.frames
-        return guidance_scale.repeat_interleave(channels, dim=1)[:, :, None, None]
+        return noise_pred, *self.written(passes, batch, given.get(CACHE_BLEND))
 
 
 def _deviation(noise_pred: torch.Tensor) -> torch.Tensor:
@@ -156,19 +162,28 @@ class GatedPhase(_Phase):
     ) -> tuple[torch.Tensor, ...]:
         """Return `noise_pred` [B, C, h, w] and the caches that this phase writes.
 
+        With classifier-free guidance, as much as `guidance_carry` says of what it would add is
+        added, as it was at the last full evaluation.
+
         Args:
             sample: [B, C, h, w] f32.
             timestep: [B] f32.
             *inputs: the value of every gated condition, the negative one if it has one; then
-                `guidance_scale` [B] f32 if it is embedded; then the caches that this phase reads.
+                `guidance_scale` [B] f32 if it is embedded; then the phase's other parameters [B]
+                f32, of which a video's `guidance_scale` is [B, frames]; then the caches that it
+                reads.
         """
-        rest = iter(inputs)
-        conditions = {entry.name: next(rest) for entry in self.conditioning.gated}
+        given = self.take(inputs)
+        conditions = {entry.name: given[entry.gated_input] for entry in self.conditioning.gated}
         if self.conditioning.guidance == "embedded":
-            conditions[GUIDANCE_SCALE] = next(rest)
-        self.load(rest)
+            conditions[GUIDANCE_SCALE] = given[GUIDANCE_SCALE]
         noise_pred: torch.Tensor = self.conditioning.predict(
             self.denoiser, sample.to(self.compute_dtype), timestep, conditions
-        )
-        batch = sample.shape[0]
-        return noise_pred.float(), *(group.stack(self.box, 1, batch) for group in self.writes)
+        ).float()
+        if GUIDANCE_CARRY in given:
+            scale, blend, carry = (given[name] for name in CARRIED)
+            if scale.ndim == 2:
+                blend, carry = blend[:, None], carry[:, None]
+            carried = self.per_sample(carry * (scale - blend), sample.shape[1])
+            noise_pred = noise_pred + carried * self.box.guidance_delta
+        return noise_pred, *self.written(1, sample.shape[0])

@@ -3,7 +3,8 @@
 Its outputs are reused between the steps that compute them: before the gate with `full_reuse`, from
 the gate on with `gated_reuse`. Exactly the steps of the official `tgate_scheduler`. With intervals
 of 1 nothing of that happens, and the method is `tgate_export/methods/tgate.py`: so every bundle is
-built for this one.
+built for this one. `cache_blend` is for the outputs that are reused from the gate on; before it
+both passes are kept as they are.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ METHOD = replace(
     tgate.METHOD,
     module="methods.tgate_v2",
     caches={
-        **tgate.METHOD.caches,
+        "cross_cache": tgate.METHOD.caches["cross_cache"],
         "self_passes": CacheKind("self-attention", passes=True),  # read before the gate
         "self_cache": CacheKind("self-attention"),  # and from it on
+        "guidance_delta": tgate.METHOD.caches["guidance_delta"],
     },
     phases={
-        "full": Phase(guided=True, writes=("cross_cache", "self_passes", "self_cache")),
+        "full": replace(
+            tgate.METHOD.phases["full"],
+            writes=("cross_cache", "self_passes", "self_cache", "guidance_delta"),
+        ),
         "full_reuse": Phase(guided=True, reads=("self_passes",), interval="sp_interval"),
-        "gated": Phase(guided=False, reads=("cross_cache",), writes=("self_cache",)),
-        "gated_reuse": Phase(
-            guided=False, reads=("cross_cache", "self_cache"), interval="fi_interval"
+        "gated": replace(tgate.METHOD.phases["gated"], writes=("self_cache",)),
+        "gated_reuse": replace(
+            tgate.METHOD.phases["gated"],
+            reads=("cross_cache", "self_cache", "guidance_delta"),
+            interval="fi_interval",
         ),
     },
     parameters=(*tgate.METHOD.parameters, "sp_interval", "fi_interval", "warm_up"),

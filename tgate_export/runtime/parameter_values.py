@@ -97,9 +97,9 @@ def _each(name: str, entry: Parameter, value: Any, prompts: int) -> tuple[Any, .
     several = entry.per == "prompt" and isinstance(value, Sequence) and not isinstance(value, str)
     values = [_checked(name, entry, one) for one in (value if several else [value])]
     if len(values) not in (1, prompts):
-        words = name.replace("_", " ")
         raise InvalidRequestError(
-            f"{len(values)} {words}s for {prompts} prompts: give one, or one each", field=name
+            f"{len(values)} values of {name} for {prompts} prompts: give one, or one each",
+            field=name,
         )
     return tuple(values * prompts if len(values) == 1 else values)
 

@@ -12,6 +12,9 @@ from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
 from tgate_export.steps.step_plan import StepPlan
 
+# What a build sets the defaults of, besides the parameters of the rule.
+_NUMBERS = ("cache_blend", "guidance_carry")
+
 
 def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
     """Refuse a call whose graphs are not all in the bundle.
@@ -67,7 +70,11 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "size": (manifest.size.width, manifest.size.height),
         # Without a batch, graphs take the default range and plans a single image.
         "batch": None if manifest.batch == DEFAULT_BATCH else manifest.batch,
-        **{name: manifest.parameters[name].default for name in manifest.method.parameters},
+        **{
+            name: manifest.parameters[name].default
+            for name in (*manifest.method.parameters, *_NUMBERS)
+            if name in manifest.parameters
+        },
         "out": bundle.path,
         "guidance": "none" if manifest.guidance == "none" else None,
         "image_to_image": True

@@ -40,6 +40,8 @@ class Generate(ABC):
         warm_up: int | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         guidance_rescale: float | None = None,
+        cache_blend: float | Sequence[float] | None = None,
+        guidance_carry: float | Sequence[float] | None = None,
         clip_skip: int | None = None,
         scheduler: str | None = None,
         original_size: tuple[int, int] | None = None,
@@ -89,6 +91,13 @@ class Generate(ABC):
                 diffusers. One for all prompts, or one each.
             guidance_rescale: 0 to 1: rescale guidance towards the standard deviation that it would
                 have without (arXiv 2305.08891), against overexposure. 0.0 when not given.
+            cache_blend: 0 to 2: what gated steps reuse of attention is (1 - blend) of the
+                unconditional output and blend of the conditional one; 0.5, their mean, is the
+                official method, 1 the conditional one alone. One for all prompts, or one each. 0.5
+                when not given.
+            guidance_carry: 0 to 2: how much of the guidance of the last step before the gate is
+                added to every step from the gate on; 0, nothing, is the official method, 1 all of
+                it. One for all prompts, or one each. 0.0 when not given.
             clip_skip: skip this many of the CLIP text encoder's last layers; negative prompts skip
                 none, as in diffusers. 0 when not given.
             scheduler: sampler that the bundle holds, such as "ddim" or "dpm++2m".
@@ -136,6 +145,8 @@ class Generate(ABC):
             "warm_up": warm_up,
             "guidance_scale": guidance_scale,
             "guidance_rescale": guidance_rescale,
+            "cache_blend": cache_blend,
+            "guidance_carry": guidance_carry,
             "clip_skip": clip_skip,
             "scheduler": scheduler,
             "original_size": original_size,

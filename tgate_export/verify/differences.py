@@ -44,7 +44,8 @@ class Difference:
         graph: graph, or what was run ("ddim, gate 10 of 25").
         tensor: the tensor's name.
         max_abs: largest absolute difference.
-        relative: `max_abs` over the largest absolute reference value.
+        relative: `max_abs` over the largest absolute reference value, of two predictions' delta
+            over that of the prediction.
         bound: largest `relative` allowed.
     """
 
@@ -61,12 +62,25 @@ class Difference:
 
 
 def compare(
-    graph: str, tensor: str, found: np.ndarray, expected: np.ndarray, bound: float
+    graph: str,
+    tensor: str,
+    found: np.ndarray,
+    expected: np.ndarray,
+    bound: float,
+    scale: float | None = None,
 ) -> Difference:
     """Measure how far `found` is from `expected`.
 
     A shape that differs never holds, nor does a value that is not finite: those differences are
     infinite and NaN.
+
+    Args:
+        graph: what gave it.
+        tensor: the tensor's name.
+        found: by the bundle.
+        expected: by PyTorch.
+        bound: largest relative difference allowed.
+        scale: what the difference is relative to; the largest value expected when not given.
     """
     if found.shape != expected.shape:
         return Difference(graph, tensor, float("inf"), float("inf"), bound)
@@ -74,7 +88,7 @@ def compare(
         return Difference(graph, tensor, float("nan"), float("nan"), bound)
     reference = expected.astype(np.float64)
     max_abs = float(np.abs(found.astype(np.float64) - reference).max())
-    scale = float(np.abs(reference).max())
+    scale = float(np.abs(reference).max()) if scale is None else scale
     return Difference(graph, tensor, max_abs, max_abs / scale if scale else max_abs, bound)
 
 

@@ -25,6 +25,8 @@ from tgate_export.samplers.specs import sampler_spec
 LARGE_DENOISER = 100_000_000
 # Of a video: the noise on the image is the runtime's own.
 NO_NOISE = {"noise_aug_strength": 0.0}
+# Neither the official method's nor ones at which a term vanishes.
+NUMBERS = {"cache_blend": 1.25, "guidance_carry": 0.75}
 PROMPT, NEGATIVE_PROMPT = "a red circle on a blue background", "a green square"
 
 
@@ -35,13 +37,13 @@ class TrajectoryCase:
     Attributes:
         scheduler: the sampler.
         steps: denoising steps.
-        settings: of the method's parameters, those that are not the least that they can be; the
-            gate step is one of them.
+        settings: of the method's parameters, those that are not the least that they can be (the
+            gate step is one of them), and its numbers that are not the bundle's defaults.
     """
 
     scheduler: str
     steps: int
-    settings: Mapping[str, int]
+    settings: Mapping[str, float]
 
     @property
     def ungated(self) -> bool:
@@ -53,10 +55,10 @@ class TrajectoryCase:
         others = [f", {name} {n}" for name, n in self.settings.items() if name != "gate_step"]
         return f"{self.scheduler}, {gated} of {self.steps}{''.join(others)}"
 
-    def values(self, manifest: Manifest) -> dict[str, int]:
-        """Return the values of all of the method's parameters."""
+    def rule_values(self, manifest: Manifest) -> dict[str, int]:
+        """Return the values of the parameters of the method's rule."""
         least = {name: manifest.parameters[name].min for name in manifest.method.parameters}
-        return {name: int(value or 0) for name, value in (least | dict(self.settings)).items()}
+        return {name: int(self.settings.get(name, value or 0)) for name, value in least.items()}
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,12 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
     cases = [
         TrajectoryCase(name, steps, {"gate_step": gate}) for name in schedulers for gate in gates
     ]
+    settings: dict[str, float]
     if intervals:
         settings = {"gate_step": max(2, steps // 2), **intervals}
+        cases += [TrajectoryCase(name, steps, settings) for name in schedulers]
+    if "guidance_carry" in manifest.parameters:
+        settings = {"gate_step": max(1, min(manifest.defaults.gate_step, steps - 1)), **NUMBERS}
         cases += [TrajectoryCase(name, steps, settings) for name in schedulers]
     return tuple(cases)
 
@@ -126,14 +132,19 @@ def trajectories(
     values["guidance_rescale"] = torch.zeros(1)
     own, pictures = _own_conditions(manifest, values.keys())
     values |= own
-    graphs = _Graphs(denoiser, phases, values)
+    graphs = _Graphs(denoiser, phases)
     _, *shape = manifest.latents.shape(1, manifest.size.height.opt, manifest.size.width.opt)
     found = []
     for index, case in enumerate(cases):
         latents = standard_normal(tuple(shape), seed=index)[None]
+        graphs.values = values | {
+            name: torch.tensor([float(case.settings[name])])
+            for name in phases.method.numbers
+            if name in case.settings
+        }
         with computing_in_fp32(*graphs.modules):
             expected = _run(
-                case, case.values(manifest), source.config("scheduler"), graphs, latents
+                case, case.rule_values(manifest), source.config("scheduler"), graphs, latents
             )
         latents = latents.reshape(manifest.latents.unfolded(latents.shape))
         expected = expected.reshape(latents.shape)
@@ -149,7 +160,8 @@ def _own_conditions(manifest: Manifest, known: Collection[str]) -> Conditions:
     """Return the parameters and pictures that the denoiser takes besides what is known."""
     values: dict[str, torch.Tensor] = {}
     pictures: dict[str, np.ndarray] = {}
-    for tensor in manifest.graph("full").inputs:
+    tensors = [tensor for phase in manifest.phases for tensor in manifest.graph(phase).inputs]
+    for tensor in tensors:
         origin = tensor.origin
         if tensor.name in known:
             continue
@@ -237,10 +249,9 @@ class _Graphs:
         self,
         denoiser: torch.nn.Module,
         phases: DenoiserPhases,
-        values: Mapping[str, torch.Tensor],
     ) -> None:
         self.phases = phases
-        self._values = values
+        self.values: Mapping[str, torch.Tensor] = {}  # conditions and parameters by name
         self._caches: dict[str, torch.Tensor] = {}
         self._modules = {name: phases.module(denoiser, name) for name in phases.names}
 
@@ -250,7 +261,7 @@ class _Graphs:
         return tuple(self._modules.values())
 
     def __call__(self, phase: str, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        conditions = [self._values[name] for name in self.phases.inputs(phase)]
+        conditions = [self.values[name] for name in self.phases.inputs(phase)]
         reads = [self._caches[group.name] for group in self.phases.reads(phase)]
         noise_pred: torch.Tensor
         noise_pred, *written = self._modules[phase](sample, timestep, *conditions, *reads)

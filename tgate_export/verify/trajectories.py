@@ -38,7 +38,9 @@ def check_trajectories(
             latents=np.concatenate([run.latents] * copies),
             output_type="latent",
             **run.call,
-            parameters=run.parameters | run.case.values(bundle.manifest),
+            parameters=run.parameters
+            | dict(run.case.settings)
+            | run.case.rule_values(bundle.manifest),
         )
         latents = np.asarray(output.images)
         expected = np.concatenate([run.expected] * copies)

@@ -49,8 +49,9 @@ def test_everything_there_is(manifest: Manifest) -> None:
         "width": 16, "height": 16,
     }  # fmt: skip
     named = arguments(manifest)
+    each = {"guidance_scale", "cache_blend", "guidance_carry"}
     served = {"deadline", "format", "progress", "preview"}
-    assert scalars.keys() == single(manifest) - served == named.keys() - {"guidance_scale"}
+    assert scalars.keys() == single(manifest) - served == named.keys() - each
     types = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
     ports = {port.name: port.type for port in inputs(manifest)}
     tensors = {
@@ -61,7 +62,9 @@ def test_everything_there_is(manifest: Manifest) -> None:
         manifest,
         {
             "prompt": texts("a", "b"), "negative_prompt": texts("c"), "latents": latents,
-            "guidance_scale": np.array([2, 3], np.float32), **tensors, "deadline": one(9.5),
+            "guidance_scale": np.array([2, 3], np.float32),
+            "cache_blend": np.array([0.5, 1.25], np.float32),
+            "guidance_carry": np.array([0.75, 0], np.float32), **tensors, "deadline": one(9.5),
             "format": texts("latents"), "progress": one(True, bool), "preview": one(True, bool),
         },
     )  # fmt: skip
@@ -104,8 +107,11 @@ def test_embeddings_in_place_of_prompts(manifest: Manifest) -> None:
         ({"negative_prompt": texts("a", "b")}, "2 negative prompts for 1 prompts"),
         ({"guidance_scale": one(np.nan)}, "guidance_scale must be a finite number"),
         ({"guidance_scale": one(np.inf)}, "guidance_scale must be a finite number"),
-        ({"guidance_scale": np.zeros(3, np.float32)}, "3 guidance scales for 1 prompts"),
+        ({"guidance_scale": np.zeros(3, np.float32)}, "3 values of guidance_scale for 1"),
         ({"guidance_rescale": one(np.nan)}, "guidance_rescale must be 0 to 1"),
+        ({"cache_blend": one(np.nan)}, "cache_blend must be 0 to 2, got nan"),
+        ({"guidance_carry": one(-0.5)}, "guidance_carry must be 0 to 2, got -0.5"),
+        ({"guidance_carry": np.zeros(3, np.float32)}, "3 values of guidance_carry for 1"),
         ({"steps": one(0, np.int32)}, "steps must be at least 1, got 0"),
         ({"steps": one(-1, np.int32)}, "steps must be at least 1"),
         ({"steps": one(2**31 - 1, np.int32)}, "steps must be 1 to 100"),

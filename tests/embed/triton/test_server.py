@@ -193,7 +193,7 @@ def test_malformed_over_grpc(client: TGateClient, shapes_pipeline: TGatePipeline
     good = client.start(PROMPT, format="latents", **RUN)
     bad: list[tuple[dict[str, Any], str]] = [
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
-        ({"guidance_scale": [1.0, 2.0]}, "2 guidance scales for 1 prompts"),
+        ({"guidance_scale": [1.0, 2.0]}, "2 values of guidance_scale for 1"),
         ({"latents": np.zeros((1, 3, 8, 8), np.float32)}, "unexpected shape"),
         ({"latents": np.zeros((1, 8, 8, 8), np.float64)}, "unexpected datatype|data-type"),
         ({"latents": np.full((1, 8, 8, 8), np.nan, np.float32)}, "latents hold values that"),

@@ -82,6 +82,8 @@ def mixed(count: int, schedulers: list[str]) -> list[dict[str, Any]]:
                 "gate_step": int(random.integers(1, steps + 2)),
                 "guidance_scale": float(random.uniform(1, 9)),
                 "guidance_rescale": float(index % 4) / 4,
+                "cache_blend": (0.5, 1.0, 1.25)[index % 3],
+                "guidance_carry": float(index % 5) / 4,
                 "clip_skip": index % 2,
                 "scheduler": schedulers[index % len(schedulers)],
                 "seed": index,

@@ -45,7 +45,7 @@ std::string limit_fault(const Parameter& parameter, const Scalar& value) {
   return {};
 }
 
-// Parameters of requests' own fields that many bundles lack.
+// Parameters that many bundles lack.
 struct Declared {
   const char* name;
   const char* absent;          // why
@@ -54,10 +54,15 @@ struct Declared {
 };
 
 constexpr const char* kSdxl = "it is for SDXL, and this bundle's model is not told it";
+constexpr const char* kNewer =
+    "this bundle was built without classifier-free guidance, or by an earlier version and is to be "
+    "built again";
 constexpr double kLowest = std::numeric_limits<double>::lowest();
 constexpr Declared kDeclared[] = {
     {"guidance_scale", "this bundle was built without guidance", 1.0, kLowest},
     {"guidance_rescale", "this bundle's guidance is never rescaled", 0.0, 0.0},
+    {"cache_blend", kNewer, std::nullopt, 0.0},
+    {"guidance_carry", kNewer, 0.0, 0.0},
     {"clip_skip", "this bundle's text encoder cannot skip layers", 0.0, 0.0},
     {"original_size", kSdxl, std::nullopt, 0.0},
     {"crops_coords_top_left", kSdxl, std::nullopt, 0.0},

@@ -41,6 +41,11 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   for (const std::string& name : manifest.method().parameters) {
     options.emplace_back(option_of(name), text_of(*manifest.parameters.find(name)->default_value));
   }
+  for (const char* name : {"cache_blend", "guidance_carry"}) {  // their defaults are set by a build
+    if (const Parameter* number = manifest.parameters.find(name)) {
+      options.emplace_back(option_of(name), text_of(*number->default_value));
+    }
+  }
   options.emplace_back("out", bundle.path.string());
   if (manifest.guidance == "none") options.emplace_back("guidance", "none");
   if (manifest.graphs.contains("vae_encoder")) options.emplace_back("image-to-image", "");
