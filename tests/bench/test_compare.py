@@ -15,10 +15,17 @@ from tgate_export.bench.compare import NO_ONNX, Comparison, compare
 from tgate_export.bench.macs import graph_macs
 from tgate_export.bench.measure import Plan, Setup
 from tgate_export.bench.result import BenchRow
+from tgate_export.bench.rows import (
+    BETTER,
+    OFFICIAL,
+    gate_settings,
+    parse_gate_steps,
+    requested_rows,
+)
 from tgate_export.bench.rows import gated as gated_row
-from tgate_export.bench.rows import parse_gate_steps, requested_rows
 from tgate_export.bench.tables import tables
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.plan import Launch
 
@@ -59,7 +66,9 @@ def test_known_latencies_come_out(setup: Setup) -> None:
     found = rows(run([setup]))
     # Two full and six gated steps take as long as 2 + 6 * 0.875 / 2.125 = 4.5 plain ones.
     assert list(found) == [
-        "8 steps, no gate", "gate 2 of 8", "gate 5 of 8", "6 plain steps", "4 plain steps",
+        "8 steps, no gate", "gate 2 of 8", "gate 2 of 8, blend 1, carry 0.5",
+        "gate 5 of 8", "gate 5 of 8, blend 1, carry 0.5", "6 plain steps",
+        "4 plain steps",
     ]  # fmt: skip
     plain, gated = found["8 steps, no gate"], found["gate 2 of 8"]
     assert plain.latencies_s == [expected(8, 0)] * 4
@@ -136,17 +145,39 @@ def test_nothing_is_measured_where_two_batches_do_not_fit_or_are_slow(
 
 
 def test_version_2_has_rows_where_it_is_the_default(setup: Setup, tiny_bundle: Path) -> None:
-    defaults = open_bundle(tiny_bundle).manifest.defaults
-    reused = defaults.model_copy(update={"sp_interval": 3, "fi_interval": 2, "warm_up": 4})
-    assert [row.label for row in requested_rows(8, (2, 5), defaults)] == [
-        "8 steps, no gate", "gate 2 of 8", "gate 5 of 8",
+    manifest = open_bundle(tiny_bundle).manifest
+    better = "blend 1, carry 0.5"
+    usual = [
+        "8 steps, no gate", "gate 2 of 8", f"gate 2 of 8, {better}", "gate 5 of 8",
+        f"gate 5 of 8, {better}",
     ]  # fmt: skip
+    assert [row.label for row in requested_rows(8, (2, 5), manifest)] == usual
     # A gate before the end of warm-up makes no step plan.
+    reused = with_defaults(manifest, sp_interval=3, fi_interval=2, warm_up=4)
     rows = requested_rows(8, (2, 5), reused)
-    assert [row.label for row in rows[3:]] == ["gate 5 of 8, self-attention 3,2,4"]
+    assert [row.label for row in rows] == [*usual, "gate 5 of 8, self-attention 3,2,4"]
     assert rows[-1].call() == {
         "num_inference_steps": 8, "gate_step": 5, "sp_interval": 3, "fi_interval": 2, "warm_up": 4,
+        **OFFICIAL,
     }  # fmt: skip
+
+
+def test_gates_are_tried_as_official_better_and_by_default(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    assert gate_settings(manifest) == [OFFICIAL, BETTER]
+    assert gate_settings(with_defaults(manifest, **BETTER)) == [OFFICIAL, BETTER]
+    own = {"cache_blend": 1.25, "guidance_carry": 0.0}
+    assert gate_settings(with_defaults(manifest, **own)) == [OFFICIAL, BETTER, own]
+    without = {name: p for name, p in manifest.parameters.items() if name != "cache_blend"}
+    assert gate_settings(manifest.model_copy(update={"parameters": without})) == [{}]
+
+
+def with_defaults(manifest: Manifest, **values: float) -> Manifest:
+    entries = {
+        name: entry.model_copy(update={"default": values.get(name, entry.default)})
+        for name, entry in manifest.parameters.items()
+    }
+    return manifest.model_copy(update={"parameters": entries})
 
 
 def test_every_round_holds_every_row_in_random_order(
@@ -169,7 +200,8 @@ def test_every_round_holds_every_row_in_random_order(
     for number, entries in enumerate(rounds):
         assert {entry["seed"] for entry in entries} == {PLAN.seed + number}
         assert len({tuple(entry["prompt"]) for entry in entries}) == 1
-        orders.append([(entry["num_inference_steps"], entry["gate_step"]) for entry in entries])
+        names = ("num_inference_steps", "gate_step", "cache_blend")
+        orders.append([tuple(entry.get(name) for name in names) for entry in entries])
         assert len(set(orders[-1])) == count
     assert len(set(map(tuple, orders))) > 1
 
@@ -208,15 +240,15 @@ def test_two_targets_have_baselines_of_their_own(
 
 def test_ctrl_c_keeps_what_was_measured(setup: Setup, backend: FakeBackend) -> None:
     def interrupt(launch: Any, _memory: Any) -> None:
-        # Five rows warm up, and seven calls later it ends in the middle of one.
-        if launch.graph == "sampler" and backend.launched.count("vae_decoder") == 5 + 7:
+        # Seven rows warm up, and nine calls later it ends in the middle of one.
+        if launch.graph == "sampler" and backend.launched.count("vae_decoder") == 7 + 9:
             raise KeyboardInterrupt
 
     backend.ran = interrupt
     result = run([setup]).result
     assert not result.complete
     assert "interrupted" in result.notes[0]
-    assert Counter(len(row.latencies_s) for row in result.rows) == {1: 3, 2: 2}
+    assert Counter(len(row.latencies_s) for row in result.rows) == {1: 5, 2: 2}
     assert all(row.speedup is not None for row in result.rows)
     # Quality is of the one round that all rows have.
     assert {row.quality.similarity.images for row in result.rows if row.quality} == {1}
@@ -262,7 +294,7 @@ def test_nonsense_gates(text: str, reason: str) -> None:
 
 def test_rows_carry_any_parameters_of_a_run() -> None:
     row = gated_row(25, 5, cache_blend=1.0, guidance_carry=0.5)
-    assert row.label == "gate 5 of 25, cache blend 1, guidance carry 0.5"
+    assert row.label == "gate 5 of 25, blend 1, carry 0.5"
     assert row.parameters == {"gate_step": 5, "cache_blend": 1.0, "guidance_carry": 0.5}
     assert row.call() == {
         "num_inference_steps": 25, "sp_interval": 1, "fi_interval": 1, "warm_up": 0,

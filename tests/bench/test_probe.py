@@ -13,7 +13,7 @@ from tests.support.bench import SECONDS, Clock, FakeBackend, FakeMemory, fake_pi
 from tgate_export.bench.bound import choose_bound
 from tgate_export.bench.convergence import relative_change
 from tgate_export.bench.probe import Probe, chart_gates
-from tgate_export.bench.rows import RowSpec, baseline, gated
+from tgate_export.bench.rows import BETTER, OFFICIAL, RowSpec, baseline, gated
 from tgate_export.bench.similarity import ssim
 from tgate_export.data.shapes_world import Scene, render
 from tgate_export.runtime.plan import Launch
@@ -66,10 +66,12 @@ class KnownProbe(Probe):
 
     Attributes:
         plain_noise: noise of a plain step that is left out, gates' is 0.7.
+        better_noise: times that, of gates that carry guidance.
         interrupt_at: label of the row that is interrupted.
     """
 
     plain_noise = 0.01
+    better_noise = 1.0
     interrupt_at: str | None = None
 
     def _generate(self, spec: RowSpec, callback: Any = None) -> list[np.ndarray]:
@@ -83,7 +85,9 @@ class KnownProbe(Probe):
         rng = np.random.default_rng(0)
         gate = spec.parameters.get("gate_step")
         missing = self.steps - (gate or spec.num_inference_steps)
-        noise = rng.normal(size=(64, 64, 3)) * missing * (0.7 if gate else self.plain_noise)
+        better = self.better_noise if spec.parameters.get("guidance_carry") else 1.0
+        size = 0.7 * better if gate else self.plain_noise
+        noise = rng.normal(size=(64, 64, 3)) * missing * size
         scene = render(Scene("circle", "red", "blue")) + noise
         return np.clip(scene, 0, 255).astype(np.uint8)
 
@@ -104,12 +108,32 @@ def test_earliest_gate_as_by_trying_all(probe: KnownProbe, least: float) -> None
     ungated = probe.scene(baseline(20))
     meets = [g for g in range(1, 20) if ssim(ungated, probe.scene(gated(20, g))) >= least]
     assert 1 <= len(meets) < 20
-    assert result.suggested == {"gate_step": min(meets)}
+    assert result.suggested == {"gate_step": min(meets), **OFFICIAL}
     assert result.complete
     tried = {row.parameters.get("gate_step") for row in result.rows}
     assert set(chart_gates(20)) <= tried
     assert result.gate_command == f"generate gate {min(meets)} of 20"
     assert {row.quality.similarity.images for row in result.rows if row.quality} == {2}
+
+
+def test_better_numbers_are_suggested_with_their_gate(probe: KnownProbe) -> None:
+    probe.bound = choose_bound(probe.prompts, 0.9)
+    probe.better_noise = 0.3
+    result = probe.run()
+    ungated = probe.scene(baseline(20))
+    official, better = (
+        min(
+            gate
+            for gate in range(1, 20)
+            if ssim(ungated, probe.scene(gated(20, gate, **setting))) >= 0.9
+        )
+        for setting in (OFFICIAL, BETTER)
+    )
+    assert better < official
+    assert result.suggested == {"gate_step": better, **BETTER}
+    label = f"gate {better} of 20, blend 1, carry 0.5"
+    assert result.gate_command == f"generate {label}"
+    assert result.answer.gate == label
 
 
 def test_times_are_by_steps(probe: KnownProbe) -> None:

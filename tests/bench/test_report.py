@@ -81,6 +81,7 @@ class Visit:
         """Press the arrow key through every row: what is checked, said, and seen at each."""
         chips = self.page.locator(".chooser").first.locator("input[type=radio]")
         chips.first.check(force=True)
+        chips.first.focus()
         seen = []
         for _ in range(chips.count()):
             image = self.page.locator("img.shown").first
@@ -208,7 +209,7 @@ def interrupted(
 ) -> str:
     backend = FakeBackend(Clock())
     pipeline = fake_pipeline(tiny_bundle, monkeypatch, backend)
-    calls = {"bench": 7, "probe": 3, "probe before the first gate": 1}[request.param]
+    calls = {"bench": 9, "probe": 3, "probe before the first gate": 1}[request.param]
 
     def interrupt(launch: Any, _memory: Any) -> None:
         if launch.graph == "sampler" and backend.launched.count("vae_decoder") == calls:
@@ -265,7 +266,10 @@ def test_bench_page(visit: Any, bench_report: tuple[BenchResult, str]) -> None:
     labels = [row.label for row in result.rows[1:]]
     seen = page.choose()
     assert [fact.partition(":")[0] for _, fact, _ in seen] == labels
-    assert [name for name, _, _ in seen] == ["gate 2", "gate 5", "6 steps", "4 steps"]
+    assert [name for name, _, _ in seen] == [
+        "gate 2", "gate 2, blend 1, carry 0.5", "gate 5", "gate 5, blend 1, carry 0.5", "6 steps",
+        "4 steps",
+    ]  # fmt: skip
     assert len({source for _, _, source in seen}) == len(seen)
     assert page.page.locator("figcaption").first.inner_text() == PROMPT
     assert page.complaints == []
@@ -287,6 +291,7 @@ def test_probe_page(visit: Any, probe_report: tuple[ProbeResult, str]) -> None:
     assert page.complaints == []
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize("report", ["bench_report", "probe_report"])
 def test_the_sentence_is_first_then_the_frontier_then_pictures(
     visit: Any, report: str, request: pytest.FixtureRequest
@@ -364,6 +369,7 @@ def test_what_matters_comes_first_on_a_phone(visit: Any, crowded: str) -> None:
     assert box["width"] > 170
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize("report", ["bench_report", "probe_report"])
 def test_dark(visit: Any, report: str, request: pytest.FixtureRequest) -> None:
     page = visit(request.getfixturevalue(report)[1])

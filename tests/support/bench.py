@@ -43,7 +43,7 @@ class FakeMemory(Memory):
 class FakeBackend(Backend):
     """Advances the clock by each graph's seconds; `ran` is called with every graph's launch.
 
-    The picture's brightness is `gate / 100`, `gate` counting the evaluations of `full`.
+    The picture's brightness is `(gate + carry) / 100`, `gate` counting the evaluations of `full`.
     """
 
     name = "fake"
@@ -70,7 +70,9 @@ class FakeBackend(Backend):
             self.launched.append(launch.graph)
             self.clock.now += self.seconds_of[launch.graph]
             if launch.graph == "vae_decoder":
-                memory.values["images"][:] = self.launched.count("full") % 100 / 100
+                carry = memory.values.get("parameter/guidance_carry", np.zeros(1)).max()
+                shade = self.launched.count("full") % 100 / 100 + carry / 100
+                memory.values["images"][:] = shade
             self.ran(launch, memory)
 
         return execute

@@ -114,7 +114,7 @@ def check(setup: Setup, plan: Plan) -> None:
         raise InvalidRequestError(
             f"batch {plan.batch} does not fit: {setup.name} was built for {manifest.batch}"
         )
-    for row in requested_rows(plan.steps, plan.gate_steps, manifest.defaults):
+    for row in requested_rows(plan.steps, plan.gate_steps, manifest):
         binding_plan(setup.pipeline, row, plan.batch, scheduler)
 
 

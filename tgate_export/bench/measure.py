@@ -140,7 +140,7 @@ class Measurement:
             Variant(name, row)
             for name, setup in self.setups.items()
             for row in requested_rows(
-                self.plan.steps, self.plan.gate_steps, setup.pipeline.manifest.defaults
+                self.plan.steps, self.plan.gate_steps, setup.pipeline.manifest
             )
         ]
         warm = self._warm(self.variants)

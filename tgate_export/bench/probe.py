@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -12,8 +12,22 @@ from tgate_export.bench.answer import answer
 from tgate_export.bench.bound import choose_bound, judge
 from tgate_export.bench.convergence import ConvergenceRecorder
 from tgate_export.bench.machine import machine, now
-from tgate_export.bench.result import Interval, ProbeResult, ProbeSettings, Quality, Row
-from tgate_export.bench.rows import Command, RowSpec, baseline, fewer_steps, gated
+from tgate_export.bench.result import (
+    Interval,
+    Number,
+    ProbeResult,
+    ProbeSettings,
+    Quality,
+    Row,
+)
+from tgate_export.bench.rows import (
+    Command,
+    RowSpec,
+    baseline,
+    fewer_steps,
+    gate_settings,
+    gated,
+)
 from tgate_export.bench.similarity import as_bytes
 from tgate_export.bench.statistics import quantiles, speedup
 from tgate_export.bench.step_times import equal_time_steps, evaluations_of, latencies_by_steps
@@ -84,37 +98,46 @@ class Probe:
         self._try(self._ungated, self._recorder.record)
         suggested, complete = None, False
         try:
-            gate = self._search()
-            if gate < self.steps:
-                suggested = gated(self.steps, gate)
+            found = [self._search(setting) for setting in gate_settings(self.pipeline.manifest)]
+            suggested = self._earliest([spec for spec in found if spec is not None])
+            if suggested is not None:
                 self._try_fewer_steps(suggested)
             complete = True
         except KeyboardInterrupt:
             suggested = None
         return self._result(suggested, complete)
 
-    def _search(self) -> int:
-        """Return the earliest gate that meets the bound, `steps` when none does.
+    def _earliest(self, specs: Sequence[RowSpec]) -> RowSpec | None:
+        """Return the earliest gate; of several at its step, that of the best pictures."""
+
+        def order(spec: RowSpec) -> tuple[float, float]:
+            similarity = self._trials[spec.label].quality.similarity
+            return spec.parameters["gate_step"], -similarity.ssim
+
+        return min(specs, key=order, default=None)
+
+    def _search(self, setting: Mapping[str, Number]) -> RowSpec | None:
+        """Return the earliest gate of a setting that meets the bound, if one does.
 
         A later gate computes more, so it is taken to be no worse between two that were judged;
         every gate that was judged after the one returned does meet the bound.
         """
         low, high = 0, self.steps
         for gate in reversed(chart_gates(self.steps)):
-            if self._try_gate(gate) and not low:
+            if self._try_gate(gate, setting) and not low:
                 high = gate
             else:
                 low = max(low, gate)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._try_gate(middle):
+            if self._try_gate(middle, setting):
                 high = middle
             else:
                 low = middle
-        return high
+        return gated(self.steps, high, **setting) if high < self.steps else None
 
-    def _try_gate(self, gate: int) -> bool:
-        return self._try(gated(self.steps, gate)).meets_bound
+    def _try_gate(self, gate: int, setting: Mapping[str, Number]) -> bool:
+        return self._try(gated(self.steps, gate, **setting)).meets_bound
 
     def _try_fewer_steps(self, gate: RowSpec) -> None:
         """Try as many plain steps as take about as long as a gate."""
@@ -166,7 +189,8 @@ class Probe:
     def _total(self) -> int:
         charts = chart_gates(self.steps)
         widest = max(b - a for a, b in pairwise([0, *charts, self.steps]))
-        rows = 2 + len(charts) + (widest - 1).bit_length()
+        settings = len(gate_settings(self.pipeline.manifest))
+        rows = 2 + settings * (len(charts) + (widest - 1).bit_length())
         return max(rows * len(self.prompts), self._done)
 
     def _rows(self) -> list[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgate_export.bench.result import Kind, Number, Row
-from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.pipeline import TGatePipeline
 from tgate_export.runtime.plan import BatchPlan, BatchShape, plan_batch
@@ -16,6 +16,11 @@ from tgate_export.steps.step_plan import StepPlan
 
 # Self-attention is computed in every step: version 1 of the method.
 VERSION_1: Mapping[str, int] = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+# What a gate keeps of guidance: as the official code, and what was best for the demo pipeline; see
+# docs/methods.md.
+OFFICIAL: Mapping[str, Number] = {"cache_blend": 0.5, "guidance_carry": 0.0}
+BETTER: Mapping[str, Number] = {"cache_blend": 1.0, "guidance_carry": 0.5}
+_SHORT = {"cache_blend": "blend", "guidance_carry": "carry"}
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
 
@@ -61,27 +66,51 @@ def baseline(steps: int) -> RowSpec:
 
 def gated(steps: int, gate_step: int, **others: Number) -> RowSpec:
     """T-GATE at one gate step, with other parameters of a run at values of the row's own."""
-    label = ", ".join(
-        [f"gate {gate_step} of {steps}"]
-        + [f"{name.replace('_', ' ')} {value:g}" for name, value in others.items()]
+    parameters = {"gate_step": gate_step, **others}
+    words = unofficial(parameters)
+    label = f"gate {gate_step} of {steps}" + f", {words}" * bool(words)
+    return RowSpec("gated", steps, label, parameters)
+
+
+def unofficial(parameters: Mapping[str, Number]) -> str:
+    """Write what makes a gate another one than the official method's at its step."""
+    return ", ".join(
+        f"{_SHORT.get(name, name.replace('_', ' '))} {value:g}"
+        for name, value in parameters.items()
+        if name != "gate_step" and value != OFFICIAL.get(name)
     )
-    return RowSpec("gated", steps, label, {"gate_step": gate_step, **others})
 
 
-def version_2(steps: int, gate_step: int, intervals: Mapping[str, int]) -> RowSpec:
+def gate_settings(manifest: Manifest) -> list[Mapping[str, Number]]:
+    """Return what gates of a bundle are tried with: official, better, and its own defaults."""
+    if not OFFICIAL.keys() <= manifest.parameters.keys():
+        return [{}]
+    found = [OFFICIAL, BETTER]
+    own = {name: getattr(manifest.defaults, name) for name in OFFICIAL}
+    return found if own in found else [*found, own]
+
+
+def version_2(
+    steps: int, gate_step: int, intervals: Mapping[str, int], **others: Number
+) -> RowSpec:
     """T-GATE at one gate step, with self-attention reused between the steps that compute it."""
     numbers = ",".join(str(number) for number in intervals.values())
     label = f"gate {gate_step} of {steps}, self-attention {numbers}"
-    return RowSpec("version_2", steps, label, {"gate_step": gate_step, **intervals})
+    return RowSpec("version_2", steps, label, {"gate_step": gate_step, **intervals, **others})
 
 
-def requested_rows(steps: int, gate_steps: Sequence[int], defaults: Defaults) -> list[RowSpec]:
+def requested_rows(steps: int, gate_steps: Sequence[int], manifest: Manifest) -> list[RowSpec]:
     """Return the ungated row and each gate's; of version 2 where that is a bundle's default."""
+    defaults = manifest.defaults
     intervals = {name: getattr(defaults, name) for name in VERSION_1}
-    rows = [baseline(steps), *(gated(steps, gate) for gate in gate_steps)]
+    settings = gate_settings(manifest)
+    rows = [baseline(steps)]
+    rows += [gated(steps, gate, **setting) for gate in gate_steps for setting in settings]
     if max(defaults.sp_interval, defaults.fi_interval) > 1:
         rows += [
-            version_2(steps, gate, intervals) for gate in gate_steps if gate >= defaults.warm_up
+            version_2(steps, gate, intervals, **settings[0])
+            for gate in gate_steps
+            if gate >= defaults.warm_up
         ]
     return rows
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from tgate_export.bench.report.labels import place_labels
 from tgate_export.bench.report.svg import FONT_SIZE, Axes, axes, chart
 from tgate_export.bench.result import BenchRow, Interval, ProbeResult, Quality, Row
+from tgate_export.bench.rows import unofficial
 from tgate_export.bench.statistics import mean_difference, share_interval
 from tgate_export.bench.tables import milliseconds, short_name
 
@@ -133,12 +134,12 @@ def _point(row: Row, metric: Metric, prefix: str, chosen: bool, rows: Sequence[R
     quality = _value(row.quality, metric)
     if quality is None:
         raise ValueError(f"{row.id} was not judged by {metric}")
-    others = {name: value for name, value in row.parameters.items() if name != "gate_step"}
     plain = not row.parameters
-    words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in others.items())
+    words = unofficial(row.parameters)
     curve = prefix + ("no gate" if plain else "gated" + f", {words}" * bool(words))
     return Point(
-        label=short_name(row), title=f"{prefix}{row.label}: {milliseconds(row.latency.p50)} ms",
+        label=short_name(row).partition(",")[0],  # the curve says the rest
+        title=f"{prefix}{row.label}: {milliseconds(row.latency.p50)} ms",
         curve=curve, plain=plain, chosen=chosen, ms=_time(row), quality=quality,
     )  # fmt: skip
 
