@@ -54,7 +54,7 @@ class Cache(BundleModel):
 
     dtype: DType
     shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
-    kind: Name = Field(description="such as cross_cache, self_passes or self_cache")
+    kind: Name = Field(description="such as cross_cache, self_passes, self_cache or guidance_delta")
     layers: tuple[str, ...] = Field(
         default=(), description="module path of each index on the layers axis"
     )
