@@ -49,7 +49,8 @@ class Cache(BundleModel):
     """A tensor that one step writes and a later step reads; a graph's output of the same name.
 
     Of attention it is [batch, layers, tokens, width]; one of every guidance pass, unconditional,
-    then conditional, is [batch, passes, layers, tokens, width].
+    then conditional, is [batch, passes, layers, tokens, width]. Of guidance it is of the latents'
+    shape.
     """
 
     dtype: DType
