@@ -140,7 +140,8 @@ def test_parameters_by_name_are_the_fields_of_their_names(
     assert by_name["images"] == by_field["images"]
     assert by_name["parameters"] == by_field["parameters"]
     assert by_name["parameters"] == options | {
-        "guidance_scale": 3.0, "sp_interval": 1, "fi_interval": 1, "warm_up": 0, "clip_skip": 0
+        "guidance_scale": 3.0, "sp_interval": 1, "fi_interval": 1, "warm_up": 0, "clip_skip": 0,
+        "cache_blend": 0.5, "guidance_carry": 0.0,
     }  # fmt: skip
     for name, value in options.items():
         found = driver.refusal(

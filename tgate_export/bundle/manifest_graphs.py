@@ -49,12 +49,13 @@ class Cache(BundleModel):
     """A tensor that one step writes and a later step reads; a graph's output of the same name.
 
     Of attention it is [batch, layers, tokens, width]; one of every guidance pass, unconditional,
-    then conditional, is [batch, passes, layers, tokens, width].
+    then conditional, is [batch, passes, layers, tokens, width]. Of guidance it is of the latents'
+    shape.
     """
 
     dtype: DType
     shape: Annotated[tuple[Positive | Name, ...], Field(max_length=MAX_RANK)]
-    kind: Name = Field(description="such as cross_cache, self_passes or self_cache")
+    kind: Name = Field(description="such as cross_cache, self_passes, self_cache or guidance_delta")
     layers: tuple[str, ...] = Field(
         default=(), description="module path of each index on the layers axis"
     )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import DEFAULT_BATCH
-from tgate_export.bundle.manifest_graphs import Method
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
@@ -28,11 +27,15 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
             "build it with: ",
             rebuild(bundle, image_to_image=True),
         )
-    lacking = {
-        option: request.value(option)
-        for graph, option in _intervals(bundle.manifest.method).items()
-        if graph not in bundle.manifest.graphs and graph in step_plan.phases
+    method, graphs = bundle.manifest.method, bundle.manifest.graphs
+    # Steps are divided by the argument of `build_bundle` that adds a phase's graph.
+    dividing = {
+        comparison.modulo
+        for guard in method.rule
+        for comparison in guard.all
+        if guard.phase in step_plan.phases and guard.phase not in graphs
     }
+    lacking = {name: request.value(name) for name in method.parameters if name in dividing}
     if lacking:
         settings = " and ".join(f"{option} {value}" for option, value in lacking.items())
         raise InvalidRequestError(
@@ -41,16 +44,6 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
             "build it with them: ",
             rebuild(bundle, **lacking),
         )
-
-
-def _intervals(method: Method) -> dict[str, str]:
-    """Return the argument of `build_bundle` that adds a graph: steps are divided by it."""
-    return {
-        guard.phase: comparison.modulo
-        for guard in method.rule
-        for comparison in guard.all
-        if comparison.modulo is not None
-    }
 
 
 def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes: object) -> Build:

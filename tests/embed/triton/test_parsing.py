@@ -70,6 +70,7 @@ def test_everything_there_is(manifest: Manifest) -> None:
     )  # fmt: skip
     found, expected = call.request, make_request(
         manifest, ["a", "b"], negative_prompt="c", guidance_scale=[2.0, 3.0], latents=latents,
+        cache_blend=[0.5, 1.25], guidance_carry=[0.75, 0.0],
         output_type="latent", **{named[name]: value for name, value in scalars.items()},
     )  # fmt: skip
     for field in vars(expected):
