@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tgate_export import TGatePipeline
+from tgate_export.bench.rows import BETTER, OFFICIAL, RowSpec, baseline, gated, unofficial
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -25,7 +26,11 @@ PROMPTS = (
     "a white triangle on a green background",
 )
 STEPS = 25
-GATE_STEPS = (25, 10, 5, 3, 1)
+COLUMNS = (
+    baseline(STEPS),
+    gated(STEPS, 10, **OFFICIAL),
+    *(gated(STEPS, gate, **numbers) for gate in (5, 3) for numbers in (OFFICIAL, BETTER)),
+)
 
 
 def main() -> None:
@@ -36,45 +41,44 @@ def main() -> None:
     arguments = parser.parse_args()
     pipeline = TGatePipeline.from_bundle(arguments.bundle)
 
-    images: dict[int, list[np.ndarray]] = {gate: [] for gate in GATE_STEPS}
-    seconds: dict[int, list[float]] = {gate: [] for gate in GATE_STEPS}
+    images: dict[str, list[np.ndarray]] = {column.label: [] for column in COLUMNS}
+    seconds: dict[str, list[float]] = {column.label: [] for column in COLUMNS}
     pipeline(PROMPTS[0], num_inference_steps=3, gate_step=1)  # load and warm both graphs
     for prompt in track(PROMPTS, "generating", console=Console(stderr=True), transient=True):
-        for gate in GATE_STEPS:
-            output = pipeline(
-                prompt,
-                num_inference_steps=STEPS,
-                gate_step=gate,
-                seed=arguments.seed,
-                output_type="np",
-            )
-            images[gate].append(np.asarray(output.images)[0])
-            seconds[gate].append(output.timings.total)
+        for column in COLUMNS:
+            output = pipeline(prompt, **column.call(), seed=arguments.seed, output_type="np")
+            images[column.label].append(np.asarray(output.images)[0])
+            seconds[column.label].append(output.timings.total)
 
-    medians = {gate: float(np.median(seconds[gate])) for gate in GATE_STEPS}
+    medians = {label: float(np.median(found)) for label, found in seconds.items()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    titles = [
-        ("no gate" if gate >= STEPS else f"gate {gate}/{STEPS}", f"{1e3 * medians[gate]:.0f} ms")
-        for gate in GATE_STEPS
-    ]
+    titles = [(*heading(column), f"{1e3 * medians[column.label]:.0f} ms") for column in COLUMNS]
     rows = [
-        (prompt.replace(" on ", "\non "), [images[gate][row] for gate in GATE_STEPS])
+        (prompt.replace(" on ", "\non "), [images[column.label][row] for column in COLUMNS])
         for row, prompt in enumerate(PROMPTS)
     ]
     picture_grid(titles, rows).save(arguments.out)
 
-    table = Table("gate step", "time per image", "speed-up", "PSNR to no gate")
-    baseline = np.stack(images[STEPS])
-    for gate in GATE_STEPS:
-        error = float(np.mean((np.stack(images[gate]) - baseline) ** 2))
+    table = Table("gate step", "what it keeps", "time per image", "speed-up", "PSNR to no gate")
+    plain = COLUMNS[0].label
+    baseline_images = np.stack(images[plain])
+    for column in COLUMNS:
+        found, median = np.stack(images[column.label]), medians[column.label]
+        error = float(np.mean((found - baseline_images) ** 2))
         table.add_row(
-            f"{gate} of {STEPS}" if gate < STEPS else "none",
-            f"{1e3 * medians[gate]:.0f} ms",
-            f"{medians[STEPS] / medians[gate]:.2f}x",
+            *heading(column), f"{1e3 * median:.0f} ms", f"{medians[plain] / median:.2f}x",
             f"{-10 * np.log10(error):.1f} dB" if error else "same",
-        )
+        )  # fmt: skip
     Console().print(table)
     print(f"The picture is {arguments.out.resolve()}")
+
+
+def heading(column: RowSpec) -> tuple[str, str]:
+    """Return a column's gate, and what it keeps of guidance."""
+    gate = column.parameters.get("gate_step")
+    if gate is None:
+        return "no gate", ""
+    return f"gate {gate} of {STEPS}", unofficial(column.parameters) or "official"
 
 
 if __name__ == "__main__":
