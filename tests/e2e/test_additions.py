@@ -150,7 +150,7 @@ def test_it_changes_what_comes_out(pipeline: TGatePipeline, gated: np.ndarray) -
         ({}, "picture is missing"),
         ({"picture": PIXELS[0], "tint": 3}, "tint must be -2 to 2, got 3"),
         ({"picture": PIXELS[0], "tint": "much"}, "tint must be a number, got 'much'"),
-        ({"picture": PIXELS[0], "tint": [1, 1, 1]}, "3 tints for 2 prompts"),
+        ({"picture": PIXELS[0], "tint": [1, 1, 1]}, "3 values of tint for 2 prompts"),
         ({"picture": PIXELS[0, 1:]}, "the picture is 16x15"),
         ({"picture": PIXELS[0], "shade": 3}, "unknown parameter 'shade'"),
     ],

@@ -176,7 +176,7 @@ def test_caches_are_the_same_memory_on_both_sides(gpu: Emulation, planned: Path)
     latents_of(pipeline)
     addresses = {graph: bound for graph, bound in gpu.ran() if graph in ("full", "gated")}
     caches = list(pipeline.manifest.caches)
-    assert len(caches) == 2
+    assert len(caches) == 3  # two of attention and one of guidance
     for tensor in caches:
         assert addresses["full"][tensor] == addresses["gated"][tensor]
     all_bound = {address for _, bound in gpu.ran() for address in bound.values()}
