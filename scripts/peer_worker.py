@@ -109,6 +109,7 @@ def torch_like(spec: dict[str, Any], kind: str, *, gated: bool, bf16: bool = Fal
 
 def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
     from tgate_export import TGatePipeline
+    from tgate_export.bench.rows import gate_settings
 
     pipe = TGatePipeline.from_bundle(spec["bundle"], backend, check_hashes=False)
     latents = np.load(spec["latents"])
@@ -124,6 +125,7 @@ def ours(spec: dict[str, Any], backend: str, *, gated: bool) -> Any:
             spec["prompt"], negative_prompt=spec["negative_prompt"], scheduler="ddim",
             guidance_scale=spec["guidance_scale"], num_inference_steps=steps,
             gate_step=gate if gated else steps, sp_interval=1, fi_interval=1, warm_up=0,
+            **gate_settings(pipe.manifest)[0],  # the official method's
             latents=latents, output_type="np", callback_on_step_end=keep,
         ).timings  # fmt: skip
         steps_s = [step.denoiser + step.sampler for step in timings.steps]

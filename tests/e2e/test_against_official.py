@@ -206,7 +206,7 @@ def test_shapes_latents(
     )
     ours = shapes_pipeline(
         PROMPT, num_inference_steps=25, gate_step=gate_step, scheduler=scheduler, latents=latents,
-        output_type="latent",
+        output_type="latent", cache_blend=0.5, guidance_carry=0.0,
     )  # fmt: skip
     expected = official_latents(
         shapes_dir, prompt=PROMPT, negative_prompt="", latents=latents, steps=25,
