@@ -66,8 +66,8 @@ def test_known_latencies_come_out(setup: Setup) -> None:
     found = rows(run([setup]))
     # Two full and six gated steps take as long as 2 + 6 * 0.875 / 2.125 = 4.5 plain ones.
     assert list(found) == [
-        "8 steps, no gate", "gate 2 of 8", "gate 2 of 8, blend 1, carry 0.5",
-        "gate 5 of 8", "gate 5 of 8, blend 1, carry 0.5", "6 plain steps",
+        "8 steps, no gate", "gate 2 of 8", "gate 2 of 8, blend 1, carry 0.25",
+        "gate 5 of 8", "gate 5 of 8, blend 1, carry 0.25", "6 plain steps",
         "4 plain steps",
     ]  # fmt: skip
     plain, gated = found["8 steps, no gate"], found["gate 2 of 8"]
@@ -146,7 +146,7 @@ def test_nothing_is_measured_where_two_batches_do_not_fit_or_are_slow(
 
 def test_version_2_has_rows_where_it_is_the_default(setup: Setup, tiny_bundle: Path) -> None:
     manifest = open_bundle(tiny_bundle).manifest
-    better = "blend 1, carry 0.5"
+    better = "blend 1, carry 0.25"
     usual = [
         "8 steps, no gate", "gate 2 of 8", f"gate 2 of 8, {better}", "gate 5 of 8",
         f"gate 5 of 8, {better}",
@@ -294,7 +294,7 @@ def test_nonsense_gates(text: str, reason: str) -> None:
 
 def test_rows_carry_any_parameters_of_a_run() -> None:
     row = gated_row(25, 5, cache_blend=1.0, guidance_carry=0.5)
-    assert row.label == "gate 5 of 25, blend 1, carry 0.5"
+    assert row.label == "gate 5 of 25, blend 1, carry 0.25"
     assert row.parameters == {"gate_step": 5, "cache_blend": 1.0, "guidance_carry": 0.5}
     assert row.call() == {
         "num_inference_steps": 25, "sp_interval": 1, "fi_interval": 1, "warm_up": 0,

@@ -131,7 +131,7 @@ def test_better_numbers_are_suggested_with_their_gate(probe: KnownProbe) -> None
     )
     assert better < official
     assert result.suggested == {"gate_step": better, **BETTER}
-    label = f"gate {better} of 20, blend 1, carry 0.5"
+    label = f"gate {better} of 20, blend 1, carry 0.25"
     assert result.gate_command == f"generate {label}"
     assert result.answer.gate == label
 

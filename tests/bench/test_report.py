@@ -267,7 +267,7 @@ def test_bench_page(visit: Any, bench_report: tuple[BenchResult, str]) -> None:
     seen = page.choose()
     assert [fact.partition(":")[0] for _, fact, _ in seen] == labels
     assert [name for name, _, _ in seen] == [
-        "gate 2", "gate 2, blend 1, carry 0.5", "gate 5", "gate 5, blend 1, carry 0.5", "6 steps",
+        "gate 2", "gate 2, blend 1, carry 0.25", "gate 5", "gate 5, blend 1, carry 0.25", "6 steps",
         "4 steps",
     ]  # fmt: skip
     assert len({source for _, _, source in seen}) == len(seen)

@@ -51,7 +51,7 @@ def test_reports(bench: Bench, folder: Path) -> None:
     assert [row.label for row in found.rows][:3] == [
         "4 steps, no gate",
         "gate 1 of 4",
-        "gate 1 of 4, blend 1, carry 0.5",
+        "gate 1 of 4, blend 1, carry 0.25",
     ]
     (target,) = found.targets
     assert target.backend in CPU_BACKENDS

@@ -43,7 +43,7 @@ class FakeMemory(Memory):
 class FakeBackend(Backend):
     """Advances the clock by each graph's seconds; `ran` is called with every graph's launch.
 
-    The picture's brightness is `(gate + carry) / 100`, `gate` counting the evaluations of `full`.
+    The picture's brightness is `gate / 100 + carry / 25`, `gate` counting the evaluations of `full`.
     """
 
     name = "fake"
@@ -71,7 +71,7 @@ class FakeBackend(Backend):
             self.clock.now += self.seconds_of[launch.graph]
             if launch.graph == "vae_decoder":
                 carry = memory.values.get("parameter/guidance_carry", np.zeros(1)).max()
-                shade = self.launched.count("full") % 100 / 100 + carry / 100
+                shade = self.launched.count("full") % 100 / 100 + carry / 25
                 memory.values["images"][:] = shade
             self.ran(launch, memory)
 

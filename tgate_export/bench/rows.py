@@ -19,7 +19,7 @@ VERSION_1: Mapping[str, int] = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0
 # What a gate keeps of guidance: as the official code, and what was best for the demo pipeline; see
 # docs/methods.md.
 OFFICIAL: Mapping[str, Number] = {"cache_blend": 0.5, "guidance_carry": 0.0}
-BETTER: Mapping[str, Number] = {"cache_blend": 1.0, "guidance_carry": 0.5}
+BETTER: Mapping[str, Number] = {"cache_blend": 1.0, "guidance_carry": 0.25}
 _SHORT = {"cache_blend": "blend", "guidance_carry": "carry"}
 # Of the steps; 5, 10 and 15 of 25.
 _DEFAULT_GATES = (0.2, 0.4, 0.6)
