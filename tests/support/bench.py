@@ -43,7 +43,7 @@ class FakeMemory(Memory):
 class FakeBackend(Backend):
     """Advances the clock by each graph's seconds; `ran` is called with every graph's launch.
 
-    The picture's brightness is `gate / 100 + carry / 25`, `gate` counting the evaluations of `full`.
+    A picture's brightness is `gate / 100 + carry / 25`, `gate` counting the evaluations of `full`.
     """
 
     name = "fake"
