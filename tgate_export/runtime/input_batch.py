@@ -92,7 +92,15 @@ class InputBatch:
         return self._memory.read(buffer)
 
     def stage(self, members: Sequence[ImageState]) -> None:
-        """Copy in now what the loop gives each step of images that take all of them together."""
+        """Copy in now all that images bring which take all their steps together.
+
+        That is what any of their phases reads, and what the loop gives each step.
+        """
+        self._seat(members)
+        for launch in self._plan.denoise.values():
+            self._fill(
+                [each for each in launch.inputs.values() if each in members[0].state], members
+            )
         sampler = members[0].run_plan.sampler
         loaders = {}
         steps = range(len(sampler.timesteps))
