@@ -20,6 +20,7 @@ from tgate_export import TGatePipeline
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import standard_normal
+from tgate_export.runtime.tokenizer import PromptTokenizer
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
 
@@ -346,17 +347,19 @@ def test_families(driver: Driver, family_bundle: Path, gate_step: int) -> None:
     """Compare the runtimes; where tokenizers are not CLIP's, C++ takes token ids."""
     pipeline = opened(family_bundle)
     prompts, negatives = ["a red circle", "an umbrella"], ["a square", "x"]
-    tokenizers = pipeline._tokenizers
-    files = [family_bundle / spec.file for spec in pipeline.manifest.tokenizers.values()]
-    kinds = {json.loads(file.read_text(encoding="utf-8"))["model"]["type"] for file in files}
+    specs = pipeline.manifest.tokenizers
+    files = {name: family_bundle / spec.file for name, spec in specs.items()}
+    kinds = {
+        json.loads(file.read_text(encoding="utf-8"))["model"]["type"] for file in files.values()
+    }
     clip = kinds == {"BPE"}
 
     def given(words: list[str]) -> dict[str, Any]:
         if clip:
             return texts(*words)
         ids = {}
-        for name, tokenizer in tokenizers.items():
-            rows, mask = tokenizer(words)
+        for name, spec in specs.items():
+            rows, mask = PromptTokenizer(files[name], spec)(words)
             ids[name] = [row[: int(m.sum())].tolist() for row, m in zip(rows, mask, strict=True)]
         return {"token_ids": ids}
 
