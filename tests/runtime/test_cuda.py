@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import gc
 import inspect
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_the_real_runtime_takes_what_we_pass() -> None:
     if real.cudaDriverGetVersion()[1]:
         pytest.skip("this machine has a CUDA driver")
     cuda = Cuda.__new__(Cuda)  # as after a probe that found a GPU
-    cuda.runtime, cuda.stream = real, 1
+    cuda.runtime, cuda.stream, cuda._freed = real, 1, deque()
     block = Block(256, 4, real.cudaFree)
     event, value = Event(real, real.cudaEvent_t(1)), np.zeros(1, np.float32)
     graph = Graph(cuda, real.cudaGraphExec_t(1))

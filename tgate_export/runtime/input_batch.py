@@ -153,8 +153,13 @@ class InputBatch:
         """Keep nothing of images that nobody waits for any more."""
         for member in members:
             member.abandoned = True
-        self._release(members)
+        self.leave(members)
         self._staged = ([], {})
+
+    def leave(self, members: Sequence[ImageState]) -> None:
+        """Give up the rows of images that are done, and what they brought to them."""
+        self._release(members)
+        self._held.pop("latents", None)
 
     def release_all(self) -> None:
         """Let every image take along what it has here; the batch may be dropped then."""
@@ -191,11 +196,13 @@ class InputBatch:
                 owner.state[name] = value
         for member in members:
             member.kept.clear()
-            if member.row is not None and self._seats[member.row] is member:
+            if member.row is None:
+                continue
+            if self._seats[member.row] is member:
                 self._seats[member.row] = None
-                if not member.needs:  # nor is what it brought to stay in memory
-                    for held in self._held.values():
-                        held.pop(member.row, None)
+            if self._seats[member.row] is None and not member.needs:
+                for held in self._held.values():
+                    held.pop(member.row, None)
 
     def _buffer(self, name: str) -> str:
         return f"{name}.{self._parity}" if name in _ALTERNATING.values() else name

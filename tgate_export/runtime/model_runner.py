@@ -24,6 +24,7 @@ class ModelRunner:
         self._manifest = bundle.manifest
         self._texts = texts
         self._input_batch: InputBatch | None = None
+        self._stale = False  # its launches are of engines that somebody else has bound since
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -33,26 +34,25 @@ class ModelRunner:
             BundleError: somebody wrote to a file that engines compute from.
         """
         with self._backend.turns.take(self) as still_bound:
-            if not still_bound:
-                self._drop()
+            self._stale |= not still_bound
             self._backend.check_files()
             yield
 
     def input_batch(self, shape: BatchShape) -> InputBatch:
-        """Return the batch of a shape: the last one, if it was of the same.
+        """Return the batch of a shape: the last one, if it was of the same; within a turn.
 
         Raises:
             BackendError: memory or engines for it cannot be had.
         """
-        if self._input_batch is None or self._input_batch.shape != shape:
-            self._drop()  # a backend serves one shape at a time
+        if self._input_batch is not None and (self._stale or self._input_batch.shape != shape):
+            # A backend serves one shape at a time. Where an image's rows cannot be taken, it keeps
+            # them here, and the next turn tries again.
+            self._input_batch.release_all()
+            self._input_batch = None
+        if self._input_batch is None:
             self._input_batch = InputBatch(self._backend, self._manifest, shape)
+        self._stale = False
         return self._input_batch
-
-    def _drop(self) -> None:
-        if self._input_batch is not None:
-            input_batch, self._input_batch = self._input_batch, None
-            input_batch.release_all()
 
     def run(self, shape: BatchShape, stage: Stage, members: Sequence[ImageState]) -> float:
         """Take images of one size through a stage; return the seconds that engines took.
@@ -60,24 +60,26 @@ class ModelRunner:
         Raises:
             BackendError: memory or engines for the images' size cannot be had.
         """
-        with self.turn():
-            input_batch = self.input_batch(shape)
-            spans: list[Span] = []
-            if stage == "encode":
-                spans += [self.encode_images(input_batch, members)]
-                spans += [self.encode_prompts(input_batch, members)]
-            elif stage == "decode":
-                images, span = input_batch.decode(members)
-                spans.append(span)
-                for member, image in zip(members, images, strict=True):
-                    member.end(image)
-            elif stage != "done":
-                spans += input_batch.denoise(stage, members)
-                ended = [m for m in members if m.stage == "decode" and m.wants_latents]
-                for member, latents in zip(ended, input_batch.latents(ended), strict=True):
-                    member.end(latents)
-            self._backend.synchronize()
-            return sum(self._backend.seconds(span.start, span.end) for span in spans)
+        input_batch = self.input_batch(shape)
+        spans: list[Span] = []
+        ended: Sequence[ImageState] = ()
+        if stage == "encode":
+            spans += [self.encode_images(input_batch, members)]
+            spans += [self.encode_prompts(input_batch, members)]
+        elif stage == "decode":
+            ended = members
+            results, span = input_batch.decode(members)
+            spans.append(span)
+        elif stage != "done":
+            spans += input_batch.denoise(stage, members)
+            ended = [m for m in members if m.stage == "decode" and m.wants_latents]
+            results = input_batch.latents(ended)
+        if ended:
+            for member, result in zip(ended, results, strict=True):
+                member.end(result)
+            input_batch.leave(ended)
+        self._backend.synchronize()
+        return sum(self._backend.seconds(span.start, span.end) for span in spans)
 
     def latents(self, image: ImageState) -> np.ndarray:
         """Return an image's sample [C, h, w] f32 after the step that it has just taken."""

@@ -137,21 +137,23 @@ class TGatePipeline(Generate):
             ImageState.of(self.manifest, request, index, run_plan)
             for index in range(part.start, part.stop)
         ]
-        # Launches may only be queued: nothing waits for the device before the end.
-        vae_encoder = self._runner.encode_images(batch, images)
-        text_encoder = self._runner.encode_prompts(batch, images, _warn)
-        batch.stage(images)
         spans = []
+        vae_decoder: Span | None = None
         try:
+            # Launches may only be queued: nothing waits for the device before the end.
+            vae_encoder = self._runner.encode_images(batch, images)
+            text_encoder = self._runner.encode_prompts(batch, images, _warn)
+            batch.stage(images)
             for step, phase in enumerate(phases):
                 spans.append(batch.denoise(phase, images))
                 if callback is not None:
                     timestep = float(sampler.timesteps[step])
                     callback(_step_info(batch, images, step, phases, timestep))
                     self.backend.turns.check()
-            vae_decoder: Span | None = None
             if request.output_type == "latent":
                 result = batch.latents(images)
+                for image, latents in zip(images, result, strict=True):
+                    image.state["sample"] = latents  # for who asks when the run is over
             else:
                 result, vae_decoder = batch.decode(images)
         finally:

@@ -28,11 +28,13 @@ class EncoderInput:
         key: equal for equal prompts: a text, and the parameters that the encoder takes.
         inputs: the encoder's, one row of each.
         warnings: what of it was left out.
+        recurs: an equal one may come again.
     """
 
     key: Hashable
     inputs: Mapping[str, np.ndarray] = field(compare=False, repr=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    recurs: bool = field(default=True, compare=False)
 
 
 class TextEncoder:
@@ -60,7 +62,7 @@ class TextEncoder:
         return {
             prefix: self._text(prompt, image, negative=bool(prefix))
             if isinstance(prompt, str)
-            else EncoderInput(object(), prompt)
+            else EncoderInput(object(), prompt, recurs=False)
             for prefix, prompt in image.prompts.items()
         }
 
@@ -92,6 +94,8 @@ class TextEncoder:
             outputs = input_batch.encode([prompt.inputs for prompt in part])
             found |= dict(zip(part, outputs, strict=True))
         for prompt in wanted if self._remember else ():
+            if not prompt.recurs:
+                continue
             self._encoded[prompt] = found[prompt]
             self._encoded.move_to_end(prompt)
         while len(self._encoded) > self._remember:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,8 @@ class Cuda:
         self._probe()
         flags = runtime.cudaStreamNonBlocking
         self.stream = int(self.check(runtime.cudaStreamCreateWithFlags(flags), "make a stream"))
-        free = weakref.finalize(self, runtime.cudaStreamDestroy, self.stream)
-        free.atexit = False
+        self._freed: deque[int] = deque()  # by any thread
+        weakref.finalize(self, _close, runtime, self.stream, self._freed).atexit = False
 
     def _probe(self) -> None:
         error, driver = self.runtime.cudaDriverGetVersion()
@@ -131,14 +132,16 @@ class Cuda:
         Raises:
             BackendError: there is not enough.
         """
+        _free_in_stream(self.runtime, self.stream, self._freed)
         error, address = self.runtime.cudaMallocAsync(max(size, 1), self.stream)
         if error == self.runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise out_of_memory(purpose, size, self.free_bytes())
         self.check((error,), f"allocate {size} bytes for {purpose}")
-        return Block(int(address), size, self._free_in_stream)
+        return Block(int(address), size, self._free_later)
 
-    def _free_in_stream(self, address: int) -> None:
-        self.runtime.cudaFreeAsync(address, self.stream)
+    def _free_later(self, address: int) -> None:
+        """Note what is to be freed: somebody else may have the turn, and capture the stream."""
+        self._freed.append(address)
 
     def fill_zero(self, block: Block) -> None:
         """Queue zeros for a block."""
@@ -171,6 +174,7 @@ class Cuda:
 
     def synchronize(self) -> None:
         """Wait for what was queued."""
+        _free_in_stream(self.runtime, self.stream, self._freed)
         self.check(self.runtime.cudaStreamSynchronize(self.stream), "run what was queued")
 
     def record(self) -> Event:
@@ -206,6 +210,16 @@ class Cuda:
         finally:
             runtime.cudaGraphDestroy(graph)
         return Graph(self, executable)
+
+
+def _free_in_stream(runtime: Any, stream: int, freed: deque[int]) -> None:
+    while freed:
+        runtime.cudaFreeAsync(freed.popleft(), stream)
+
+
+def _close(runtime: Any, stream: int, freed: deque[int]) -> None:
+    _free_in_stream(runtime, stream, freed)
+    runtime.cudaStreamDestroy(stream)
 
 
 class Block:

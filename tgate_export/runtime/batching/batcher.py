@@ -213,12 +213,14 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if drain:
+        # A callback may call this, in either thread.
+        here = threading.current_thread()
+        if drain and self._thread is not here:
             self._thread.join(timeout)
         self._fail_all()
-        self._thread.join(_STOP_SECONDS)
-        # A future's callback may call this, in either thread.
-        if self._ended.is_set() and self._watcher is not threading.current_thread():
+        if self._thread is not here:
+            self._thread.join(_STOP_SECONDS)
+        if self._ended.is_set() and self._watcher is not here:
             self._watcher.join()
 
     def __enter__(self) -> Batcher:
@@ -280,7 +282,7 @@ class Batcher:
             self._recorder.count(state.outcome)
         for state in (*gone, *ended):
             for image in state.images:
-                image.abandoned = True
+                image.abandoned, image.state = True, {}
                 self._owners.pop(image, None)
         if gone or ended:
             self._flight = [image for image in self._flight if image in self._owners]
@@ -296,8 +298,6 @@ class Batcher:
         """Give a request its outcome; who gets it may submit the next one at once."""
         self._release(state)
         state.settle(outcome)
-        for image in state.images:  # now that its future is done, so that it runs no more
-            image.abandoned = True
 
     def _refuse_late(self) -> None:
         now = monotonic()
@@ -328,28 +328,42 @@ class Batcher:
         states = list(dict.fromkeys(self._owners[member] for member in members))
         for state in states:
             state.began = state.began or started
-        with self._calling:
-            self._running = states
         try:
-            engine_seconds = self._runner.run(self._shape(members[0]), stage, members)
+            engine_seconds, latents = self._run(states, stage, members)
         except BaseException as error:  # whatever a backend raises is the callers' to see
             for state in states:
                 self._settle(state, error)
             return
-        finally:
-            with self._calling:
-                self._running = None
-                self.backend.resume()
         seconds = monotonic() - started
         self._costs.record(stage, len(members), seconds)
         self._pace[stage] = self._costs.expected(stage, self.max_batch)
         self._recorder.call(stage, len(members), engine_seconds, seconds)
         for member in members:
-            self._tell(stage, member, len(members), seconds)
+            self._tell(stage, member, len(members), seconds, latents.get(member))
         self._flight = [image for image in self._flight if image.stage != "done"]
         for state in states:
             if all(image.stage == "done" for image in state.images):
                 self._finish(state)
+
+    def _run(
+        self, states: list[RequestState], stage: Stage, members: list[ImageState]
+    ) -> tuple[float, dict[ImageState, np.ndarray]]:
+        """Run a call; return the seconds of engines, and the latents that callers are told."""
+        with self._runner.turn():
+            with self._calling:  # from now on, what runs on the backend is this call
+                self._running = states
+            try:
+                seconds = self._runner.run(self._shape(members[0]), stage, members)
+                told = [
+                    member
+                    for member in members
+                    if stage not in ("encode", "decode") and self._owners[member].on_step
+                ]
+                return seconds, {member: self._runner.latents(member) for member in told}
+            finally:
+                with self._calling:
+                    self._running = None
+                    self.backend.resume()
 
     def _shape(self, image: ImageState) -> BatchShape:
         """Return the shape of calls for an image of its size, whatever it needs."""
@@ -366,20 +380,23 @@ class Batcher:
             outcome = error
         self._settle(state, outcome)
 
-    def _tell(self, stage: Stage, member: ImageState, batch: int, seconds: float) -> None:
-        """Note a call in a member's request, and tell its caller of a step."""
+    def _tell(
+        self,
+        stage: Stage,
+        member: ImageState,
+        batch: int,
+        seconds: float,
+        latents: np.ndarray | None,
+    ) -> None:
+        """Note a call in a member's request, and tell its caller of a step to these latents."""
         state = self._owners[member]
         time = state.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.seconds += seconds
         time.images += batch
-        if (
-            stage not in ("encode", "decode")
-            and state.on_step is not None
-            and not state.future.done()
-        ):
+        if latents is not None and state.on_step is not None and not state.future.done():
             try:
-                state.on_step(StepProgress.of(member, batch, self._runner.latents(member)))
+                state.on_step(StepProgress.of(member, batch, latents))
             except BaseException as error:  # whatever it is, it is this caller's alone
                 self._settle(state, error)
 
