@@ -294,7 +294,7 @@ def test_nonsense_gates(text: str, reason: str) -> None:
 
 def test_rows_carry_any_parameters_of_a_run() -> None:
     row = gated_row(25, 5, cache_blend=1.0, guidance_carry=0.5)
-    assert row.label == "gate 5 of 25, blend 1, carry 0.25"
+    assert row.label == "gate 5 of 25, blend 1, carry 0.5"
     assert row.parameters == {"gate_step": 5, "cache_blend": 1.0, "guidance_carry": 0.5}
     assert row.call() == {
         "num_inference_steps": 25, "sp_interval": 1, "fi_interval": 1, "warm_up": 0,

@@ -49,8 +49,12 @@ def test_same_results(tiny_bundle: Path, graph: str, batch: int) -> None:
         )
         for entry in plain.get_inputs()
     }
-    for found, expected in zip(ours.run(None, inputs), plain.run(None, inputs), strict=True):
-        assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+    names = [entry.name for entry in plain.get_outputs()]
+    every = dict(zip(names, plain.run(None, inputs), strict=True))
+    for name, found in zip(names, ours.run(None, inputs), strict=True):
+        # Of two predictions that are nearly alike, the difference has the errors of both.
+        scale = every["noise_pred" if name == "guidance_delta" else name]
+        assert np.abs(found - every[name]).max() <= RELATIVE * np.abs(scale).max()
 
 
 def test_a_mask_is_left_alone(tiny_bundle: Path) -> None:

@@ -43,6 +43,7 @@ def full_inputs(bundle: Bundle) -> Arrays:
         "negative_prompt_embeds": prompts[1]["prompt_embeds"],
         "guidance_scale": np.full(2, 5, np.float32),
         "guidance_rescale": np.zeros(2, np.float32),
+        "cache_blend": np.full(2, 0.5, np.float32),
     }
 
 
@@ -59,7 +60,9 @@ def test_graphs_are_within_bounds_at_late_timesteps(
     expected = run_file(bundle.file("graphs/full.onnx"), inputs)
     found = run_on(select("openvino:bf16", bundle), bundle.manifest, "full", inputs)
     for name, values in expected.items():
-        difference = np.abs(found[name] - values).max() / np.abs(values).max()
+        # Of two predictions that are nearly alike, the difference has the errors of both.
+        scale = expected["noise_pred" if name == "guidance_delta" else name]
+        difference = np.abs(found[name] - values).max() / np.abs(scale).max()
         assert 1e-4 < difference <= graph_bound(name, "bf16"), name
 
 
