@@ -354,12 +354,12 @@ class Batcher:
                 self._running = states
             try:
                 seconds = self._runner.run(self._shape(members[0]), stage, members)
-                told = [
+                watched = [
                     member
                     for member in members
                     if stage not in ("encode", "decode") and self._owners[member].on_step
                 ]
-                return seconds, {member: self._runner.latents(member) for member in told}
+                return seconds, {member: self._runner.latents(member) for member in watched}
             finally:
                 with self._calling:
                     self._running = None
