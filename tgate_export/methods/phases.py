@@ -20,9 +20,12 @@ from tgate_export.methods.method import PhaseTensors
 from tgate_export.methods.tgate import CACHE_BLEND, CARRIED, GUIDANCE_CARRY
 
 
-def broadcast_to_sample(per_sample: torch.Tensor) -> torch.Tensor:
-    """Reshape [B] to [B, 1, 1, 1], so that it multiplies a sample [B, C, h, w]."""
-    return per_sample[:, None, None, None]
+def per_sample(values: torch.Tensor, channels: int) -> torch.Tensor:
+    """Reshape [B], or of a video's frames [B, F], so that it multiplies a sample [B, C, h, w]."""
+    if values.ndim == 2:
+        values = values.repeat_interleave(channels // values.shape[1], dim=1)
+        return values[:, :, None, None]
+    return values[:, None, None, None]
 
 
 class _Phase(nn.Module):
@@ -67,13 +70,6 @@ class _Phase(nn.Module):
         """Return the caches that this phase writes, of two passes blended [B] where not kept."""
         weights = None if blend is None else (2 - 2 * blend, 2 * blend)
         return [group.stack(self.box, passes, batch, weights) for group in self.tensors.writes]
-
-    def per_sample(self, scale: torch.Tensor, channels: int) -> torch.Tensor:
-        """Reshape scales [B], or of a video's frames [B, F], so that they multiply a sample."""
-        if scale.ndim == 1:
-            return broadcast_to_sample(scale)
-        frames = scale.shape[1]
-        return scale.repeat_interleave(channels // frames, dim=1)[:, :, None, None]
 
     def map_token(self, token: torch.Tensor) -> None:
         """Make the denoiser read what cross-attention gives for a single token [P * B, 1, D]."""
@@ -134,12 +130,11 @@ class FullPhase(_Phase):
             # unflatten and not chunk: its guard would pin the batch to the example's.
             unconditional, conditional = noise_pred.unflatten(0, (passes, batch)).unbind(0)
             delta = self.box.guidance_delta = conditional - unconditional
-            noise_pred = (
-                unconditional + self.per_sample(given[GUIDANCE_SCALE], sample.shape[1]) * delta
-            )
+            scale = per_sample(given[GUIDANCE_SCALE], sample.shape[1])
+            noise_pred = unconditional + scale * delta
             if self.conditioning.rescale:
                 rescaled = noise_pred * (_deviation(conditional) / _deviation(noise_pred))
-                rescale = broadcast_to_sample(given[GUIDANCE_RESCALE])
+                rescale = per_sample(given[GUIDANCE_RESCALE], sample.shape[1])
                 noise_pred = noise_pred + rescale * (rescaled - noise_pred)
         return noise_pred, *self.written(passes, batch, given.get(CACHE_BLEND))
 
@@ -184,6 +179,6 @@ class GatedPhase(_Phase):
             scale, blend, carry = (given[name] for name in CARRIED)
             if scale.ndim == 2:
                 blend, carry = blend[:, None], carry[:, None]
-            carried = self.per_sample(carry * (scale - blend), sample.shape[1])
+            carried = per_sample(carry * (scale - blend), sample.shape[1])
             noise_pred = noise_pred + carried * self.box.guidance_delta
         return noise_pred, *self.written(1, sample.shape[0])

@@ -70,7 +70,7 @@ class ImageState:
     def __post_init__(self) -> None:
         self.left = Counter(self.run_plan.step_plan.phases)
         if not self.request.begins_with_image:
-            self._begin(None)
+            self.begin()
 
     @classmethod
     def of(cls, manifest: Manifest, request: Request, index: int, route: RunPlan) -> ImageState:
@@ -129,9 +129,18 @@ class ImageState:
             written.update(evaluation.writes)
         return _CARRIED | read
 
-    def begin_with_image(self, latents: np.ndarray) -> None:
-        """Start from an encoded image [C, h, w] instead of from noise alone."""
-        self._begin(latents)
+    def begin(self, image_latents: np.ndarray | None = None) -> None:
+        """Make the first sample, the same at every call, of noise and an encoded image [C, h, w].
+
+        Args:
+            image_latents: those of the image that it begins with, if it does.
+        """
+        if self.request.latents is not None:
+            latents = self.request.latents[self.index]
+        else:
+            latents = standard_normal(self.shape, self.request.seed, self.index)
+        sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
+        self.state |= {"sample": sample, "denoiser_input": denoiser_input}
 
     def advance(self) -> None:
         """Note that the row has what an evaluation made."""
@@ -146,15 +155,6 @@ class ImageState:
         self.state = {}
         self.kept.clear()
 
-    def _begin(self, image_latents: np.ndarray | None) -> None:
-        """Make the first sample, the same at every call."""
-        if self.request.latents is not None:
-            latents = self.request.latents[self.index]
-        else:
-            latents = standard_normal(self.shape, self.request.seed, self.index)
-        sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
-        self.state |= {"sample": sample, "denoiser_input": denoiser_input}
-
     def loop_row(self, name: str, step: int) -> np.ndarray:
         """Return what the loop gives an evaluation, by a name in `LOOP`."""
         sampler = self.run_plan.sampler
@@ -162,10 +162,8 @@ class ImageState:
             return sampler.timesteps[step, ...]
         if name == "weights":
             return sampler.weights[step]
-        return self.noise(step) if sampler.draws_noise else _zeros(self.shape)
-
-    def noise(self, step: int) -> np.ndarray:
-        """Return the noise [C, h, w] f32 of an evaluation, of unit variance."""
+        if not sampler.draws_noise:
+            return _zeros(self.shape)
         return standard_normal(self.shape, self.request.seed, self.index, step + 1)
 
 

@@ -186,12 +186,13 @@ class InputBatch:
         """Give images what they still need of their rows, and the rows to whoever comes."""
         self._settled = None
         members = [member for member in seats if member is not None]
-        for name in dict.fromkeys(name for member in members for name in member.kept):
-            buffer = self._buffer(name)
-            owners = [m for m in members if name in m.kept and name in m.needs]
-            if not owners:
-                continue
-            values = self._memory.take_rows(buffer, [_row(owner) for owner in owners])
+        wanted: dict[str, list[ImageState]] = {}
+        for member in members:
+            for name in member.kept & member.needs:
+                wanted.setdefault(name, []).append(member)
+        for name, owners in wanted.items():
+            rows = [_row(owner) for owner in owners]
+            values = self._memory.take_rows(self._buffer(name), rows)
             for owner, value in zip(owners, values, strict=True):
                 owner.state[name] = value
         for member in members:

@@ -129,7 +129,7 @@ class ModelRunner:
         end = self._backend.mark()
         for (member, _), row in zip(pictures, rows, strict=True):
             if member.request.begins_with_image:
-                member.begin_with_image(np.asarray(row))
+                member.begin(np.asarray(row))
             else:  # a video's denoiser is told it
                 (output,) = self._manifest.graph("vae_encoder").outputs
                 member.state[output.name] = row

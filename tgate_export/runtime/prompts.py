@@ -49,7 +49,7 @@ def encoder_rows(
     tokenizers: Mapping[str, PromptTokenizer],
     texts: Sequence[str],
     values: Mapping[str, Sequence[Any]],
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
     """Return what the text encoder reads for texts, by its inputs' names [texts, ...].
 
@@ -58,10 +58,9 @@ def encoder_rows(
         tokenizers: the bundle's, by name.
         texts: to encode.
         values: of the parameters that it takes, one for each text; see `encoder_values`.
-        warn: told of what is left out of a text; by default a warning of Python's is.
+        warn: told of what is left out of a text.
     """
-    arguments = () if warn is None else (warn,)
-    found = {name: tokenizer(texts, *arguments) for name, tokenizer in tokenizers.items()}
+    found = {name: tokenizer(texts, warn) for name, tokenizer in tokenizers.items()}
     rows = {}
     for tensor in manifest.graph(manifest.prompt_encoder).inputs:
         origin = tensor.origin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from tgate_export.steps.rule import Rule, phase_of
 
@@ -43,7 +44,7 @@ class StepPlan:
     evaluations: tuple[Evaluation, ...]
     num_inference_steps: int
 
-    @property
+    @cached_property
     def phases(self) -> tuple[str, ...]:
         """The graph of each evaluation."""
         return tuple(evaluation.phase for evaluation in self.evaluations)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from tgate_export.runtime.batching.stats import Outcome
 from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.output import as_asked
 from tgate_export.runtime.request import Request
-
-if TYPE_CHECKING:
-    pass
 
 
 class QueueFullError(TGateError):
