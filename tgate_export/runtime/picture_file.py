@@ -20,8 +20,8 @@ from tgate_export.runtime.request import Request
 if TYPE_CHECKING:
     from PIL import Image
 
-# Samplers -> what that web UI calls them: sampler, and schedule type where it has to be said (of
-# "DPM++ 2M" it would be Karras). Others keep our names.
+# Samplers -> what that web UI calls them: "Sampler", and "Schedule type" where it has to be said,
+# which for "DPM++ 2M" would be Karras. Others keep our names.
 A1111_SAMPLERS: Mapping[str, tuple[str, str | None]] = {
     "ddim": ("DDIM", None),
     "euler": ("Euler", None),
@@ -138,11 +138,11 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
     """
     made = made_with(manifest, request, index)
     values = made["parameters"]
-    sampler, schedule = A1111_SAMPLERS.get(request.scheduler, (request.scheduler, None))
+    sampler, sigmas = A1111_SAMPLERS.get(request.scheduler, (request.scheduler, None))
     fields = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler,
-        "Schedule type": schedule,
+        "Schedule type": sigmas,
         "CFG scale": request.guidance_scales[index],
         "Seed": made["seed"],
         "Size": f"{request.width}x{request.height}",
