@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -133,13 +134,13 @@ def test_an_end_when_there_is_no_room_for_a_word(start: Start) -> None:
 def test_pictures_do_not_hold_up_others(
     start: Start, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, go_on = module._png, threading.Event()
+    real, go_on = module.encode_picture, threading.Event()
 
-    def png(picture: Any) -> bytes:
+    def png(*arguments: Any) -> bytes:
         assert go_on.wait(60)
-        return bytes(real(picture))
+        return bytes(real(*arguments))
 
-    monkeypatch.setattr(module, "_png", png)
+    monkeypatch.setattr(module, "encode_picture", png)
     model = start()
     many = request(num_images=20, format="png")
     model.execute([many])
@@ -155,17 +156,17 @@ def test_pictures_do_not_hold_up_others(
 
 def test_pictures_take_turns(start: Start, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who wants one picture waits for a few of those who want many, not for all."""
-    real, made = module._png, []
+    real, made = module.encode_picture, []
     few_made, few_asked = threading.Event(), threading.Event()
 
-    def png(picture: Any) -> bytes:
-        made.append(picture)
+    def png(*arguments: Any) -> bytes:
+        made.append(arguments)
         if len(made) == 4:
             few_made.set()
             assert few_asked.wait(60)
-        return bytes(real(picture))
+        return bytes(real(*arguments))
 
-    monkeypatch.setattr(module, "_png", png)
+    monkeypatch.setattr(module, "encode_picture", png)
     monkeypatch.setattr(encoders, "THREADS", 1)
     ended: list[tuple[str, int]] = []
     model = start()
@@ -272,7 +273,10 @@ def test_pictures_are_base64_unless_asked_for_otherwise(start: Start) -> None:
     tensors = plain.sender.got[0].tensors
     assert set(tensors) == {"png", "seed", "timings"}
     (file,) = tensors["png"]
-    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(file)))).shape == (16, 16, 3)
+    picture = Image.open(io.BytesIO(base64.b64decode(file)))
+    assert np.asarray(picture).shape == (16, 16, 3)
+    (seed,) = tensors["seed"]
+    assert json.loads(picture.text["tgate-export"])["seed"] == seed  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import queue
@@ -37,6 +36,7 @@ from tgate_export.runtime.batching import (
     StepProgress,
 )
 from tgate_export.runtime.output import to_pil
+from tgate_export.runtime.picture_file import encode_picture
 
 _POLL_SECONDS = 0.1  # how soon a client that went away is noticed, and metrics are renewed
 _PROGRESS_BYTES = 64 * 2**20  # that may wait to be sent; what is more is left out
@@ -220,7 +220,9 @@ class TGateModel:
         """Make a request's next picture a file; return whether there are more."""
         try:
             (picture,) = to_pil(np.asarray(output.images[len(files)])[None])
-            file = _png(picture)
+            file = encode_picture(
+                picture, "PNG", self._batcher.manifest, output.request, len(files)
+            )
             files.append(base64.b64encode(file) if exchange.call.format == "base64" else file)
         except BaseException as error:
             self._outbox.put(partial(self._fail, exchange, error))
@@ -282,12 +284,6 @@ def _result(call: Call, output: BatchedOutput, files: Sequence[bytes]) -> list[A
         pb_utils.Tensor("seed", np.array([output.request.seed], np.uint64)),
         _text_tensor("timings", json.dumps(output.timings() | {"warnings": output.warnings})),
     ]
-
-
-def _png(picture: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 def _text_tensor(name: str, text: str) -> Any:
