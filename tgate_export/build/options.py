@@ -198,9 +198,16 @@ def default_folder(source: ModelSource, options: BuildOptions) -> Path:
     size = options.size
     fixed = size.width.fixed and size.height.fixed
     if fixed and (size.width.opt, size.height.opt) == geometry.default_size(source):
-        return Path("engines") / source.name
-    label = f"{size.width}x{size.height}".replace(":", "_")
-    return Path("engines") / f"{source.name}-{label}"
+        return folder_of(source.name)
+    return folder_of(source.name, (size.width, size.height))
+
+
+def folder_of(name: str, size: tuple[Range, Range] | None = None) -> Path:
+    """Return where the bundle of a model goes, for its own size or another width and height."""
+    if size is None:
+        return Path("engines") / name
+    label = "x".join(str(side) for side in size).replace(":", "_")
+    return Path("engines") / f"{name}-{label}"
 
 
 def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str:

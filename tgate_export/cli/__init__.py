@@ -17,6 +17,7 @@ from tgate_export.common.errors import TGateError, first_line, printable
 
 # Command -> its help line, so that `--help` imports none of them.
 COMMANDS = {
+    "run": "Generate images with a model; builds what is not built.",
     "models": "List the models that build accepts by name.",
     "build": "Compile a diffusers pipeline into a bundle.",
     "inspect": "Show what is in a bundle, without loading it.",
@@ -38,8 +39,7 @@ COMMANDS = {
 def cli(debug: bool) -> None:
     """Compile and run diffusion models with temporally gated attention (T-GATE).
 
-    Start with: tgate-export build --model shapes, then
-    tgate-export generate engines/shapes --prompt "a red circle on a blue background".
+    Start with: tgate-export run shapes --prompt "a red circle on a blue background".
     """
     del debug  # read by main(), which sees errors of every command
 

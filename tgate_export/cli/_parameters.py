@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +57,23 @@ def _help(entry: Declared) -> str:
     if default is None or entry.type == "pair":
         return entry.help
     return f"{entry.help} Default: {default:g}." if isinstance(default, int | float) else entry.help
+
+
+def check_declared(values: Mapping[str, Any]) -> None:
+    """Refuse values that no bundle takes, before there is one.
+
+    Args:
+        values: by name; others than those of parameters are left alone.
+
+    Raises:
+        InvalidRequestError: names the parameter and what it may be.
+    """
+    for name, entry in PARAMETERS.items():
+        value = values.get(name)
+        if value is None or entry.type == "choice":  # the bundle has the names
+            continue
+        if fault := entry.fault(value):
+            raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)
 
 
 def further_parameters(manifest: Manifest, further: Iterable[str]) -> dict[str, Any]:

@@ -29,15 +29,13 @@ class BundlePath(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         built = Path(_FOLDER) / path
         named = len(path.parts) == 1 and not path.exists()
-        return built if named and (built / _MANIFEST).is_file() else path
+        return built if named and is_bundle(built) else path
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Offer what was built here, and else the shell's own folders."""
-        built = _begin_with(
-            incomplete, (path.parent.name for path in Path(_FOLDER).glob(f"*/{_MANIFEST}"))
-        )
+        built = _begin_with(incomplete, _built())
         return built or [CompletionItem(incomplete, type="dir")]
 
 
@@ -50,9 +48,19 @@ class Model(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Offer the names, and else the shell's own folders."""
+        return _begin_with(incomplete, self._names()) or [CompletionItem(incomplete, type="dir")]
+
+    def _names(self) -> set[str]:
         from tgate_export.families.names import NAMED_MODELS
 
-        return _begin_with(incomplete, NAMED_MODELS) or [CompletionItem(incomplete, type="dir")]
+        return set(NAMED_MODELS)
+
+
+class ModelOrBundle(Model):
+    """A model's name, folder or id, or the folder of a bundle or its name in `engines`."""
+
+    def _names(self) -> set[str]:
+        return super()._names() | _built()
 
 
 class BackendName(click.ParamType):
@@ -89,6 +97,15 @@ class SchedulerName(click.ParamType):
                 continue
             return _begin_with(incomplete, manifest.samplers)
         return []
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether there is a bundle's folder."""
+    return (path / _MANIFEST).is_file()
+
+
+def _built() -> set[str]:
+    return {path.parent.name for path in Path(_FOLDER).glob(f"*/{_MANIFEST}")}
 
 
 def _begin_with(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:

@@ -192,14 +192,31 @@ def command(
     _report(result, as_json)
 
 
+def report_bundle(result: BuildResult) -> None:
+    """Say what became of a build."""
+    size = megabytes(_bytes(result))
+    if result.up_to_date:
+        stderr().print(f"{result.path} is up to date ({size}).", soft_wrap=True)
+        return
+    worst = max(result.differences, key=lambda difference: difference.relative)
+    stderr().print(
+        f"Built {result.path} ({size}); the largest difference from PyTorch is "
+        f"{worst.relative:.1e} ({worst.graph}, {worst.tensor}).",
+        soft_wrap=True,
+    )
+
+
+def _bytes(result: BuildResult) -> int:
+    return sum(file.bytes for file in result.manifest.files.values())
+
+
 def _report(result: BuildResult, as_json: bool) -> None:
-    size = sum(file.bytes for file in result.manifest.files.values())
     if as_json:
         print_json(
             {
                 "bundle": str(result.path),
                 "up_to_date": result.up_to_date,
-                "bytes": size,
+                "bytes": _bytes(result),
                 "largest_relative_difference": max(
                     (difference.relative for difference in result.differences), default=None
                 ),
@@ -216,15 +233,7 @@ def _report(result: BuildResult, as_json: bool) -> None:
         )
         return
     console = stderr()
-    if result.up_to_date:
-        console.print(f"{result.path} is up to date ({megabytes(size)}).", soft_wrap=True)
-    else:
-        worst = max(result.differences, key=lambda difference: difference.relative)
-        console.print(
-            f"Built {result.path} ({megabytes(size)}); the largest difference from PyTorch is "
-            f"{worst.relative:.1e} ({worst.graph}, {worst.tensor}).",
-            soft_wrap=True,
-        )
+    report_bundle(result)
     for plans in result.plans:
         done = f"compiled {', '.join(plans.compiled)}" if plans.compiled else "plans are up to date"
         console.print(f"{plans.path} ({megabytes(plans.bytes)}): {done}.", soft_wrap=True)

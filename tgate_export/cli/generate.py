@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -30,43 +30,71 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".gif", ".webp", ".png")
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def generate_options(function: F) -> F:
+    """Give a command the options of `generate`, which are the arguments of the function."""
+    backend = click.option(
+        "--backend",
+        cls=BackendOption,
+        type=BackendName(),
+        default="auto",
+        show_default=True,
+        help=f"What runs the graphs: {BACKENDS}.",
+    )
+    budget = click.option(
+        "--weight-streaming-budget",
+        type=click.FloatRange(min=0),
+        metavar="GIB",
+        help="Weights of each plan that may stay on the GPU; for plans built with "
+        "--weight-streaming. Default: all.",
+    )
+    out = click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("x.png"),
+        show_default=True,
+        help="Picture to write, or with .gif, .webp or .png a video; several get -0, -1, ... "
+        "before the suffix. The file says how it was made.",
+    )
+    options: list[Callable[[F], F]] = [
+        click.option("--prompt", help="What to show; a video is made from --image alone."),
+        click.option("--negative-prompt", help="What to avoid."),
+        parameter_options,
+        click.option("--seed", type=int, help="Same seed, same picture. Default: random."),
+        click.option("--num-images", type=int, default=1, show_default=True),
+        click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN."),
+        backend,
+        click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"])),
+        click.option("--threads", cls=RunOption, type=click.IntRange(min=1)),
+        click.option(
+            "--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging."
+        ),
+        budget,
+        out,
+        click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout."),
+    ]
+    for decorate in reversed(options):
+        function = decorate(function)
+    return function
+
+
 @click.command(name="generate")
 @click.argument("bundle", type=BundlePath())
-@click.option("--prompt", help="What to show; a video is made from --image alone.")
-@click.option("--negative-prompt", help="What to avoid.")
-@parameter_options
-@click.option("--seed", type=int, help="Same seed, same picture. Default: random.")
-@click.option("--num-images", type=int, default=1, show_default=True)
-@click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN.")
-@click.option(
-    "--backend",
-    cls=BackendOption,
-    type=BackendName(),
-    default="auto",
-    show_default=True,
-    help=f"What runs the graphs: {BACKENDS}.",
-)
-@click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"]))
-@click.option("--threads", cls=RunOption, type=click.IntRange(min=1))
-@click.option("--no-cuda-graphs", is_flag=True, help="Enqueue every launch anew. For debugging.")
-@click.option(
-    "--weight-streaming-budget",
-    type=click.FloatRange(min=0),
-    metavar="GIB",
-    help="Weights of each plan that may stay on the GPU; for plans built with "
-    "--weight-streaming. Default: all.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("x.png"),
-    show_default=True,
-    help="Picture to write, or with .gif, .webp or .png a video; several get -0, -1, ... before "
-    "the suffix.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
-def command(
+@generate_options
+def command(bundle: Path, **options: Any) -> None:
+    """Generate images with a bundle: full graph before the gate step, gated graph from it on.
+
+    What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
+    of the T-GATE package.
+    """
+    generate(bundle, **options)
+
+
+def generate(
     bundle: Path,
+    *,
     prompt: str | None,
     negative_prompt: str | None,
     seed: int | None,
@@ -82,24 +110,15 @@ def command(
     further: tuple[str, ...],
     **parameters: Any,
 ) -> None:
-    """Generate images with a bundle: full graph before the gate step, gated graph from it on.
-
-    What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
-    of the T-GATE package.
-    """
-    _check_writable(out)
+    """Generate with a bundle, write the files, and report; see the command's options."""
+    check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
     from tgate_export.bundle.integrity import read_manifest
     from tgate_export.runtime.backends.base import BackendOptions
     from tgate_export.runtime.pipeline import TGatePipeline
 
     manifest = read_manifest(bundle)
-    video = manifest.latents.video
-    _check_suffix(out, video=video)
-    if not manifest.takes_prompt and parameters["image"] is None:
-        raise click.UsageError("--image is missing: the file that the video is made from")
-    if manifest.takes_prompt and prompt is None:
-        raise click.UsageError('--prompt is missing: what to show, such as --prompt "a red circle"')
+    check_given(out, prompt, parameters["image"], video=manifest.latents.video)
     budget = weight_streaming_budget
     options = BackendOptions(
         cuda_graphs=not no_cuda_graphs,
@@ -122,7 +141,7 @@ def command(
                 parameters=further_parameters(manifest, further),
                 callback_on_step_end=bar.update,
             )
-    files = _save(output, out)
+    files = _save(manifest, output, out)
     if backend == "auto" and not as_json:
         stderr().print(
             f"Backend {pipeline.backend.name}: {pipeline.backend.reason}", soft_wrap=True
@@ -160,7 +179,7 @@ class _StepBar:
         )
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Find out before loading and not after."""
     if out.suffix.lower() not in {*_PICTURES, *_VIDEOS}:
         raise InvalidRequestError(
@@ -170,35 +189,38 @@ def _check_writable(out: Path) -> None:
         raise InvalidRequestError(f"--out {out}: the folder {out.parent} does not exist")
 
 
-def _check_suffix(out: Path, *, video: bool) -> None:
+def check_given(out: Path, prompt: str | None, image: Path | None, *, video: bool) -> None:
+    """Refuse a call that is not one for a model of pictures, or of videos, which have no prompt.
+
+    Raises:
+        click.UsageError: what is missing.
+        InvalidRequestError: the file's name ends in another format.
+    """
     suffixes = _VIDEOS if video else _PICTURES
     if out.suffix.lower() not in suffixes:
         kind = "a video" if video else "a picture"
         raise InvalidRequestError(f"--out {out}: {kind} must end in {', '.join(suffixes)}")
+    if video and image is None:
+        raise click.UsageError("--image is missing: the file that the video is made from")
+    if not video and prompt is None:
+        raise click.UsageError('--prompt is missing: what to show, such as --prompt "a red circle"')
 
 
-def _save(output: PipelineOutput, out: Path) -> list[Path]:
+def _save(manifest: Manifest, output: PipelineOutput, out: Path) -> list[Path]:
     """Encode pictures and write them: what was there stays when that fails."""
     from PIL import Image
+
+    from tgate_export.runtime.picture_file import encode_picture, encode_video
 
     files = [
         out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
         for index in range(len(output.images))
     ]
-    fps = output.request.value("fps")
     kind = Image.registered_extensions()[out.suffix.lower()]
-    for image, file in zip(output.images, files, strict=True):
+    encode: Callable[..., bytes] = encode_video if manifest.latents.video else encode_picture
+    for index, (image, file) in enumerate(zip(output.images, files, strict=True)):
         try:
-            content = io.BytesIO()
-            if fps is None:
-                image.save(content, kind)
-            else:
-                first, *rest = image
-                milliseconds = round(1000 / fps)
-                first.save(
-                    content, kind, save_all=True, append_images=rest, duration=milliseconds, loop=0
-                )
-            write_whole(file, content.getvalue())
+            write_whole(file, encode(image, kind, manifest, output.request, index))
         except OSError as error:
             raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
     return files

@@ -80,15 +80,14 @@ def find_model(hub_id: str, revision: str | None = None, *, download: bool = Tru
     """Find a model on the hub, by its configuration: no weights are fetched.
 
     Args:
-        hub_id: owner/name, or owner/name@revision.
+        hub_id: owner/name.
         revision: a branch, tag or commit; that of `main` when not given.
         download: whether it may be fetched; else it has to be in the cache.
 
     Raises:
         ModelError: no such repository, no access to it, or none to the hub.
     """
-    hub_id, _, written = hub_id.partition("@")
-    revisions = (revision or written or "").split("+")
+    revisions = (revision or "").split("+")
     first = _configuration(hub_id, revisions[0] or None, download=download)
     if hub_id not in BASES or (first.directory / "model_index.json").is_file():
         return HubModel(first)

@@ -7,6 +7,7 @@ file but JSON, vocabularies and safetensors is read at all.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -226,12 +227,7 @@ def check_safetensors(path: Path) -> None:
         ModelError: no safetensors, truncated, quantised, or with LoRA layers still attached.
     """
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > _MAX_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(stream.read(length))
-        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        length, tensors = _header(path)
         ends = [entry["data_offsets"][1] for entry in tensors.values()]
         dtypes = {key: str(entry["dtype"]) for key, entry in tensors.items()}
         expected = 8 + length + max(ends, default=0)
@@ -253,3 +249,19 @@ def check_safetensors(path: Path) -> None:
                 f"{path} is quantised ({key} is {dtype}): build from the weights in fp32, bf16 or "
                 "fp16"
             )
+
+
+def count_parameters(path: Path) -> int:
+    """Return how many numbers are in a safetensors file that was checked."""
+    _, tensors = _header(path)
+    return sum(math.prod(entry["shape"]) for entry in tensors.values())
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return how long a safetensors file's header is, and what it says of each tensor."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError("its header is too long")
+        header = json.loads(stream.read(length))
+    return length, {key: entry for key, entry in header.items() if key != "__metadata__"}

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
-from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.families import hub
 from tgate_export.families.components import check_components, inner_config, pipeline_class
@@ -26,7 +27,8 @@ from tgate_export.families.model_files import (
     choose_weights,
     read_json,
 )
-from tgate_export.families.names import NAMED_MODELS, named_by_hub_id, unknown_model
+from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
+from tgate_export.families.reference import reference
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
@@ -160,9 +162,14 @@ class ModelSource:
             Path(os.path.relpath(path, self.directory)).as_posix() for path in self.paths()
         )
 
-    def hashes(self) -> dict[Path, File]:
-        """Hash every file that is read."""
-        hashed = hash_files(self.directory, self.files())
+    def hashes(self, *, cached: bool = False) -> dict[Path, File]:
+        """Hash every file that is read.
+
+        Args:
+            cached: but no large one that was hashed before, and not touched since; see
+                `cached_hashes`.
+        """
+        hashed = (cached_hashes if cached else hash_files)(self.directory, self.files())
         return dict(zip(self.paths(), (file for _, file in hashed), strict=True))
 
     def check_texts(self, components: Iterable[str]) -> None:
@@ -292,39 +299,25 @@ class _Located:
 
 
 def _locate(model: str, weights: Weights, revision: str | None, download: bool) -> _Located:
-    path = Path(model)
     named = NAMED_MODELS.get(model)
-    if named is not None:
-        if weights == "random":
-            return _Located(
-                "random", model, model, named.directory, None, named.defaults, named.shared,
-                named.guidance,
-            )  # fmt: skip
-        if named.hub_id is None:
-            return _Located("packaged", model, model, named.directory, None, named.defaults)
-        found = hub.find_model(named.hub_id, revision, download=download)
+    if named is not None and weights == "random":
         return _Located(
-            "hub", named.hub_id, model, found.pipeline.directory, found, named.defaults,
-            guidance=named.guidance,
+            "random", model, model, named.directory, None, named.defaults, named.shared,
+            named.guidance,
         )  # fmt: skip
-    if path.is_dir():
-        resolved = path.resolve()
+    known = reference(model)
+    if known.kind == "local":
         kind: Literal["random", "local"] = "random" if weights == "random" else "local"
-        return _Located(kind, str(resolved), resolved.name, resolved)
-    if path.is_file():
-        raise ModelError(
-            f"{model} is a single file: convert it to a diffusers folder first "
-            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER))"
+        return _Located(kind, known.model, known.name, Path(known.model))
+    if known.kind == "packaged":
+        assert named is not None  # packaged models are named
+        return _Located("packaged", model, model, named.directory, None, named.defaults)
+    if weights == "random":
+        raise InvalidRequestError(
+            f"weights random takes a model name or a folder, not the hub id {model!r}"
         )
-    if hub.is_hub_id(model):
-        if weights == "random":
-            raise InvalidRequestError(
-                f"weights random takes a model name or a folder, not the hub id {model!r}"
-            )
-        found = hub.find_model(model, revision, download=download)
-        hub_id = model.partition("@")[0]
-        name = hub_id.rpartition("/")[2]
-        return _Located(
-            "hub", hub_id, name, found.pipeline.directory, found, **named_by_hub_id(hub_id)
-        )
-    raise unknown_model(model)
+    found = hub.find_model(known.model, revision or known.revision, download=download)
+    return _Located(
+        "hub", known.model, known.name, found.pipeline.directory, found,
+        **named_by_hub_id(known.model),
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""The bundle of a model that is there already: found without torch, a download or a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgate_export.build.options import folder_of
+from tgate_export.bundle.integrity import Bundle, read_manifest
+from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
+from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.hints import Argument
+from tgate_export.families.reference import Reference
+from tgate_export.families.source import resolve_source
+
+
+def find_bundle(
+    known: Reference, size: tuple[Range, Range] | None, folder: Path | None
+) -> Bundle | None:
+    """Return the bundle of a model that a build would make, or one that does as well.
+
+    Args:
+        known: the model.
+        size: width and height that the bundle has to allow; whatever it has when None.
+        folder: where it is, whatever its size; where builds put it when None.
+
+    Raises:
+        InvalidRequestError: the folder holds a bundle of another model.
+        BundleError: it holds a bundle that cannot be read.
+    """
+    folders = [folder] if folder else [folder_of(known.name)]
+    if size and not folder:
+        folders.insert(0, folder_of(known.name, size))
+    for place in folders:
+        if not (place / MANIFEST_NAME).is_file():
+            continue
+        manifest = read_manifest(place)
+        source = manifest.source
+        if (source.kind, source.model) != (known.kind, known.model):
+            weights = " with random weights" if source.kind == "random" else ""
+            raise InvalidRequestError(
+                f"{place} holds a bundle of {source.model}{weights}, not of {known.model}",
+                f"give {place} itself to use it, or another ",
+                Argument("out"),
+            )
+        if folder or size is None or _allows(manifest, *size):
+            return Bundle(place, manifest)
+    return None
+
+
+def is_of_same_files(bundle: Bundle, model: str, known: Reference) -> bool:
+    """Whether a model's files still are what its bundle was built from.
+
+    Of a model on the hub it is only asked where a revision was named: a commit never changes.
+
+    Args:
+        bundle: see `find_bundle`.
+        model: as the user named it.
+        known: what that stands for.
+
+    Raises:
+        ModelError: it can no longer be built.
+    """
+    source = bundle.manifest.source
+    if known.kind == "hub":
+        if known.revision in (None, source.revision):
+            return True
+        return resolve_source(model).revision == source.revision
+    found = resolve_source(model)
+    return found.record(found.hashes(cached=True)).fingerprint == source.fingerprint
+
+
+def _allows(manifest: Manifest, width: Range, height: Range) -> bool:
+    return width.opt in manifest.size.width and height.opt in manifest.size.height
