@@ -104,9 +104,8 @@ def command(
     that name no model; the others are loaded when they are first asked for. NAME= gives a bundle
     another name than its folder's.
     """
-    missing = [
-        name for name in ("starlette", "uvicorn", "prometheus_client") if not find_spec(name)
-    ]
+    packages = ("starlette", "uvicorn", "prometheus_client", "multipart")
+    missing = [name for name in packages if not find_spec(name)]
     if missing:
         raise TGateError(f"serving needs {', '.join(missing)}: {pip_install('serve')}")
     from tgate_export.runtime.batching import BatchingOptions

@@ -101,7 +101,7 @@ def load_images(value: Any, prompts: int | None = None, largest: Sides = ANY_SID
 
 
 def decode_image(content: bytes, name: str | Path, largest: Sides = ANY_SIDES) -> Image.Image:
-    """Return a file's picture as `load_image` of diffusers does: upright, in RGB, without what is not seen.
+    """Return a file's picture as `load_image` of diffusers does: upright, in RGB, without alpha.
 
     A grey picture of 16 bits is cut to 8, not scaled, as there.
 

@@ -80,16 +80,13 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette itself refuses, such as an unknown path."""
     assert isinstance(error, HTTPException)
     words = {404: f"there is no {request.url.path:.80}", 405: f"{request.method} is not for this"}
-    found = HttpError(
-        error.status_code,
-        words.get(error.status_code, error.detail),
-        headers=dict(error.headers or {}),
-    )
-    return await answer(request, found)
+    message = words.get(error.status_code, error.detail)
+    headers = dict(error.headers or {})
+    return await answer(request, HttpError(error.status_code, message, headers=headers))
 
 
 class _Observer:
-    """ASGI middleware that counts responses and logs a line of JSON each; prompts are never in it."""
+    """ASGI middleware that counts responses and logs a line of JSON each, without prompts."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -66,7 +66,8 @@ class Guard:
         if name not in self._options.hosts:
             raise HttpError(
                 421,
-                f"this server is not called {name!r:.80} but {', '.join(sorted(self._options.hosts))}",
+                f"this server is not called {name!r:.80} but "
+                f"{', '.join(sorted(self._options.hosts))}",
                 code="unknown_host",
             )
 
