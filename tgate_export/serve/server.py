@@ -39,6 +39,11 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(app: Starlette, options: ServeOptions, opened: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; what was begun is finished first."""
     _allow_files()
+    make_server(app, options).run(sockets=[opened])
+
+
+def make_server(app: Starlette, options: ServeOptions) -> uvicorn.Server:
+    """Return the server of an application, for `run(sockets=[...])`."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -51,7 +56,7 @@ def serve(app: Starlette, options: ServeOptions, opened: socket.socket) -> None:
         timeout_graceful_shutdown=max(1, int(options.stop_seconds)),
         timeout_keep_alive=int(_HEAD_SECONDS),
     )
-    _Server(config).run(sockets=[opened])
+    return _Server(config)
 
 
 class _Server(uvicorn.Server):
