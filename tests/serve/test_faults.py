@@ -1,4 +1,4 @@
-"""Clients that are broken, slow, rude or gone: the server answers, and everybody else is answered."""
+"""Clients that are broken, slow, rude or gone: all others are answered."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def test_other_sites_pages_generate_nothing(
 def test_unknown_paths_and_methods(server: HttpServer) -> None:
     for path, body, status in (
         ("/v1/images", None, 404), ("/v1/chat", b"{}", 404), (IMAGES, None, 405),
-        ("/page/../app.py", None, 404), ("/page/%2e%2e/app.py", None, 404), ("/v1/models/x", None, 404),
+        ("/page/../app.py", None, 404), ("/page/%2e%2e/app.py", None, 404),
+        ("/v1/models/x", None, 404),
     ):  # fmt: skip
         found, _, content = server.send(path, body)
         assert (path, found) == (path, status)
