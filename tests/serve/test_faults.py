@@ -291,7 +291,12 @@ def test_told_to_stop_it_finishes_what_it_took(shapes_bundle: Path) -> None:
             assert [each.result() for each in running] == [200] * 4
         assert process.wait(30) == 0
         assert process.stderr is not None
-        assert process.stderr.read().splitlines()[-1] == "Stopped."
+        *lines, last = process.stderr.read().splitlines()
+        assert last == "Stopped."
+        # A line a request, without its prompt.
+        logged = [json.loads(line) for line in lines if line.startswith("{")]
+        assert [entry["status"] for entry in logged] == [200] * 4
+        assert not any("circle" in line for line in lines)
     finally:
         process.kill()
 

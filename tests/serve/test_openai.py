@@ -134,6 +134,21 @@ def test_a_stream_of_several_images(client: Any) -> None:
     ]  # fmt: skip
 
 
+def test_a_benchmarks_request(server: HttpServer) -> None:
+    """What vLLM-Omni's diffusion_benchmark_serving.py sends with --backend openai."""
+    side = server.pool.find(None).manifest.size.width.opt
+    fields = {
+        "model": "shapes", "prompt": PROMPT, "n": 1, "size": f"{side}x{side}",
+        "response_format": "b64_json", "seed": 11, "num_inference_steps": 6,
+    }  # fmt: skip
+    headers = {"Authorization": "Bearer EMPTY"}
+    status, _, content = server.send(
+        "/v1/images/generations", json.dumps(fields).encode(), headers=headers
+    )
+    assert status == 200
+    assert pixels(json.loads(content)["data"][0]["b64_json"]).shape == (side, side, 3)
+
+
 def test_models(client: Any, server: HttpServer) -> None:
     (model,) = client.models.list().data
     assert model.id == "shapes"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -29,6 +28,7 @@ from tgate_export.serve import fields
 from tgate_export.serve.errors import body as error_body
 from tgate_export.serve.errors import described
 from tgate_export.serve.fields import Fields
+from tgate_export.serve.forms import read_form
 from tgate_export.serve.generation import Steps, Wanted, files, in_encoder, submitted, unless_gone
 from tgate_export.serve.options import ServeOptions
 from tgate_export.serve.pool import Model, ModelPool
@@ -89,7 +89,7 @@ class OpenAIRoutes:
 
     async def edits(self, request: Request) -> Response:
         """Generate images that begin with one; for bundles built with image-to-image."""
-        found, picture = await _form(request)
+        found, picture = await read_form(request)
         model = self._pool.find(found.get("model"))
         image = await in_encoder(fields.picture, "image", picture, model.manifest)
         return await self._answer(request, self._parse(found, "image_edit", {"image": image}))
@@ -262,49 +262,6 @@ def _ours(call: _Call, output: BatchedOutput) -> dict[str, Any]:
             "warnings": list(output.warnings),
         }
     }
-
-
-async def _form(request: Request) -> tuple[dict[str, Any], bytes]:
-    """Return a form's fields, and its picture's file."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise InvalidRequestError(
-            "an edit is sent as multipart/form-data, with the image as a file"
-        )
-    picture: bytes | None = None
-    found: dict[str, Any] = {}
-    async with request.form(max_files=2, max_fields=64) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name.removesuffix("[]") != "image":
-                    raise InvalidRequestError(
-                        f"{name} cannot be used: this server begins with an image and reads no "
-                        "other file",
-                        field=name,
-                    )
-                if picture is not None:
-                    raise InvalidRequestError("one image is edited at a time", field="image")
-                picture = await value.read()
-            elif name in found:
-                raise InvalidRequestError(f"{name} is given twice", field=name)
-            else:
-                found[name] = _typed(name, value)
-    if picture is None:
-        raise InvalidRequestError("image is missing: send a picture file", field="image")
-    return found, picture
-
-
-def _typed(name: str, text: str) -> Any:
-    """Return a form's text as JSON would have it, for fields that are no texts."""
-    if name in ("stream", "progress") and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if name in ("n", "seed", "partial_images", "output_compression", "deadline"):
-        try:
-            return float(text) if name == "deadline" else int(text)
-        except ValueError:
-            raise InvalidRequestError(
-                f"{name} must be a number, got {text!r:.60}", field=name
-            ) from None
-    return text
 
 
 def _about(model: Model) -> dict[str, Any]:
