@@ -14,20 +14,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tests.support.http_server import HttpServer, wait_until
-from tgate_export.runtime.batching import BatchingOptions
+from tgate_export.runtime.batching import Batcher, BatchingOptions
 from tgate_export.serve import server as server_module
 from tgate_export.serve.options import ServeOptions
 
 PROMPT = "a red circle on a blue background"
 IMAGES = "/v1/images/generations"
 SHORT: dict[str, Any] = {"prompt": PROMPT, "steps": 2, "seed": 1}
-LONG: dict[str, Any] = {"prompt": PROMPT, "steps": 900, "gate_step": 900}
+LONG: dict[str, Any] = {"prompt": PROMPT, "steps": 100, "gate_step": 100}
 
 
 def connect(server: HttpServer) -> socket.socket:
@@ -43,6 +45,25 @@ def head(length: int | str, kind: str = "application/json") -> bytes:
 
 def answers(server: HttpServer) -> bool:
     return server.post(IMAGES, **SHORT)[0] == 200
+
+
+def batcher_of(server: HttpServer, name: str | None = None) -> Batcher:
+    batcher = server.pool.find(name).batcher
+    assert batcher is not None
+    return batcher
+
+
+@contextmanager
+def slowly(batcher: Batcher) -> Iterator[None]:
+    """Let every call take longer, so that a hundred steps last for seconds on any machine."""
+    run = batcher._runner.run
+
+    def slow(*arguments: Any) -> float:
+        time.sleep(0.03)
+        return run(*arguments)
+
+    with mock.patch.object(batcher._runner, "run", slow):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -136,11 +157,10 @@ def test_other_names(strict: HttpServer) -> None:
 
 
 def test_too_much_is_refused_with_when_to_come_again(strict: HttpServer) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(strict.post, IMAGES, **LONG, deadline=5) for _ in range(2)]
-        model = strict.pool.find(None)
-        assert model.batcher is not None
-        wait_until(lambda: model.batcher.stats().in_flight == 2)
+    batcher = batcher_of(strict)
+    with ThreadPoolExecutor(2) as pool, slowly(batcher):
+        running = [pool.submit(strict.post, IMAGES, **LONG, deadline=1.5) for _ in range(2)]
+        wait_until(lambda: batcher.stats().in_flight == 2)
         status, headers, content = strict.send(IMAGES, json.dumps(SHORT).encode())
         assert status == 429
         assert 1 <= int(headers["retry-after"]) <= 600
@@ -156,7 +176,7 @@ def test_too_much_is_refused_with_when_to_come_again(strict: HttpServer) -> None
 def test_silent_connections_are_closed(
     shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "_HEAD_SECONDS", 1.0)
     with HttpServer({"shapes": shapes_bundle}) as server:
         with connect(server) as silent, connect(server) as slow:
             slow.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
@@ -172,11 +192,10 @@ def test_silent_connections_are_closed(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_frees_the_place(server: HttpServer, stream: bool) -> None:
-    batcher = server.pool.find(None).batcher
-    assert batcher is not None
+    batcher = batcher_of(server)
     before = batcher.stats().outcomes.get("cancelled", 0)
     body = json.dumps({**LONG, "stream": stream, "progress": stream}).encode()
-    with connect(server) as client:
+    with connect(server) as client, slowly(batcher):
         client.sendall(head(len(body)) + body)
         wait_until(lambda: batcher.stats().in_flight == 1)
         if stream:
@@ -187,13 +206,12 @@ def test_who_leaves_frees_the_place(server: HttpServer, stream: bool) -> None:
 
 
 def test_a_reader_that_reads_nothing(server: HttpServer) -> None:
-    fields = {**LONG, "stream": True, "progress": True, "partial_images": 64, "deadline": 3}
+    fields = {**LONG, "stream": True, "progress": True, "partial_images": 64}
     body = json.dumps(fields).encode()
-    with connect(server) as client:
+    batcher = batcher_of(server)
+    with connect(server) as client, slowly(batcher):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(head(len(body)) + body)
-        batcher = server.pool.find(None).batcher
-        assert batcher is not None
         wait_until(lambda: batcher.stats().in_flight == 1)
         assert all(answers(server) for _ in range(3))
 
@@ -207,8 +225,7 @@ def test_connections_that_come_and_go(server: HttpServer) -> None:
 def test_memory_that_runs_out_is_one_requests(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = server.pool.find(None).batcher
-    assert batcher is not None
+    batcher = batcher_of(server)
     real = batcher._runner.run
 
     def run(*arguments: Any) -> float:
@@ -238,8 +255,8 @@ def test_models_make_room_for_one_another(shapes_bundle: Path, tiny_bundle: Path
         assert server.post(IMAGES, **SHORT)[0] == 200
         assert loaded() == [True, False]
         # One that is used stays.
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(server.post, IMAGES, **LONG, deadline=3)
+        with ThreadPoolExecutor(1) as pool, slowly(batcher_of(server)):
+            running = pool.submit(server.post, IMAGES, **LONG, deadline=1.5)
             model = server.pool.find("shapes")
             wait_until(lambda: model.users == 1)
             status, headers, _ = server.send(
@@ -285,7 +302,7 @@ def test_told_to_stop_it_finishes_what_it_took(shapes_bundle: Path) -> None:
     process, url = start(shapes_bundle)
     try:
         with ThreadPoolExecutor(4) as pool:
-            running = [pool.submit(ask, url, {**SHORT, "steps": 150}) for _ in range(4)]
+            running = [pool.submit(ask, url, {**SHORT, "steps": 100}) for _ in range(4)]
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
             assert [each.result() for each in running] == [200] * 4
@@ -305,12 +322,14 @@ def test_told_to_stop_it_does_not_wait_for_ever(shapes_bundle: Path) -> None:
     process, url = start(shapes_bundle, "--stop-seconds", "1")
     try:
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(ask, url, LONG)
+            running = pool.submit(ask, url, {**LONG, "n": 10})
             time.sleep(0.3)
             started = time.monotonic()
             process.send_signal(signal.SIGINT)
-            with pytest.raises((OSError, http.client.HTTPException)):
-                running.result()
+            try:
+                assert running.result() in (500, 503)
+            except (OSError, http.client.HTTPException):
+                pass  # cut off
             assert process.wait(30) == 0
             assert time.monotonic() - started < 15
     finally:

@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tgate_export.common.errors import TGateError
 from tgate_export.serve.errors import HttpError, answer
 from tgate_export.serve.guard import Guard
 from tgate_export.serve.metrics import Metrics
@@ -67,7 +68,11 @@ def create_app(pool: ModelPool, options: ServeOptions | None = None) -> Starlett
             Route("/readyz", ready),
         ],
         middleware=[Middleware(_Observer, metrics=metrics), Middleware(Guard, options=options)],
-        exception_handlers={HTTPException: _http_exception, Exception: answer},
+        exception_handlers={
+            HTTPException: _http_exception,
+            TGateError: answer,
+            Exception: answer,  # and its traceback goes to the log
+        },
         lifespan=lifespan,
     )
 

@@ -151,7 +151,7 @@ class Step:
         evaluations: how many there are.
         phase: the graph that ran.
         batch: images that shared the call.
-        latents: the sample [C, h, w] f32 where it is to be shown; None elsewhere.
+        latents: what they would end as [C, h, w] f32 where that is to be shown; None elsewhere.
     """
 
     image: int
@@ -184,16 +184,19 @@ class Steps:
             shown: parts of a run, in rising order, after which latents are kept.
         """
         self._shown = shown
+        self.finished: dict[int, np.ndarray] = {}  # latents [C, h, w] f32 by image
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Step | None] = asyncio.Queue()
 
     def tell(self, progress: StepProgress) -> None:
         """Take a step; in the batcher's thread."""
         before, now = (n / progress.evaluations for n in (progress.step, progress.step + 1))
+        if progress.step + 1 == progress.evaluations:
+            self.finished[progress.image] = progress.latents()
         show = any(before < part <= now for part in self._shown)
         step = Step(
             progress.image, progress.step, progress.evaluations, progress.phase, progress.batch,
-            progress.latents() if show else None,
+            progress.denoised() if show else None,
         )  # fmt: skip
         self._loop.call_soon_threadsafe(self._put, step)
 

@@ -206,6 +206,8 @@ async def _events(call: _Call, steps: Steps, future: Any) -> AsyncIterator[bytes
                 about = {"b64_json": preview, "partial_image_index": index, **_moment(call)}
                 yield _event(f"{call.event}.partial_image", about | step.numbers())
         output = await future
+        for index, latents in steps.finished.items():
+            await in_encoder(model.preview.learn, latents, output.images[index])
         for index, content in enumerate(await files(call.wanted, output)):
             about = {
                 "b64_json": base64.b64encode(content).decode(), **_moment(call),

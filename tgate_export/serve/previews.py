@@ -8,6 +8,7 @@ beside a decoder's call, and shows shapes and colours.
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,21 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tgate_export.runtime.batching import Batcher
+    from tgate_export.runtime.batching import Batcher, StepProgress
+    from tgate_export.runtime.request import Request
 
 _RIDGE = 1e-3  # keeps the map bounded where a picture leaves it free
-_STEPS = 4  # of the first picture
+# What is made of these is fitted to when a model is loaded: as many as there is time for.
+_PROMPTS = (
+    "a red circle on a blue background",
+    "a green square on a yellow background",
+    "a white triangle on a black background",
+    "a purple star on an orange background",
+    "a photograph of a landscape under a clear sky",
+    "a black cat on a white sofa",
+)
+_STEPS = 8
+_SECONDS = 2.0
 
 
 class LatentPreview:
@@ -28,21 +40,22 @@ class LatentPreview:
         self._lock = threading.Lock()
         self._products: np.ndarray | None = None  # [C + 1, C + 1], sums over pixels
         self._targets: np.ndarray | None = None  # [C + 1, 3]
-        self._spread = 1.0  # standard deviation of finished latents
         self._map: np.ndarray | None = None
 
     def learn_from(self, batcher: Batcher) -> None:
-        """Fit the map to a picture of a few steps, so that the first caller sees something."""
+        """Fit the map to pictures of a few steps, so that the first caller sees something."""
         manifest = batcher.manifest
         steps = min(_STEPS, manifest.samplers[manifest.defaults.scheduler].max_steps)
         if manifest.pictures or not manifest.takes_prompt:
             return
-        last: list[np.ndarray] = []
-        request = batcher.request(
-            "", num_inference_steps=steps, gate_step=steps, seed=0, output_type="np"
-        )
-        output = batcher.submit(request, on_step=lambda step: last.append(step.latents())).result()
-        self.learn(last[-1], np.asarray(output.images)[0])
+        until = monotonic() + _SECONDS
+        for seed, prompt in enumerate(_PROMPTS):
+            request = batcher.request(
+                prompt, num_inference_steps=steps, gate_step=steps, seed=seed, output_type="np"
+            )
+            self.learn(*_finished(batcher, request))
+            if monotonic() > until:
+                return
 
     def learn(self, latents: np.ndarray, image: np.ndarray) -> None:
         """Add a finished picture to what the map is fitted to.
@@ -59,7 +72,6 @@ class LatentPreview:
                 self._products, self._targets = np.zeros((size, size)), np.zeros((size, 3))
             self._products += rows.T @ rows
             self._targets += rows.T @ colours
-            self._spread = float(latents.std()) or 1.0
             ridge = _RIDGE * np.trace(self._products) / size * np.eye(size)
             self._map = np.linalg.solve(self._products + ridge, self._targets)
 
@@ -67,21 +79,30 @@ class LatentPreview:
         """Return what latents look like, in full size; None before anything was learnt.
 
         Args:
-            latents: a sample at any step [C, h, w] f32; it is scaled to the spread of finished
-                ones.
+            latents: what a step says that the run will end with [C, h, w] f32.
             width: pixels.
             height: pixels.
         """
         from PIL import Image
 
         with self._lock:
-            fitted, spread = self._map, self._spread
+            fitted = self._map
         if fitted is None:
             return None
-        scaled = latents * (spread / (float(latents.std()) or 1.0))
-        colours = (_rows(scaled) @ fitted).reshape(*latents.shape[1:], 3)
+        colours = (_rows(latents) @ fitted).reshape(*latents.shape[1:], 3)
         small = Image.fromarray((np.clip(colours, 0, 1) * 255).round().astype(np.uint8))
         return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _finished(batcher: Batcher, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    """Return the last latents of a request's one image, and the image."""
+    latents: list[np.ndarray] = []
+
+    def keep(step: StepProgress) -> None:
+        latents[:] = [step.latents()]
+
+    output = batcher.submit(request, on_step=keep).result()
+    return latents[0], np.asarray(output.images)[0]
 
 
 def _rows(latents: np.ndarray) -> np.ndarray:
