@@ -98,10 +98,10 @@ def _finished(batcher: Batcher, request: Request) -> tuple[np.ndarray, np.ndarra
     """Return the last latents of a request's one image, and the image."""
     latents: list[np.ndarray] = []
 
-    def keep(step: StepProgress) -> None:
+    def note(step: StepProgress) -> None:
         latents[:] = [step.latents()]
 
-    output = batcher.submit(request, on_step=keep).result()
+    output = batcher.submit(request, on_step=note).result()
     return latents[0], np.asarray(output.images)[0]
 
 
