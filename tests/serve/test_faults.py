@@ -350,3 +350,32 @@ def test_a_port_that_is_taken(shapes_bundle: Path) -> None:
     assert found.returncode == 1
     assert found.stderr.startswith(f"error: cannot listen on 127.0.0.1 port {port}: ")
     assert found.stderr.rstrip().endswith("try another --port")
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tgate_export", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_cannot_be_served(tiny_bundle_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    bundle = str(tiny_bundle_copy)
+    for arguments, code, message in (
+        ([str(tmp_path / "none")], 1, "error: "),
+        ([bundle, f"bundle={bundle}"], 2, "are both called bundle: give one as NAME="),
+        ([bundle, "--api-key-file", str(tmp_path / "empty")], 2, "holds no key"),
+        ([bundle, "--max-pending", "0"], 2, "max_pending must be at least 1"),
+        ([bundle, "--host", "no.such.name.invalid"], 1, "cannot listen on no.such.name.invalid"),
+    ):
+        found = refused(*arguments, "--port", "0")
+        assert (found.returncode, message in found.stderr) == (code, True), found.stderr
+        assert "Traceback" not in found.stderr
+    (weights,) = tiny_bundle_copy.glob("graphs/text_encoder.weights")
+    content = bytearray(weights.read_bytes())
+    content[0] ^= 1
+    weights.write_bytes(content)
+    found = refused(bundle, "--port", "0")
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1].startswith("error: ")
+    assert "sha256" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -144,6 +144,7 @@ def command(
             f"http://{shown}:{opened.getsockname()[1]} (the page; APIs at /v1 and /sdapi/v1)",
             soft_wrap=True,
         )
+        pool.load_first()
         serve(create_app(pool, options), options, opened)
     console.print("Stopped.")
 

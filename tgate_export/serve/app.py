@@ -120,5 +120,5 @@ class _Observer:
             self._metrics.seconds.labels(route).observe(seconds)
             if route.startswith(("/v1", "/sdapi")):
                 line = {"method": scope["method"], "route": route, "status": status,
-                        "seconds": round(seconds, 4)}  # fmt: skip
+                        "seconds": round(seconds, 4), **scope.get("tgate", {})}  # fmt: skip
                 _log.info(json.dumps(line))

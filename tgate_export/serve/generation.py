@@ -97,6 +97,15 @@ def _seconds_to_wait(batcher: Batcher) -> int:
     return min(600, max(1, math.ceil(each * (stats.waiting + stats.in_flight) / 2)))
 
 
+def note(request: HttpRequest, wanted: Wanted, output: BatchedOutput) -> None:
+    """Say in the line that is logged of a request what was made; prompts are nobody's."""
+    made = output.request
+    request.scope["tgate"] = {
+        "model": wanted.model.name, "images": made.images, "steps": made.num_inference_steps,
+        "gate_step": made.gate_step, "waited_s": round(output.waited, 4),
+    }  # fmt: skip
+
+
 async def files(wanted: Wanted, output: BatchedOutput) -> list[bytes]:
     """Make a request's pictures into files, one at a time, so that others get their turn."""
     return [

@@ -7,6 +7,7 @@ parameters, a negative prompt and a seed; beside its answers, under `tgate`, wha
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -29,7 +30,15 @@ from tgate_export.serve.errors import body as error_body
 from tgate_export.serve.errors import described
 from tgate_export.serve.fields import Fields
 from tgate_export.serve.forms import read_form
-from tgate_export.serve.generation import Steps, Wanted, files, in_encoder, submitted, unless_gone
+from tgate_export.serve.generation import (
+    Steps,
+    Wanted,
+    files,
+    in_encoder,
+    note,
+    submitted,
+    unless_gone,
+)
 from tgate_export.serve.options import ServeOptions
 from tgate_export.serve.pool import Model, ModelPool
 
@@ -145,7 +154,7 @@ class OpenAIRoutes:
 
     async def _answer(self, request: Request, call: _Call) -> Response:
         if not call.stream:
-            return await unless_gone(request, self._whole(call))
+            return await unless_gone(request, self._whole(request, call))
         shown = [(i + 1) / (call.partial_images + 1) for i in range(call.partial_images)]
         steps = Steps(shown)
         stack = AsyncExitStack()
@@ -153,11 +162,12 @@ class OpenAIRoutes:
         future = await unless_gone(
             request, stack.enter_async_context(submitted(self._pool, call.wanted, on_step))
         )
-        return _EventStream(_events(call, steps, future), stack)
+        return _EventStream(_events(request, call, steps, future), stack)
 
-    async def _whole(self, call: _Call) -> Response:
+    async def _whole(self, request: Request, call: _Call) -> Response:
         async with submitted(self._pool, call.wanted) as future:
             output = await future
+        note(request, call.wanted, output)
         data = []
         for index, content in enumerate(await files(call.wanted, output)):
             text = base64.b64encode(content).decode()
@@ -191,7 +201,9 @@ class _EventStream(StreamingResponse):
             await self._stack.aclose()
 
 
-async def _events(call: _Call, steps: Steps, future: Any) -> AsyncIterator[bytes]:
+async def _events(
+    request: Request, call: _Call, steps: Steps, future: asyncio.Future[BatchedOutput]
+) -> AsyncIterator[bytes]:
     model = call.wanted.model
     sent: dict[int, int] = {}  # image -> previews of it
     try:
@@ -206,6 +218,7 @@ async def _events(call: _Call, steps: Steps, future: Any) -> AsyncIterator[bytes
                 about = {"b64_json": preview, "partial_image_index": index, **_moment(call)}
                 yield _event(f"{call.event}.partial_image", about | step.numbers())
         output = await future
+        note(request, call.wanted, output)
         for index, latents in steps.finished.items():
             await in_encoder(model.preview.learn, latents, output.images[index])
         for index, content in enumerate(await files(call.wanted, output)):

@@ -112,6 +112,15 @@ class ModelPool:
             )
         return self.models[name]
 
+    def load_first(self) -> None:
+        """Load the first model now, before there is an event loop.
+
+        Raises:
+            BackendError, BundleError: it cannot be loaded.
+        """
+        model = self.find(None)
+        model.batcher = self._open(model)
+
     @asynccontextmanager
     async def lend(self, model: Model) -> AsyncIterator[Batcher]:
         """Load a model if it is not, and keep it loaded for the block.
@@ -139,20 +148,19 @@ class ModelPool:
             if self.closing:
                 raise HttpError(503, "the server is closing", code="closing")
             await self._make_room(model)
-            started = monotonic()
             model.batcher = await asyncio.to_thread(self._open, model)
-            _log.info(
-                "loaded %s on %s in %.1f s", model.name, model.batcher.backend.name,
-                monotonic() - started,
-            )  # fmt: skip
 
     def _open(self, model: Model) -> Batcher:
+        started = monotonic()
         batcher = Batcher.from_bundle(model.path, self._backend, self._options)
         try:
             model.preview.learn_from(batcher)
         except BaseException:
             batcher.close(drain=False)
             raise
+        _log.info(
+            "loaded %s on %s in %.1f s", model.name, batcher.backend.name, monotonic() - started
+        )
         return batcher
 
     async def _make_room(self, model: Model) -> None:
