@@ -116,11 +116,11 @@ def test_a_stream_has_previews_and_the_picture(client: Any, shapes_pipeline: TGa
     assert close(pixels(events[-1].b64_json), expected)
     partial = [event for event in events if event.type.endswith("partial_image")]
     assert [event.partial_image_index for event in partial] == [0, 1, 2]
-    # Previews come nearer to the picture, and the last is nearer than another picture is.
+    # Previews come nearer to the picture, and the last is nearer than another prompt's picture is.
     errors = [float(np.abs(pixels(event.b64_json) - expected).mean()) for event in partial]
-    other = alone(shapes_pipeline, **{**RUN, "seed": 99})[0]
+    other = alone(shapes_pipeline, "a green square on a yellow background", **RUN)[0]
     assert errors[-1] < errors[0]
-    assert errors[-1] < float(np.abs(other - expected).mean())
+    assert errors[-1] < 0.5 * float(np.abs(other - expected).mean())
     progress = [event for event in events if event.type.endswith("progress")]
     assert [(event.step, event.phase) for event in progress] == [
         (step, "full" if step < 3 else "gated") for step in range(6)

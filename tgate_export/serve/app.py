@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgate_export.common.errors import TGateError
+from tgate_export.serve.chat import ChatRoutes
 from tgate_export.serve.errors import HttpError, answer
 from tgate_export.serve.guard import Guard
 from tgate_export.serve.metrics import Metrics
@@ -37,6 +38,7 @@ def create_app(pool: ModelPool, options: ServeOptions | None = None) -> Starlett
     """
     options = options or ServeOptions()
     metrics = Metrics(pool)
+    images = OpenAIRoutes(pool, options)
 
     async def alive(request: Request) -> Response:
         del request
@@ -62,7 +64,8 @@ def create_app(pool: ModelPool, options: ServeOptions | None = None) -> Starlett
         routes=[
             Route("/", index),
             Mount("/page", StaticFiles(directory=PAGE)),
-            *OpenAIRoutes(pool, options).routes(),
+            *images.routes(),
+            *ChatRoutes(images).routes(),
             Route("/metrics", metrics.show),
             Route("/healthz", alive),
             Route("/readyz", ready),

@@ -16,7 +16,7 @@ from tgate_export.serve.errors import HttpError, body
 from tgate_export.serve.options import ServeOptions
 
 _OPEN = ("/v1/", "/sdapi/")  # with a key, where there are keys
-_JSON_ROUTES = ("/v1/images/generations", "/sdapi/")
+_JSON_ROUTES = ("/v1/images/generations", "/v1/chat/", "/sdapi/")
 _HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; "
      b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),

@@ -39,6 +39,7 @@ from tgate_export.serve.generation import (
     submitted,
     unless_gone,
 )
+from tgate_export.serve.model_card import model_card
 from tgate_export.serve.options import ServeOptions
 from tgate_export.serve.pool import Model, ModelPool
 
@@ -53,7 +54,7 @@ _MOST_PARTIAL = 64  # OpenAI's is 3
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """A parsed body: what is to be made, and how it is to be sent."""
 
     wanted: Wanted
@@ -84,28 +85,38 @@ class OpenAIRoutes:
     async def models(self, request: Request) -> Response:
         """List the models, the default one first."""
         del request
-        found = [_about(model) for model in self._pool.models.values()]
+        found = [model_card(model) for model in self._pool.models.values()]
         return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
-        return JSONResponse(_about(self._pool.find(request.path_params["name"])))
+        return JSONResponse(model_card(self._pool.find(request.path_params["name"])))
 
     async def generations(self, request: Request) -> Response:
         """Generate images from a prompt."""
         found = fields.parse_json(await request.body())
-        return await self._answer(request, self._parse(found, "image_generation"))
+        return await self._answer(request, self.parse(found, "image_generation"))
 
     async def edits(self, request: Request) -> Response:
         """Generate images that begin with one; for bundles built with image-to-image."""
         found, picture = await read_form(request)
         model = self._pool.find(found.get("model"))
         image = await in_encoder(fields.picture, "image", picture, model.manifest)
-        return await self._answer(request, self._parse(found, "image_edit", {"image": image}))
+        return await self._answer(request, self.parse(found, "image_edit", {"image": image}))
 
-    def _parse(
+    def parse(
         self, found: Mapping[str, Any], event: str, arguments: Mapping[str, Any] | None = None
-    ) -> _Call:
+    ) -> Call:
+        """Read a body's fields.
+
+        Args:
+            found: the fields.
+            event: what the types of streamed events begin with.
+            arguments: of the request, beside those.
+
+        Raises:
+            InvalidRequestError: names the field that is wrong, and what it may be.
+        """
         taken = Fields(found)
         model = self._pool.find(taken.text("model"))
         prompt = taken.text("prompt")
@@ -133,7 +144,7 @@ class OpenAIRoutes:
                 field="partial_images",
             )
         width, height = fields.size(taken.text("size", "auto"))
-        call = _Call(
+        call = Call(
             Wanted(
                 model,
                 {
@@ -152,7 +163,7 @@ class OpenAIRoutes:
         taken.end((*_KNOWN, *map(short_name, model.manifest.parameters)))
         return call
 
-    async def _answer(self, request: Request, call: _Call) -> Response:
+    async def _answer(self, request: Request, call: Call) -> Response:
         if not call.stream:
             return await unless_gone(request, self._whole(request, call))
         shown = [(i + 1) / (call.partial_images + 1) for i in range(call.partial_images)]
@@ -164,26 +175,27 @@ class OpenAIRoutes:
         )
         return _EventStream(_events(request, call, steps, future), stack)
 
-    async def _whole(self, request: Request, call: _Call) -> Response:
+    async def make(self, request: Request, call: Call) -> tuple[BatchedOutput, list[bytes]]:
+        """Make what a call asks for, and the files of its images."""
         async with submitted(self._pool, call.wanted) as future:
             output = await future
         note(request, call.wanted, output)
+        return output, await files(call.wanted, output)
+
+    async def _whole(self, request: Request, call: Call) -> Response:
+        output, contents = await self.make(request, call)
         data = []
-        for index, content in enumerate(await files(call.wanted, output)):
+        for index, content in enumerate(contents):
             text = base64.b64encode(content).decode()
-            image = (
-                {"url": f"data:image/{call.format};base64,{text}"}
-                if call.as_url
-                else {"b64_json": text}
-            )
+            image = {"url": data_url(call, text)} if call.as_url else {"b64_json": text}
             data.append({**image, "seed": output.request.seed + index})
-        answer = {
-            "created": int(time()),
-            "data": data,
-            **_common(call, output),
-            **_ours(call, output),
-        }
-        return JSONResponse(answer)
+        about = _common(call, output) | ours(call, output)
+        return JSONResponse({"created": int(time()), "data": data, **about})
+
+
+def data_url(call: Call, text: str) -> str:
+    """Return a picture in base64 as an address."""
+    return f"data:image/{call.format};base64,{text}"
 
 
 class _EventStream(StreamingResponse):
@@ -202,7 +214,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _events(
-    request: Request, call: _Call, steps: Steps, future: asyncio.Future[BatchedOutput]
+    request: Request, call: Call, steps: Steps, future: asyncio.Future[BatchedOutput]
 ) -> AsyncIterator[bytes]:
     model = call.wanted.model
     sent: dict[int, int] = {}  # image -> previews of it
@@ -225,7 +237,7 @@ async def _events(
             about = {
                 "b64_json": base64.b64encode(content).decode(), **_moment(call),
                 **_common(call, output), "image": index, "seed": output.request.seed + index,
-                **_ours(call, output),
+                **ours(call, output),
             }  # fmt: skip
             yield _event(f"{call.event}.completed", about)
     except Exception as error:
@@ -236,7 +248,7 @@ def _event(kind: str, about: Mapping[str, Any]) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **about})}\n\n".encode()
 
 
-def _preview(model: Model, latents: Any, call: _Call) -> str | None:
+def _preview(model: Model, latents: Any, call: Call) -> str | None:
     arguments, size = call.wanted.arguments, model.manifest.size
     width, height = arguments["width"] or size.width.opt, arguments["height"] or size.height.opt
     if (image := arguments.get("image")) is not None:
@@ -251,14 +263,14 @@ def _preview(model: Model, latents: Any, call: _Call) -> str | None:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _moment(call: _Call) -> dict[str, Any]:
+def _moment(call: Call) -> dict[str, Any]:
     return {
         "created_at": int(time()), "output_format": call.format, "quality": "auto",
         "background": "opaque",
     }  # fmt: skip
 
 
-def _common(call: _Call, output: BatchedOutput) -> dict[str, Any]:
+def _common(call: Call, output: BatchedOutput) -> dict[str, Any]:
     request = output.request
     return {
         "output_format": call.format, "size": f"{request.width}x{request.height}",
@@ -266,7 +278,8 @@ def _common(call: _Call, output: BatchedOutput) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ours(call: _Call, output: BatchedOutput) -> dict[str, Any]:
+def ours(call: Call, output: BatchedOutput) -> dict[str, Any]:
+    """Return what an answer says beside OpenAI's fields."""
     model = call.wanted.model
     return {
         "tgate": {
@@ -276,25 +289,4 @@ def _ours(call: _Call, output: BatchedOutput) -> dict[str, Any]:
             "timings": output.timings(),
             "warnings": list(output.warnings),
         }
-    }
-
-
-def _about(model: Model) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "tgate-export",
-        "tgate": {
-            "family": manifest.family,
-            "loaded": model.batcher is not None,
-            "image_to_image": "image" in manifest.parameters,
-            "negative_prompt": manifest.takes_negative,
-            "size": manifest.size.model_dump(mode="json"),
-            "schedulers": {name: each.max_steps for name, each in manifest.samplers.items()},
-            "parameters": {
-                name: entry.model_dump(mode="json") for name, entry in manifest.parameters.items()
-            },
-        },
     }
