@@ -34,8 +34,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "compile": RUNTIME,
     "build": BUILD,
     "embed": RUNTIME,
+    "serve": RUNTIME,
     "bench": (*RUNTIME, "data"),
-    "cli": (*BUILD, "embed", "bench", "data"),
+    "cli": (*BUILD, "embed", "serve", "bench", "data"),
     "__init__": (),  # whatever it names is imported when it is first asked for
     "__main__": ("cli",),
 }
@@ -46,6 +47,7 @@ WITHOUT_TORCH = (
     "bundle",
     "data",
     "runtime",
+    "serve",
     "__init__",
     "__main__",
 )

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "Show what is in a bundle, without loading it.",
     "verify": "Prove a bundle against PyTorch.",
     "generate": "Generate images or videos with a bundle.",
+    "serve": "Serve bundles over HTTP: two APIs and a page.",
     "bench": "Time bundles, gated and not.",
     "probe": "Find where cross-attention converges; suggest a gate step.",
     "embed": "Turn a bundle into a server or a program.",

@@ -42,7 +42,7 @@ def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
         InvalidRequestError: says what the image is, and what it should be.
     """
     if isinstance(value, str | Path):
-        value = np.asarray(_open(Path(value), largest))
+        value = np.asarray(decode_image(_read(Path(value)), Path(value), largest))
     mode = getattr(value, "mode", None)  # of a PIL image
     if mode is not None:
         if mode != "RGB":
@@ -100,13 +100,21 @@ def load_images(value: Any, prompts: int | None = None, largest: Sides = ANY_SID
     return np.stack(images * prompts if len(images) == 1 else images)
 
 
-def _open(path: Path, largest: Sides) -> Image.Image:
-    """Return a file as `load_image` of diffusers does: upright, in RGB, without what is not seen.
+def decode_image(content: bytes, name: str | Path, largest: Sides = ANY_SIDES) -> Image.Image:
+    """Return a file's picture as `load_image` of diffusers does: upright, in RGB, without alpha.
 
     A grey picture of 16 bits is cut to 8, not scaled, as there.
+
+    Args:
+        content: of a file in one of `FORMATS`.
+        name: of the file, for errors.
+        largest: sides of the largest picture that is decoded.
+
+    Raises:
+        InvalidRequestError: it is no such file, or larger.
     """
-    picture = _decode(path, largest)
-    with _our_errors(path):
+    picture = _decode(content, name, largest)
+    with _our_errors(name):
         return _upright(picture).convert("RGB")
 
 
@@ -127,23 +135,27 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
-def _decode(path: Path, largest: Sides) -> Image.Image:
+def _decode(content: bytes, name: Path | str, largest: Sides) -> Image.Image:
     """Decode a file, after a look at its size: a few bytes can be a picture of gigabytes."""
     from PIL import Image
 
-    with _our_errors(path):
-        content = io.BytesIO(read_regular(path, MAX_FILE_BYTES))
-        picture = Image.open(content, formats=FORMATS)
+    with _our_errors(name):
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
     height, width = largest
     # It may have to be turned by a quarter.
     if min(picture.size) > min(largest) or max(picture.size) > max(largest):
         raise InvalidRequestError(
-            f"image {path} is {picture.width}x{picture.height}, {width}x{height} is the most that "
+            f"image {name} is {picture.width}x{picture.height}, {width}x{height} is the most that "
             "can be used: scale or crop the image to it"
         )
-    with _our_errors(path):
+    with _our_errors(name):
         picture.load()
     return picture
+
+
+def _read(path: Path) -> bytes:
+    with _our_errors(path):
+        return read_regular(path, MAX_FILE_BYTES)
 
 
 @contextmanager

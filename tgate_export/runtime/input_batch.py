@@ -87,6 +87,10 @@ class InputBatch:
             for member in members
         ]
 
+    def noise_pred(self, member: ImageState) -> np.ndarray:
+        """Return the prediction [C, h, w] f32 of the step that an image has just taken here."""
+        return self._memory.read_rows("noise_pred", [_row(member)])[0]
+
     def read(self, buffer: str) -> np.ndarray:
         """Return a buffer's contents, such as a cache [B, ...]; waits for the device."""
         return self._memory.read(buffer)

@@ -10,6 +10,7 @@ import numpy as np
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.denoised import denoised
 from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.input_batch import InputBatch, Span
 from tgate_export.runtime.plan import BatchShape
@@ -87,6 +88,15 @@ class ModelRunner:
             return image.result
         assert self._input_batch is not None  # it took the step
         return self._input_batch.latents([image])[0]
+
+    def denoised(self, image: ImageState) -> np.ndarray:
+        """Return an image's latents [C, h, w] f32 as they would end; see `denoised`."""
+        sample, step = self.latents(image), image.step - 1
+        sampler = image.run_plan.sampler
+        if image.result is not None or step + 1 == len(sampler.timesteps):
+            return sample
+        assert self._input_batch is not None  # it took the step
+        return denoised(sampler, step, sample, self._input_batch.noise_pred(image))
 
     def encode_prompts(
         self,

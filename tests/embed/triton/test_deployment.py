@@ -20,8 +20,8 @@ import yaml
 from triton_server import Server
 
 from tgate_export.embed.triton.client import TGateClient
-from tgate_export.embed.triton.metrics import FAMILIES
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
+from tgate_export.runtime.batching.metrics import FAMILIES
 
 FOLDER = Path(__file__).resolve().parents[3] / "docs" / "triton"
 

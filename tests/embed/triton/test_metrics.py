@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tgate_export.embed.triton.metrics import FAMILIES, Metrics
+from tgate_export.embed.triton.metrics import Metrics
+from tgate_export.runtime.batching.metrics import FAMILIES
 from tgate_export.runtime.batching.stats import BatcherStats, StageStats
 
 

@@ -42,6 +42,9 @@ _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call 
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
 
 
+Latents = tuple[np.ndarray, np.ndarray]  # of a step, and as they would end
+
+
 class Batcher:
     """Generates what many callers ask for at once, each step of all of them in shared engine calls.
 
@@ -347,7 +350,7 @@ class Batcher:
 
     def _run(
         self, states: list[RequestState], stage: Stage, members: list[ImageState]
-    ) -> tuple[float, dict[ImageState, np.ndarray]]:
+    ) -> tuple[float, dict[ImageState, Latents]]:
         """Run a call; return the seconds of engines, and the latents that callers are told."""
         with self._runner.turn():
             with self._calling:  # from now on, what runs on the backend is this call
@@ -359,7 +362,10 @@ class Batcher:
                     for member in members
                     if stage not in ("encode", "decode") and self._owners[member].on_step
                 ]
-                return seconds, {member: self._runner.latents(member) for member in watched}
+                return seconds, {
+                    member: (self._runner.latents(member), self._runner.denoised(member))
+                    for member in watched
+                }
             finally:
                 with self._calling:
                     self._running = None
@@ -386,7 +392,7 @@ class Batcher:
         member: ImageState,
         batch: int,
         seconds: float,
-        latents: np.ndarray | None,
+        latents: Latents | None,
     ) -> None:
         """Note a call in a member's request, and tell its caller of a step to these latents."""
         state = self._owners[member]

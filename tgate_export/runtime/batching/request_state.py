@@ -69,6 +69,8 @@ class StepProgress:
         phase: the graph that ran.
         batch: images that shared the call.
         latents: returns the image's current sample [C, h, w] f32.
+        denoised: returns what they would end with if the noise prediction stayed as it is
+            [C, h, w] f32: what a preview shows.
     """
 
     image: int
@@ -77,13 +79,19 @@ class StepProgress:
     phase: str
     batch: int
     latents: Callable[[], np.ndarray]
+    denoised: Callable[[], np.ndarray]
 
     @classmethod
-    def of(cls, member: ImageState, batch: int, latents: np.ndarray) -> StepProgress:
-        """Describe the step that an image has just taken, to these latents [C, h, w]."""
+    def of(
+        cls, member: ImageState, batch: int, latents: tuple[np.ndarray, np.ndarray]
+    ) -> StepProgress:
+        """Describe the step that an image has just taken, to these latents and their estimate."""
         phases = member.run_plan.step_plan.phases
         step = member.step - 1
-        return cls(member.index, step, len(phases), phases[step], batch, lambda: latents)
+        now, denoised = latents
+        return cls(
+            member.index, step, len(phases), phases[step], batch, lambda: now, lambda: denoised
+        )
 
 
 StepCallback = Callable[[StepProgress], None]

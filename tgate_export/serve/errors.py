@@ -1,0 +1,87 @@
+"""Errors as HTTP has them: a status, and a body in OpenAI's form."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from tgate_export.common.errors import InvalidRequestError, TGateError, ordinary
+from tgate_export.parameters import short_name
+from tgate_export.runtime.batching import ClosedError, DeadlineError, QueueFullError
+
+
+class HttpError(TGateError):
+    """A request that is refused, with the status that says so.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs; "" for none.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str = "",
+        field: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, field=field)
+        self.status = status
+        self.code = code
+        self.headers = headers or {}
+
+
+# Kind of error -> status, code.
+_STATUS: tuple[tuple[type[BaseException], int, str], ...] = (
+    (InvalidRequestError, 400, "invalid_value"),
+    (QueueFullError, 429, "queue_full"),
+    (ClosedError, 503, "closing"),
+    (DeadlineError, 504, "deadline"),
+    (CancelledError, 503, "cancelled"),
+)
+
+
+def described(error: BaseException) -> HttpError:
+    """Return what an error is over HTTP; `HttpError.__cause__` is what it was."""
+    if isinstance(error, HttpError):
+        return error
+    status, code = next(
+        ((status, code) for kind, status, code in _STATUS if isinstance(error, kind)),
+        (500, "internal"),
+    )
+    if isinstance(error, CancelledError):
+        message = "the request was stopped"
+    elif isinstance(error, TGateError | MemoryError):
+        message = str(error) or "out of memory: ask for fewer or smaller images"
+    else:  # what other libraries say is for the log
+        message = f"{type(ordinary(error)).__name__}: the server's log has the reason"
+    found = HttpError(status, message, code=code, field=getattr(error, "field", ""))
+    found.__cause__ = error
+    return found
+
+
+def body(error: HttpError) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    types = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    usual = "invalid_request_error" if error.status < 500 else "server_error"
+    return {
+        "error": {
+            "message": str(error),
+            "type": types.get(error.status, usual),
+            "param": short_name(error.field) if error.field else None,
+            "code": error.code or None,
+        }
+    }
+
+
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error; Starlette calls it for whatever a route raises."""
+    del request
+    found = described(error)
+    return JSONResponse(body(found), found.status, found.headers)

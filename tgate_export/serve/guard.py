@@ -1,0 +1,179 @@
+"""What stands before every route: names, keys, sizes and times of bodies, origins."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tgate_export.serve.errors import HttpError, body
+from tgate_export.serve.options import ServeOptions
+
+_OPEN = ("/v1/", "/sdapi/")  # with a key, where there are keys
+_JSON_ROUTES = ("/v1/images/generations", "/v1/chat/", "/sdapi/")
+_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data: blob:; "
+     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)  # fmt: skip
+
+
+class Guard:
+    """ASGI middleware; refuses before a body is read."""
+
+    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
+        self._app = app
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        started = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        try:
+            self._check_host(headers)
+            self._check_origin(headers)
+            self._check_key(scope["path"], headers)
+            self._check_body(scope, headers)
+            limited = _Body(receive, self._options.max_body_bytes, self._options.body_seconds)
+            await self._app(scope, limited.receive, send_guarded)
+        except HttpError as error:
+            if started:
+                raise
+            await _refuse(error, send_guarded)
+
+    def _check_host(self, headers: Headers) -> None:
+        if not self._options.hosts:
+            return
+        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if name not in self._options.hosts:
+            raise HttpError(
+                421,
+                f"this server is not called {name!r:.80} but "
+                f"{', '.join(sorted(self._options.hosts))}",
+                code="unknown_host",
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuse pages of other sites: a browser sends their forms unasked."""
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            raise HttpError(403, f"pages of {origin:.80} may not use this server", code="origin")
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if not self._options.api_keys or not path.startswith(_OPEN):
+            return
+        found = _key(headers.get("authorization", ""))
+        if not any(hmac.compare_digest(found, key.encode()) for key in self._options.api_keys):
+            raise HttpError(
+                401,
+                "this server wants an API key: send it as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_body(self, scope: Scope, headers: Headers) -> None:
+        most = self._options.max_body_bytes
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            raise _too_large(most)
+        if scope["method"] == "POST" and scope["path"].startswith(_JSON_ROUTES):
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            has_body = length not in ("", "0") or "transfer-encoding" in headers
+            if has_body and kind != "application/json":
+                raise HttpError(
+                    415, f"the body is {kind or 'of no type'}, not application/json", code="type"
+                )
+
+
+def _key(authorization: str) -> bytes:
+    """Return the key that a header holds: a bearer's, or the password of A1111's clients."""
+    scheme, _, value = authorization.partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value.encode()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+def _too_large(most: int) -> HttpError:
+    return HttpError(
+        413,
+        f"the body is larger than {most} bytes, the most that this server reads",
+        code="too_large",
+        headers={"Connection": "close"},
+    )
+
+
+class _Body:
+    """A request's body, which ends in time and below a size."""
+
+    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
+        self._receive = receive
+        self._most = most
+        self._left = most
+        self._seconds = seconds
+        self._until: float | None = None
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """Return the next message; after the body that is the client's going away."""
+        if self._whole:
+            return await self._receive()
+        clock = asyncio.get_running_loop().time
+        self._until = self._until or clock() + self._seconds
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            raise HttpError(
+                408, f"the body did not come within {self._seconds:g} s", code="too_slow",
+                headers={"Connection": "close"},
+            ) from None  # fmt: skip
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise _too_large(self._most)
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+async def _refuse(error: HttpError, send: Send) -> None:
+    import json
+
+    content = json.dumps(body(error)).encode()
+    named: Sequence[tuple[bytes, bytes]] = [
+        (name.lower().encode(), value.encode()) for name, value in error.headers.items()
+    ]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(content)).encode()),
+                *named,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": content})
