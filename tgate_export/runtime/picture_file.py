@@ -138,11 +138,11 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
     """
     made = made_with(manifest, request, index)
     values = made["parameters"]
-    sampler, schedule = A1111_SAMPLERS.get(request.scheduler, (request.scheduler, None))
+    sampler, type_ = A1111_SAMPLERS.get(request.scheduler, (request.scheduler, None))
     fields = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler,
-        "Schedule type": schedule,
+        "Schedule type": type_,
         "CFG scale": request.guidance_scales[index],
         "Seed": made["seed"],
         "Size": f"{request.width}x{request.height}",
