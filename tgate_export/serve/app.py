@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgate_export.common.errors import TGateError
+from tgate_export.serve.a1111 import A1111Routes
 from tgate_export.serve.chat import ChatRoutes
 from tgate_export.serve.errors import HttpError, answer
 from tgate_export.serve.guard import Guard
@@ -66,6 +67,7 @@ def create_app(pool: ModelPool, options: ServeOptions | None = None) -> Starlett
             Mount("/page", StaticFiles(directory=PAGE)),
             *images.routes(),
             *ChatRoutes(images).routes(),
+            *A1111Routes(pool, options).routes(),
             Route("/metrics", metrics.show),
             Route("/healthz", alive),
             Route("/readyz", ready),

@@ -1,4 +1,4 @@
-"""Errors as HTTP has them: a status, and a body in OpenAI's form."""
+"""Errors as HTTP has them: a status, and a body in OpenAI's form, or in A1111's."""
 
 from __future__ import annotations
 
@@ -80,8 +80,29 @@ def body(error: HttpError) -> dict[str, Any]:
     }
 
 
+# Parameters -> what A1111 calls them.
+_A1111_NAMES = {
+    "num_inference_steps": "steps", "guidance_scale": "cfg_scale", "scheduler": "sampler_name",
+    "strength": "denoising_strength", "image": "init_images", "model": "sd_model_checkpoint",
+    "clip_skip": "CLIP_stop_at_last_layers", "num_images_per_prompt": "batch_size",
+}  # fmt: skip
+
+
+def a1111_body(error: HttpError) -> dict[str, Any]:
+    """Return an error in A1111's form; its clients show `detail`, some `errors`."""
+    name, message = _A1111_NAMES.get(error.field, error.field), str(error)
+    if name not in message:
+        message = f"{name}: {message}"
+    kind = type(error.__cause__ or error).__name__
+    return {"error": kind, "detail": message, "body": "", "errors": message}
+
+
+def body_for(path: str, error: HttpError) -> dict[str, Any]:
+    """Return an error in the form of the API that a path belongs to."""
+    return a1111_body(error) if path.startswith("/sdapi/") else body(error)
+
+
 async def answer(request: Request, error: Exception) -> JSONResponse:
     """Answer an error; Starlette calls it for whatever a route raises."""
-    del request
     found = described(error)
-    return JSONResponse(body(found), found.status, found.headers)
+    return JSONResponse(body_for(request.url.path, found), found.status, found.headers)

@@ -58,13 +58,23 @@ class Fields:
         if value is None:
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise InvalidRequestError(f"{name} is too large", field=name) from None
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+            words = {
+                str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+                list: "a list", dict: "an object",
+            }  # fmt: skip
             raise InvalidRequestError(
                 f"{name} must be {words.get(kind, kind.__name__)}, got {value!r:.60}", field=name
             )
         return value
+
+    def untyped(self, name: str) -> Any:
+        """Return a field of any type; None when there is none."""
+        return self._left.pop(name, None)
 
     def text(self, name: str, default: str | None = None) -> Any:
         """Return a text that is not too long."""
@@ -153,13 +163,21 @@ def from_base64(name: str, text: str, manifest: Manifest) -> Image.Image:
     Raises:
         InvalidRequestError: it is none, or larger than the bundle takes.
     """
+    return picture(name, decode_base64(name, text), manifest)
+
+
+def decode_base64(name: str, text: str) -> bytes:
+    """Return the bytes of base64, or of a data URL.
+
+    Raises:
+        InvalidRequestError: it is neither.
+    """
     if match := _DATA_URL.match(text):
         text = text[match.end() :]
     try:
-        content = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequestError(f"{name} is not base64 of a picture file", field=name) from None
-    return picture(name, content, manifest)
 
 
 def picture(name: str, content: bytes, manifest: Manifest) -> Image.Image:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tgate_export.serve.errors import HttpError, body
+from tgate_export.serve.errors import HttpError, body_for
 from tgate_export.serve.options import ServeOptions
 
 _OPEN = ("/v1/", "/sdapi/")  # with a key, where there are keys
@@ -57,7 +57,7 @@ class Guard:
         except HttpError as error:
             if started:
                 raise
-            await _refuse(error, send_guarded)
+            await _refuse(scope["path"], error, send_guarded)
 
     def _check_host(self, headers: Headers) -> None:
         if not self._options.hosts:
@@ -158,10 +158,10 @@ class _Body:
         return message
 
 
-async def _refuse(error: HttpError, send: Send) -> None:
+async def _refuse(path: str, error: HttpError, send: Send) -> None:
     import json
 
-    content = json.dumps(body(error)).encode()
+    content = json.dumps(body_for(path, error)).encode()
     named: Sequence[tuple[bytes, bytes]] = [
         (name.lower().encode(), value.encode()) for name, value in error.headers.items()
     ]
