@@ -12,8 +12,8 @@ const PAUSE = 250; // ms that the gate has to rest before a picture is made
 const $ = id => document.getElementById(id);
 
 const form = new Form();
-const ungated = new Pane($("pair"), "The picture of all full steps");
-const gated = new Pane($("pair"), "The same seed with a gate");
+const ungated = new Pane($("pair"), "Every step in full");
+const gated = new Pane($("pair"), "The same seed, with a gate");
 const panes = [ungated, gated];
 const history = new History($("history"), $("history-list"), restore, result =>
   panes.some(pane => pane.result === result));
@@ -94,13 +94,16 @@ function wanted() {
 function submit() {
   const asked = $("generate").disabled ? null : wanted();
   if (!asked) return;
-  asked.settings.seed ??= randomSeed();
+  if (asked.settings.seed === undefined) {
+    asked.settings.seed = randomSeed();
+    $("seed-used").textContent = `of these pictures: ${asked.settings.seed}`;
+  }
   const same = current !== null && alike(current.settings, asked.settings);
   const missing = panes.filter(pane => {
     if (pane === ungated && !compares()) return false;
     return !(same && pane.result) || (pane === gated && !sameGate(pane.result.gate, asked.gate));
   });
-  if (!same) for (const pane of panes) pane.result = null;
+  if (!same && !missing.includes(ungated)) ungated.clear();
   run(asked, missing.length ? missing : compares() ? panes : [gated]);
 }
 
@@ -115,18 +118,22 @@ async function run(asked, missing) {
   note("");
   busy(true);
   const steps = executedSteps(asked.settings);
-  for (const pane of missing) pane.begin(steps, pane === gated ? asked.gate.gate_step ?? steps : steps);
+  for (const pane of missing) {
+    const gate = (pane === gated && asked.gate.gate_step) || steps;
+    pane.title(titleOf(gate, steps));
+    pane.begin(steps, gate);
+  }
   let made = false;
   try {
     for (const pane of missing) {
       mine.pane = pane;
       // The gate may have moved while the other picture was made.
       const gate = pane === gated ? asked.gate : { gate_step: steps };
-      const known = pane === gated && gate.gate_step >= steps && ungated.result;
+      const whole = pane === gated && gate.gate_step >= steps && ungated.result;
       say(`${form.model.tgate.loaded ? "Making" : "Loading the model, then making"} the picture ` +
         (gate.gate_step < steps ? `with a gate at step ${gate.gate_step}` : "without a gate"));
-      const result = known
-        ? { ...known, gate }
+      const result = whole
+        ? { ...whole, gate }
         : await make(pane, asked.settings, gate, mine.control.signal);
       pane.title(titleOf(gate.gate_step ?? steps, steps));
       pane.show(result);
@@ -147,8 +154,8 @@ async function run(asked, missing) {
 
 /** Say what the gate gains, where both pictures are there. */
 async function compareShown() {
-  const [one, other] = [ungated.result, gated.result];
-  const shown = other ?? one;
+  const [one, other] = [compares() ? ungated.result : null, gated.result];
+  const shown = other ?? ungated.result;
   $("code").hidden = !shown;
   if (!shown) return say("");
   $("curl").textContent = curl(shown.body, Boolean(shown.settings.start));
@@ -157,10 +164,9 @@ async function compareShown() {
   for (const pane of panes) pane.scale(Math.max(...took));
   const shared = [one, other].some(each => each && isShared(each.timings))
     ? "; engine calls were shared with other requests" : "";
+  gated.swap.hidden = !one || !other;
   if (!one || !other) return say(`Done in ${seconds(shown.wall)}${shared}`);
-  gated.swap.hidden = false;
   const times = `${speedup(one.timings, other.timings).toFixed(2)} times as fast`;
-  gated.speed.textContent = times;
   const near = await psnr(one.png, other.png);
   if (ungated.result !== one || gated.result !== other || running) return;
   const likeness = near === undefined ? "" : near === Infinity ? ", the same picture" : `, PSNR ${near.toFixed(1)} dB`;
@@ -201,7 +207,6 @@ function restore(entry) {
   if (settings.model !== form.model.id) choose(known.find(({ id }) => id === settings.model));
   form.write(settings, gate);
   current = { settings, gate: form.readGate() };
-  if (entry.ungated) $("compare").checked = true;
   for (const [pane, result] of [[ungated, entry.ungated], [gated, entry.gated]]) {
     pane.clear();
     pane.shape(width, height);
@@ -235,6 +240,9 @@ $("model").addEventListener("change", () => {
   say("");
   choose(known.find(({ id }) => id === $("model").value));
 });
+$("compare").addEventListener("change", () => {
+  if (!running) compareShown();
+});
 for (const id of ["gate", "gate-more"]) $(id).addEventListener("change", gateMoved);
 for (const type of ["input", "change"]) $("form").addEventListener(type, prepare);
 $("key").addEventListener("submit", event => {
@@ -242,6 +250,7 @@ $("key").addEventListener("submit", event => {
   setKey($("key-value").value);
   $("key").reset();
   $("key").hidden = true;
+  $("prompt").focus();
   again?.();
 });
 document.addEventListener("keydown", event => {

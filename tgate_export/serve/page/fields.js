@@ -26,14 +26,13 @@ let made = 0;
  */
 export function makeField(name, entry, samplers) {
   const choices = name === "scheduler" ? Object.keys(samplers) : entry.choices;
-  const label = LABELS[name] ?? name.replaceAll("_", " ");
+  const label = LABELS[name] ?? name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
   const parts = choices
     ? choice(choices, entry)
     : entry.type === "pair" ? pair(name, entry, label) : number(name, entry, label);
   const id = `parameter-${++made}`;
   const heading = document.createElement(parts.group ? "span" : "label");
-  heading.textContent = label;
-  if (entry.unit) heading.append(soft(` ${entry.unit}`));
+  heading.textContent = entry.unit ? `${label}, ${entry.unit}` : label;
   if (parts.group) {
     heading.id = id;
     parts.element.setAttribute("role", "group");
@@ -46,13 +45,6 @@ export function makeField(name, entry, samplers) {
   element.title = entry.help ?? "";
   element.append(heading, parts.element);
   return { name, element, input: parts.input, read: parts.read, write: parts.write };
-}
-
-function soft(text) {
-  const element = document.createElement("span");
-  element.className = "soft";
-  element.textContent = text;
-  return element;
 }
 
 function choice(choices, entry) {

@@ -11,8 +11,9 @@ const kind = phase => (/^(gated|single)/.test(phase) ? "gated" : "full");
 export class Pane {
   constructor(parent, empty) {
     this.element = template.content.cloneNode(true).firstElementChild;
-    for (const name of ["name", "speed", "frame", "picture", "empty", "steps", "times", "swap", "download"])
+    for (const name of ["frame", "picture", "empty", "steps", "times", "swap", "download"])
       this[name] = this.element.querySelector(`.${name}`);
+    this.name = this.element.querySelector("figcaption");
     this.result = null;
     this.phases = [];
     this.empty.textContent = empty;
@@ -87,11 +88,11 @@ export class Pane {
 
   /** Show a finished picture, its times, and how to have it. */
   show(result) {
-    const { url, settings, timings, wall, seed, phases, file } = result;
+    const { url, settings, timings, wall, phases, file } = result;
     this.result = result;
     this.preview(url, `${this.name.textContent}: ${settings.prompt}`);
     this.element.classList.remove("busy", "stale");
-    this.#say(`engines ${seconds(engineSeconds(timings))} · in all ${seconds(wall)} · seed ${seed}`);
+    this.#say(`engines ${seconds(engineSeconds(timings))} · in all ${seconds(wall)}`);
     this.download.href = url;
     this.download.download = file;
     this.download.hidden = false;
@@ -108,7 +109,6 @@ export class Pane {
 
   #say(text) {
     this.times.textContent = text;
-    this.speed.textContent = "";
     this.download.hidden = this.swap.hidden = true;
   }
 
