@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.chromium import Visit, chromium
+from tests.support.served_page import GATED, entries, generate
 from tgate_export.parameters import table_entry
 
 if TYPE_CHECKING:
@@ -127,14 +128,8 @@ def page(browser: Browser) -> Iterator[Page]:
 def visit(page: Page, *models: dict[str, Any]) -> tuple[Api, Visit]:
     api = Api(page, *models)
     found = Visit(page, ADDRESS)
-    page.wait_for_function("document.getElementById('main-fields').childElementCount > 0")
+    page.wait_for_selector("#main-fields .field")
     return api, found
-
-
-def generate(page: Page, pictures: int) -> None:
-    """Press the button, and wait until the session has that many entries."""
-    page.click("#generate")
-    page.wait_for_function(f"document.querySelectorAll('#history-list li').length === {pictures}")
 
 
 def test_the_speed_up_counts_texts_for_both(page: Page) -> None:
@@ -142,13 +137,12 @@ def test_the_speed_up_counts_texts_for_both(page: Page) -> None:
     page.fill("#prompt", "a fox")
     generate(page, 1)
     # (0.1 + 20 * 0.075 + 0.1) / (0.1 + 8 * 0.075 + 12 * 0.025 + 0.1): 1.7 / 1.1
-    page.wait_for_function("document.getElementById('verdict').textContent.includes('PSNR')")
     assert page.inner_text("#verdict").startswith("1.55 times as fast as without a gate")
 
     times = page.locator(".times").all_inner_texts()
     assert [text.split(" · ")[0] for text in times] == ["engines 1.70 s", "engines 1.00 s"]
     # Each cell is as wide as its step took: 8 full, 12 gated, and the strip 1.0 of 1.7.
-    widths = page.locator(".pane:nth-child(2) .steps i").evaluate_all(
+    widths = page.locator(f"{GATED} .steps i").evaluate_all(
         "cells => cells.map(cell => Number(cell.style.flexGrow))"
     )
     assert widths == pytest.approx([0, *[0.075] * 8, *[0.025] * 12, 0.1])
@@ -168,7 +162,7 @@ def test_what_only_the_gate_reads_leaves_the_other_picture(page: Page) -> None:
     assert asked == [base | {"gate_step": 20}, base | {"gate_step": 8}]
     page.get_by_label("Blend").fill("1")
     page.get_by_label("Blend").press("Tab")
-    page.wait_for_function("document.querySelectorAll('#history-list li').length === 2")
+    entries(page, 2)
     assert [each.get("cache_blend") for each in api.sent] == [None, None, 1]
     # Anything else needs both, and waits for the button.
     page.get_by_label("Guidance").fill("3")
@@ -218,7 +212,7 @@ def test_a_free_seed_is_a_new_one_each_time(page: Page) -> None:
     generate(page, 1)
     page.focus("#gate")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("document.querySelectorAll('#history-list li').length === 2")
+    entries(page, 2)
     generate(page, 3)
     seeds = [each["seed"] for each in api.sent]
     assert seeds[:3] == [seeds[0]] * 3
@@ -246,7 +240,7 @@ def test_models_have_their_own_settings(page: Page) -> None:
     page.get_by_label("height", exact=True).fill("99")
     generate_fails(page, "Original size: two numbers, height and width")
     page.get_by_label("height", exact=True).fill("")
-    page.get_by_label("left").fill("4")  # of the two the other one is left as it is
+    page.get_by_label("left", exact=True).fill("4")  # of the two the other one is left as it is
     generate(page, 1)
     sent = api.sent[0]
     assert (sent["size"], sent["negative_prompt"]) == ("72x192", "a dog")
@@ -258,10 +252,10 @@ def test_models_have_their_own_settings(page: Page) -> None:
     page.click("#history-list button")
     assert page.input_value("#model") == "rich"
     assert page.input_value("#prompt") == "a fox"
-    assert (page.input_value("#width"), page.get_by_label("left").input_value()) == ("72", "4")
+    assert (page.input_value("#width"), page.get_by_label("left", exact=True).input_value()) == ("72", "4")
     page.focus("#gate")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelectorAll('#history-list li').length === 2")
+    entries(page, 2)
     last = api.sent[-1]
     assert last == api.sent[1] | {"gate_step": 9}
     assert len(api.sent) == 3
@@ -305,7 +299,7 @@ def test_history_is_bounded(page: Page) -> None:
     for count in range(1, 25):
         generate(page, count)
     page.click("#generate")
-    page.wait_for_function("!document.querySelector('.busy')")
+    page.wait_for_selector(".busy", state="detached")
     assert page.locator("#history-list li").count() == 24
     assert page.locator(".pane:visible img").evaluate("i => i.decode().then(() => i.naturalWidth)")
     assert found.complaints == []

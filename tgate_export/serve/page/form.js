@@ -3,6 +3,7 @@
 import { makeField, numberOf, OF_GATE } from "./fields.js";
 
 const MAIN = ["num_inference_steps", "scheduler", "guidance_scale"];
+const SENT = [...MAIN, "strength"];
 const $ = id => document.getElementById(id);
 
 /** Return a seed that nobody chose. */
@@ -49,7 +50,7 @@ export class Form {
     const main = MAIN.filter(name => names.includes(name)).map(make);
     const ofGate = OF_GATE.slice(1).filter(name => names.includes(name)).map(make);
     const ofStart = ["strength"].filter(name => names.includes(name)).map(make);
-    const taken = [...MAIN, ...OF_GATE, "strength"];
+    const taken = [...SENT, ...OF_GATE];
     const more = names.filter(name => !taken.includes(name)).map(make);
     this.fields = [...main, ...ofStart, ...more];
     this.gateFields = ofGate;
@@ -92,7 +93,8 @@ export class Form {
     settings.height = numberOf($("height"), "Height") ?? tgate.size.height.opt;
     for (const field of this.fields) {
       if (field.name === "strength" && !this.start) continue;
-      const value = field.read() ?? this.#default(field.name);
+      // Of the others the server has defaults, some of which give way to what is given.
+      const value = field.read() ?? (SENT.includes(field.name) ? this.#default(field.name) : undefined);
       if (value !== undefined) settings.parameters[field.name] = value;
     }
     return settings;
@@ -117,11 +119,7 @@ export class Form {
     $("width").value = settings.width;
     $("height").value = settings.height;
     this.#setStart(settings.start);
-    for (const field of this.fields) {
-      const value = settings.parameters[field.name];
-      const usual = JSON.stringify(value) === JSON.stringify(this.#default(field.name));
-      field.write(usual && !MAIN.includes(field.name) ? undefined : value);
-    }
+    for (const field of this.fields) field.write(settings.parameters[field.name]);
     for (const field of this.gateFields) field.write(gate[field.name]);
     if (gate.gate_step) this.share = gate.gate_step / executedSteps(settings);
     this.#limits();
