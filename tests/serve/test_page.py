@@ -52,6 +52,10 @@ def visit(page: Page, server: Any) -> Visit:
     return found
 
 
+def steps(page: Page, count: int) -> None:
+    page.get_by_label("Steps", exact=True).fill(str(count))
+
+
 def pixels(server: Any, gate: int) -> np.ndarray:
     """Ask the server itself [H, W, 3]."""
     status, answer = server.post(
@@ -120,6 +124,7 @@ def test_previews_come_on_the_way(visit: Visit) -> None:
         }"""
     )
     assert seen == []
+    steps(page, 10)
     generate(page, 1)
     seen = page.evaluate("window.seen")
     assert len(seen) >= 4
@@ -130,26 +135,28 @@ def test_previews_come_on_the_way(visit: Visit) -> None:
 
 def test_a_download_is_the_file_as_it_came(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
+    steps(page, 5)
     generate(page, 1)
     with page.expect_download() as waiting:
         page.click(f"{GATED} .download")
     download = waiting.value
-    name = "shapes-a-red-circle-on-a-blue-background-seed7-gate10.png"
+    name = "shapes-a-red-circle-on-a-blue-background-seed7-gate2.png"
     assert download.suggested_filename == name
     download.save_as(tmp_path / name)
     texts = Image.open(tmp_path / name).info
     assert texts["parameters"].startswith(PROMPT)
     assert "Seed: 7" in texts["parameters"]
-    assert "Gate step: 10" in texts["parameters"]
+    assert "Gate step: 2" in texts["parameters"]
 
 
 def test_a_thumbnail_brings_its_settings_back(visit: Visit) -> None:
     page = visit.page
+    steps(page, 5)
     generate(page, 1)
     first = page.get_attribute(f"{UNGATED} img", "src")
     page.fill("#prompt", "a green square on a white background")
     page.fill("#seed", "8")
-    page.get_by_label("Steps", exact=True).fill("10")
+    steps(page, 3)
     usual = page.get_by_label("Sampler").input_value()
     page.get_by_label("Sampler").select_option("euler-a")
     page.keyboard.press("Control+Enter")
@@ -158,9 +165,9 @@ def test_a_thumbnail_brings_its_settings_back(visit: Visit) -> None:
     page.locator("#history-list button").last.press("Enter")
     assert page.input_value("#prompt") == PROMPT
     assert page.input_value("#seed") == "7"
-    assert page.get_by_label("Steps", exact=True).input_value() == "25"
+    assert page.get_by_label("Steps", exact=True).input_value() == "5"
     assert page.get_by_label("Sampler").input_value() == usual
-    assert page.inner_text("#gate-value") == "10 of 25"
+    assert page.inner_text("#gate-value") == "2 of 5"
     assert page.get_attribute(f"{UNGATED} img", "src") == first
     assert visit.complaints == []
 
@@ -171,7 +178,7 @@ def test_escape_stops_the_server_too(visit: Visit, server: Any) -> None:
     page = visit.page
     stats = next(iter(server.pool.models.values())).batcher.stats
     before = stats().outcomes.get("cancelled", 0)
-    page.get_by_label("Steps", exact=True).fill("100")
+    steps(page, 100)
     page.click("#generate")
     page.wait_for_selector(f"{UNGATED} .steps i.done")
     page.keyboard.press("Escape")
@@ -186,14 +193,14 @@ def test_escape_stops_the_server_too(visit: Visit, server: Any) -> None:
 def test_what_the_server_refuses_is_shown_as_it_says(visit: Visit, server: Any) -> None:
     page = visit.page
     page.get_by_label("Guidance", exact=True).fill("7")
-    page.get_by_label("Steps", exact=True).fill("0")
+    steps(page, 0)
     page.click("#generate")
     page.wait_for_selector("#error:visible")
     status, answer = server.post("/v1/images/generations", prompt="x", num_inference_steps=0)
     assert status == 400
     assert page.inner_text("#error") == answer["error"]["message"]
     # It goes when something is made again.
-    page.get_by_label("Steps", exact=True).fill("5")
+    steps(page, 5)
     generate(page, 1)
     assert page.locator("#error").is_hidden()
 
@@ -215,6 +222,7 @@ def test_a_key_is_asked_for(page: Page, shapes_bundle: Path) -> None:
         page.wait_for_selector("#generate:enabled")
         assert page.locator("#key").is_hidden()
         page.fill("#prompt", PROMPT)
+        steps(page, 2)
         page.keyboard.press("Control+Enter")
         entries(page, 1)
         assert "open" not in (page.locator("#curl").text_content() or "")
@@ -226,7 +234,7 @@ def test_nothing_reaches_outside(visit: Visit) -> None:
     page = visit.page
     widths = (360, 600, 768, 1280)
     assert [fits_a_phone(page, width) for width in widths] == [True] * 4
-    page.get_by_label("Steps", exact=True).fill("4")
+    steps(page, 4)
     generate(page, 1)
     page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
     for width in widths:
@@ -240,10 +248,10 @@ def test_nothing_reaches_outside(visit: Visit) -> None:
 
 def test_contrasts_in_both_schemes(visit: Visit) -> None:
     page = visit.page
-    page.get_by_label("Steps", exact=True).fill("0")
+    steps(page, 0)
     page.click("#generate")
     page.wait_for_selector("#error:visible")
-    page.get_by_label("Steps", exact=True).fill("5")
+    steps(page, 5)
     generate(page, 1)
     for hidden in ("#error", "#key", "#stop", "#note", "#start"):
         page.locator(hidden).evaluate("each => { each.hidden = false; }")
@@ -262,7 +270,7 @@ def test_contrasts_in_both_schemes(visit: Visit) -> None:
 
 def test_everything_can_be_reached_and_seen_by_keyboard(visit: Visit) -> None:
     page = visit.page
-    page.get_by_label("Steps", exact=True).fill("4")
+    steps(page, 4)
     generate(page, 1)
     page.focus("#prompt")
     reached = []
