@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.bench import Clock, FakeBackend, fake_pipeline
-from tests.support.chromium import ARGUMENTS, CHROMIUM, Visit, fits_a_phone
+from tests.support.chromium import Visit, chromium, fits_a_phone
 from tests.support.rows import baseline, gated, plain
 from tgate_export.bench import compare as compare_module
 from tgate_export.bench.answer import answer
@@ -32,15 +32,8 @@ PROMPT = '</script><b>a "fox"</b> & [100%] ${x}'
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: apt install chromium, or name one in CHROMIUM")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=ARGUMENTS, chromium_sandbox=False
-        )
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = [
@@ -17,20 +21,40 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-class Visit:
-    """A page, and everything that it should not have done."""
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Open a Chromium, or skip the test that wants one."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt install chromium, or name one in CHROMIUM")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, chromium_sandbox=False
+        )
+        yield opened
+        opened.close()
 
-    def __init__(self, page: Page, path: Path) -> None:
+
+class Visit:
+    """A page, and everything that it should not have done.
+
+    A file loads nothing else; a page from a server, whose address ends with a slash, nothing from
+    other servers.
+    """
+
+    def __init__(self, page: Page, place: Path | str) -> None:
         self.page = page
         self.complaints: list[str] = []
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", self._request)
-        self._address = path.as_uri()
+        self._address = place if isinstance(place, str) else place.as_uri()
         page.goto(self._address)
 
     def _request(self, request: Any) -> None:
-        if request.url != self._address and not request.url.startswith("data:"):
+        served = self._address.endswith("/")
+        own = (f"blob:{self._address}", self._address) if served else ()
+        if request.url != self._address and not request.url.startswith(("data:", *own)):
             self.complaints.append(request.url)
 
     def result(self) -> str:
@@ -106,7 +130,7 @@ CONTRASTS = """
     return [255, 255, 255];
   };
   const found = [];
-  for (const element of document.querySelectorAll("main *")) {
+  for (const element of document.querySelectorAll("body *")) {
     const own = [...element.childNodes].filter(node => node.nodeType === 3);
     const text = own.map(node => node.data.trim()).join("");
     if (!text || !element.getClientRects().length || element.closest("title, script")) continue;
@@ -121,7 +145,7 @@ CONTRASTS = """
 """
 # What reaches over the right edge without a container of its own that scrolls.
 OUTSIDE = """
-() => [...document.querySelectorAll("main *")].filter(element =>
+() => [...document.querySelectorAll("body *")].filter(element =>
   element.getBoundingClientRect().right > innerWidth + 0.5 && !element.closest(".scroll")
 ).map(element => element.tagName + " " + element.className)
 """
