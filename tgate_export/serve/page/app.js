@@ -39,13 +39,13 @@ async function load() {
 
 function choose(model) {
   $("model").value = $("model-name").textContent = model.id;
-  const { family, size, video } = model.tgate;
+  const { family, size } = model.tgate;
   const range = ({ min, max }) => (min === max ? `${min}` : `${min} to ${max}`);
   $("model-facts").textContent = `${family}, ${range(size.width)} × ${range(size.height)}`;
   form.use(model);
   for (const pane of panes) pane.shape(size.width.opt, size.height.opt);
-  $("generate").disabled = video;
-  note(video ? `${model.id} makes videos, which are not shown here.` : "");
+  $("generate").disabled = false;
+  note("");
   prepare();
 }
 
@@ -94,10 +94,9 @@ function wanted() {
 function submit() {
   const asked = $("generate").disabled ? null : wanted();
   if (!asked) return;
-  if (asked.settings.seed === undefined) {
-    asked.settings.seed = randomSeed();
-    $("seed-used").textContent = `of these pictures: ${asked.settings.seed}`;
-  }
+  const free = asked.settings.seed === undefined;
+  if (free) asked.settings.seed = randomSeed();
+  $("seed-used").textContent = free ? `of these pictures: ${asked.settings.seed}` : "";
   const same = current !== null && alike(current.settings, asked.settings);
   const missing = panes.filter(pane => {
     if (pane === ungated && !compares()) return false;
@@ -165,7 +164,7 @@ async function compareShown() {
   const shared = [one, other].some(each => each && isShared(each.timings))
     ? "; engine calls were shared with other requests" : "";
   gated.swap.hidden = !one || !other;
-  if (!one || !other) return say(`Done in ${seconds(shown.wall)}${shared}`);
+  if (!one || !other) return say(compares() ? "" : `Done in ${seconds(shown.wall)}${shared}`);
   const times = `${speedup(one.timings, other.timings).toFixed(2)} times as fast`;
   const near = await psnr(one.png, other.png);
   if (ungated.result !== one || gated.result !== other || running) return;
@@ -206,6 +205,7 @@ function restore(entry) {
   const { settings, gate, width, height } = entry.gated ?? entry.ungated;
   if (settings.model !== form.model.id) choose(known.find(({ id }) => id === settings.model));
   form.write(settings, gate);
+  $("seed-used").textContent = "";
   current = { settings, gate: form.readGate() };
   for (const [pane, result] of [[ungated, entry.ungated], [gated, entry.gated]]) {
     pane.clear();
