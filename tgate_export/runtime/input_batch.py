@@ -35,10 +35,25 @@ class InputBatch:
         shape: of the batch.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest, shape: BatchShape) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        shape: BatchShape,
+        *,
+        whole_batches: bool = False,
+    ) -> None:
+        """Allocate and bind.
+
+        Args:
+            backend: that runs engines.
+            manifest: of the bundle that they are of.
+            shape: of the batch.
+            whole_batches: compute all rows in every call, also those that no image is in.
+        """
         self.shape = shape
         self._backend = backend
-        self._smallest = min(manifest.batch.min, shape.batch)
+        self._smallest = shape.batch if whole_batches else min(manifest.batch.min, shape.batch)
         self._plan = plan_batch(manifest, shape)
         self._memory = backend.allocate(self._plan.bindings)
         self._bound: dict[tuple[str, int, int], Execute] = {}

@@ -20,10 +20,26 @@ from tgate_export.runtime.text_encoder import TextEncoder
 class ModelRunner:
     """What is done with a backend: passive, driven in the caller's thread, a turn at a time."""
 
-    def __init__(self, backend: Backend, bundle: Bundle, texts: TextEncoder) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        bundle: Bundle,
+        texts: TextEncoder,
+        *,
+        whole_batches: bool = False,
+    ) -> None:
+        """Run nothing yet.
+
+        Args:
+            backend: that runs engines.
+            bundle: whose they are.
+            texts: encodes prompts.
+            whole_batches: see `InputBatch`.
+        """
         self._backend = backend
         self._manifest = bundle.manifest
         self._texts = texts
+        self._whole_batches = whole_batches
         self._input_batch: InputBatch | None = None
         self._stale = False  # its launches are of engines that somebody else has bound since
 
@@ -51,7 +67,9 @@ class ModelRunner:
             self._input_batch.release_all()
             self._input_batch = None
         if self._input_batch is None:
-            self._input_batch = InputBatch(self._backend, self._manifest, shape)
+            self._input_batch = InputBatch(
+                self._backend, self._manifest, shape, whole_batches=self._whole_batches
+            )
         self._stale = False
         return self._input_batch
 

@@ -398,3 +398,41 @@ def test_call_target_keeps_batches_small(pipeline: TGatePipeline) -> None:
         stages = batcher.stats().stages
     # What is not known yet is tried; after that every image goes alone.
     assert stages["full"].batches[1] > stages["full"].calls - 2
+
+
+def test_whole_batches_are_the_same_in_any_company(pipeline: TGatePipeline) -> None:
+    """To the last bit, whatever shares a call; and calls are whole as long as there is enough."""
+    calls = mixed(40, list(pipeline.manifest.samplers))
+    options = BatchingOptions(whole_batches=True)
+    with batcher_of(pipeline, options) as batcher:
+        with Gate(batcher):
+            together = submit(batcher, calls)
+        expected = [np.asarray(future.result(60).images) for future in together]
+        for some in (calls[3:4], calls[10:15]):
+            for call, future in zip(some, submit(batcher, some), strict=True):
+                found = np.asarray(future.result(60).images)
+                assert np.array_equal(found, expected[call["seed"]])
+    assert_equal_solo(together, pipeline, calls)
+
+
+def test_whole_batches_compute_rows_that_no_image_is_in(
+    pipeline: TGatePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = set()
+    launch = InputBatch._launch
+
+    def note(self: InputBatch, launched: Any, size: int) -> None:
+        sizes.add(size)
+        launch(self, launched, size)
+
+    monkeypatch.setattr(InputBatch, "_launch", note)
+    call = {"prompt": "a", "num_inference_steps": 2, "gate_step": 1, "output_type": "pil"}
+    for options, expected in (
+        (BatchingOptions(whole_batches=True), {8}),
+        (BatchingOptions(whole_batches=True, max_batch=3), {3}),
+        (BatchingOptions(), {1}),
+    ):
+        sizes.clear()
+        with batcher_of(pipeline, options) as batcher:
+            submit(batcher, [call])[0].result(60)
+        assert sizes == expected

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import pytest
 
-from tgate_export.runtime.batching.policy import TIGHTNESS, CallCosts, choose, due
+from tgate_export.runtime.batching.policy import TIGHTNESS, CallCosts, choose, choose_fullest, due
 from tgate_export.runtime.image_state import Stage
 
 
@@ -135,3 +136,58 @@ def test_costs_bound_a_batch_by_a_target() -> None:
     for _ in range(100):
         costs.record("full", 4, 0.1)
     assert costs.largest("full", 8, target=1.0) == 8
+
+
+@dataclass(eq=False)
+class Waiting(Image):
+    left: Counter[str] = field(default_factory=Counter)
+
+
+def fullest(flight: list[Waiting], largest: int = 3) -> tuple[Stage, list[int]]:
+    stage, members = choose_fullest(flight, lambda _: largest)
+    return stage, [member.left.total() for member in members]
+
+
+def waiting(stage: Stage, *left: int, size: tuple[int, int] = (64, 64)) -> list[Waiting]:
+    return [Waiting(0, stage, size, Counter(full=count)) for count in left]
+
+
+def test_the_fullest_call_is_chosen() -> None:
+    flight = [*waiting("encode", 9), *waiting("full", 8, 7), *waiting("decode", 0)]
+    assert fullest(flight) == ("full", [7, 8])
+    assert fullest([*flight, *waiting("encode", 9, 9)]) == ("encode", [9, 9, 9])
+    assert fullest([*waiting("gated", 2, 2, size=(64, 32)), *waiting("gated", 1)]) == (
+        "gated", [2, 2],
+    )  # fmt: skip
+
+
+def test_of_full_calls_the_one_that_is_furthest() -> None:
+    flight = [*waiting("full", 9, 8, 7, 6), *waiting("gated", 5, 4, 3), *waiting("encode", 9, 9, 9)]
+    assert fullest(flight) == ("gated", [3, 4, 5])
+    assert fullest(flight[:4]) == ("full", [6, 7, 8])
+    assert fullest([*flight, *waiting("decode", 0, 0, 0)]) == ("decode", [0, 0, 0])
+
+
+def test_calls_are_full_as_long_as_enough_is_in_flight() -> None:
+    """Whatever the mix: with `n` stages and a batch of `b`, `n * (b - 1) + 1` images."""
+    batch, choice = 4, random.Random(0)
+    queue = [[choice.randint(1, 9), choice.randint(0, 9)] for _ in range(200)]
+    flight: list[Waiting] = []
+    calls: list[int] = []
+    while queue or flight:
+        while queue and len(flight) < 4 * (batch - 1) + 1:
+            full, gated = queue.pop()
+            flight.append(Waiting(0, "encode", left=Counter(full=full, gated=gated)))
+        if queue:
+            assert len(fullest(flight, batch)[1]) == batch
+        stage, members = choose_fullest(flight, lambda _: batch)
+        calls.append(len(members))
+        for member in members:
+            if stage == "decode":
+                flight.remove(member)
+                continue
+            if stage != "encode":
+                member.left[stage] -= 1
+            phases = [phase for phase in ("full", "gated") if member.left[phase]]
+            member.stage = phases[0] if phases else "decode"
+    assert sum(calls) > 200 * 5

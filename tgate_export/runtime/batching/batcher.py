@@ -18,7 +18,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.backends import select
 from tgate_export.runtime.backends.base import Backend
-from tgate_export.runtime.batching.policy import CallCosts, choose, due
+from tgate_export.runtime.batching.policy import CallCosts, choose, choose_fullest, due
 from tgate_export.runtime.batching.request_state import (
     BatchedOutput,
     BatchingOptions,
@@ -71,9 +71,12 @@ class Batcher:
         self.max_in_flight = options.max_in_flight or 4 * self.max_batch
         self.max_pending = options.max_pending
         self._target = options.call_target
+        self._whole_batches = options.whole_batches
         self._run_plans = RunPlans(bundle)
         self._texts = TextEncoder(bundle, remember=REMEMBERED)
-        self._runner = ModelRunner(backend, bundle, self._texts)
+        self._runner = ModelRunner(
+            backend, bundle, self._texts, whole_batches=options.whole_batches
+        )
         self._costs = CallCosts()
         self._pace: dict[Stage, float] = {}  # seconds of a call of the largest batch
         self._recorder = Recorder()
@@ -322,11 +325,7 @@ class Batcher:
                 self._begun.append(self._waiting.pop(0))
 
     def _call(self) -> None:
-        stage, members = choose(
-            self._flight,
-            lambda stage: self._costs.largest(stage, self.max_batch, self._target),
-            self._start_by,
-        )
+        stage, members = self._choose()
         started = monotonic()
         states = list(dict.fromkeys(self._owners[member] for member in members))
         for state in states:
@@ -347,6 +346,16 @@ class Batcher:
         for state in states:
             if all(image.stage == "done" for image in state.images):
                 self._finish(state)
+
+    def _choose(self) -> tuple[Stage, list[ImageState]]:
+        """Choose the next call."""
+
+        def largest(stage: Stage) -> int:
+            return self._costs.largest(stage, self.max_batch, self._target)
+
+        if self._whole_batches:
+            return choose_fullest(self._flight, largest)
+        return choose(self._flight, largest, self._start_by)
 
     def _run(
         self, states: list[RequestState], stage: Stage, members: list[ImageState]

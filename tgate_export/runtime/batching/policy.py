@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -23,6 +24,10 @@ class Candidate(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
+
+    @property
+    def left(self) -> Counter[str]:
+        """Evaluations to come, by phase."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -51,6 +56,27 @@ def choose(
     )
     members = [image for image in ordered if (image.stage, image.size) == (head.stage, head.size)]
     return head.stage, members[: largest(head.stage)]
+
+
+def choose_fullest(flight: Sequence[C], largest: Callable[[Stage], int]) -> tuple[Stage, list[C]]:
+    """Choose the call that has the most images, for callers who wait for all of them alone.
+
+    Of calls with equally many it is the one whose first image has the fewest evaluations left, and
+    those of its stage that have the fewest go along. So images that began together stay together
+    to the end, and those of a rare stage wait until they are a batch, or until nothing else is in
+    flight. With `n` stages and a largest batch of `b` there is a whole batch as long as
+    `n * (b - 1) + 1` images of one size are in flight.
+
+    Args:
+        flight: what is in flight, at least one.
+        largest: the largest batch of a stage.
+    """
+    groups: dict[tuple[Stage, tuple[int, int]], list[C]] = {}
+    for image in sorted(flight, key=lambda image: image.left.total()):
+        groups.setdefault((image.stage, image.size), []).append(image)
+    # `max` takes the first of equals, and groups are in the order of their first images.
+    stage, _ = found = max(groups, key=lambda key: min(len(groups[key]), largest(key[0])))
+    return stage, groups[found][: largest(stage)]
 
 
 def due(arrived: float, needed: float, deadline: float | None) -> float:

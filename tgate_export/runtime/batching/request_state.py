@@ -42,12 +42,17 @@ class BatchingOptions:
         max_pending: images accepted and not yet done, begun or waiting; more are refused.
         call_target: seconds that one engine call should not exceed. Batches are kept small enough
             for it, so that progress and new requests are never further away than that.
+        whole_batches: for who waits for all images and not for one. Every call computes
+            `max_batch` images, of which nobody reads those that are missing, so that no result
+            depends on which images share a call; and images wait for one another, so that few are
+            missing.
     """
 
     max_batch: int | None = None
     max_in_flight: int | None = None
     max_pending: int = 128
     call_target: float | None = None
+    whole_batches: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_in_flight", "max_pending"):
