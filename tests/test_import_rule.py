@@ -35,8 +35,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "build": BUILD,
     "embed": RUNTIME,
     "serve": RUNTIME,
+    "bulk": RUNTIME,
     "bench": (*RUNTIME, "data"),
-    "cli": (*BUILD, "embed", "serve", "bench", "data"),
+    "cli": (*BUILD, "embed", "serve", "bulk", "bench", "data"),
     "__init__": (),  # whatever it names is imported when it is first asked for
     "__main__": ("cli",),
 }
@@ -48,6 +49,7 @@ WITHOUT_TORCH = (
     "data",
     "runtime",
     "serve",
+    "bulk",
     "__init__",
     "__main__",
 )

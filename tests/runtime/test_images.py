@@ -14,7 +14,7 @@ from diffusers.utils import load_image as diffusers_image
 from PIL import Image, ImageFile
 
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.images import load_image, load_images
+from tgate_export.runtime.images import load_image, load_images, picture_sides
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
@@ -45,6 +45,7 @@ def test_all_orientations_of_files_and_of_pictures(tmp_path: Path, orientation: 
     theirs = np.asarray(diffusers_image(str(tmp_path / "x.png"))).astype(np.float32) / 255
     for value in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
         assert np.array_equal(load_image(value), theirs)
+    assert picture_sides(tmp_path / "x.png") == theirs.shape[:2]
 
 
 def entry(tag: int, kind: int, content: bytes) -> bytes:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from tgate_export.runtime.backends.base import BackendOptions, RunPrecision
 
 BACKENDS = "{backends}"
 """Stands in the help of a `BackendOption` for the list of backends."""
@@ -41,3 +45,21 @@ class RunOption(click.Option):
         found = super().get_help_record(ctx)
         text = f"{field.metadata['help']} For {', '.join(takers)}. {found[1] if found else ''}"
         return found and (found[0], text.strip())
+
+
+def backend_options(
+    no_cuda_graphs: bool,
+    weight_streaming_budget: float | None,
+    precision: RunPrecision | None,
+    threads: int | None,
+) -> BackendOptions:
+    """Return the options as backends take them; the budget is in GiB."""
+    from tgate_export.runtime.backends.base import BackendOptions
+
+    budget = weight_streaming_budget
+    return BackendOptions(
+        cuda_graphs=not no_cuda_graphs,
+        weight_streaming_budget=None if budget is None else int(budget * 2**30),
+        precision=precision,
+        threads=threads,
+    )

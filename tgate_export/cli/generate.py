@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption
+from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption, backend_options
+from tgate_export.cli._bulk import BulkOptions, bulk_options, generate_all
 from tgate_export.cli._console import (
     parse_size,
     print_json,
@@ -82,14 +83,18 @@ def generate_options(function: F) -> F:
 
 @click.command(name="generate")
 @click.argument("bundle", type=BundlePath())
+@bulk_options
 @generate_options
-def command(bundle: Path, **options: Any) -> None:
+def command(bundle: Path, bulk: BulkOptions, **options: Any) -> None:
     """Generate images with a bundle: full graph before the gate step, gated graph from it on.
 
     What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
-    of the T-GATE package.
+    of the T-GATE package. --prompts makes an image for every line of a file.
     """
-    generate(bundle, **options)
+    if bulk.given(options):
+        generate_all(bundle, bulk, **options)
+    else:
+        generate(bundle, **options)
 
 
 def generate(
@@ -114,18 +119,11 @@ def generate(
     check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
     from tgate_export.bundle.integrity import read_manifest
-    from tgate_export.runtime.backends.base import BackendOptions
     from tgate_export.runtime.pipeline import TGatePipeline
 
     manifest = read_manifest(bundle)
     check_given(out, prompt, parameters["image"], video=manifest.latents.video)
-    budget = weight_streaming_budget
-    options = BackendOptions(
-        cuda_graphs=not no_cuda_graphs,
-        weight_streaming_budget=None if budget is None else int(budget * 2**30),
-        precision=precision,
-        threads=threads,
-    )
+    options = backend_options(no_cuda_graphs, weight_streaming_budget, precision, threads)
     with readable_warnings():
         with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)

@@ -24,6 +24,7 @@ _ORIENTATION = 0x0112
 # `Image.Transpose` for the orientations 2 to 8.
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
           "TRANSVERSE", "ROTATE_90")  # fmt: skip
+_QUARTERS = range(5, 9)  # those that make the height of the width
 ANY_SIDES: Sides = (4096, 4096)
 
 
@@ -135,8 +136,30 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
+def picture_sides(path: Path, largest: Sides = ANY_SIDES) -> Sides:
+    """Return height and width of a file, upright, without decoding it.
+
+    Raises:
+        InvalidRequestError: it is none in one of `FORMATS`, or larger than `largest`.
+    """
+    picture = _opened(_read(path), path, largest)
+    try:
+        turned: Any = picture.getexif().get(_ORIENTATION)
+    except Exception:  # as it is used: not turned
+        turned = None
+    width, height = picture.size
+    return (width, height) if turned in _QUARTERS else (height, width)
+
+
 def _decode(content: bytes, name: Path | str, largest: Sides) -> Image.Image:
-    """Decode a file, after a look at its size: a few bytes can be a picture of gigabytes."""
+    picture = _opened(content, name, largest)
+    with _our_errors(name):
+        picture.load()
+    return picture
+
+
+def _opened(content: bytes, name: Path | str, largest: Sides) -> Image.Image:
+    """Open a file and look at its size: a few bytes can be a picture of gigabytes."""
     from PIL import Image
 
     with _our_errors(name):
@@ -148,8 +171,6 @@ def _decode(content: bytes, name: Path | str, largest: Sides) -> Image.Image:
             f"image {name} is {picture.width}x{picture.height}, {width}x{height} is the most that "
             "can be used: scale or crop the image to it"
         )
-    with _our_errors(name):
-        picture.load()
     return picture
 
 

@@ -1,0 +1,208 @@
+"""Kill a bulk run at random moments: in the end its images are those of a run that nobody killed.
+
+    scripts/kill_bulk.py [BUNDLE] --prompts 2000 --kills 5 [-- OPTIONS OF generate]
+
+Generates a file of prompts that differ in everything, once undisturbed, and once with a SIGKILL to
+the whole process group now and then. After each kill no line of `images.jsonl` may be there twice,
+and each must name a file of its hash; at the end, all files must be equal by hash. Without a bundle
+`shapes` is built. Prints a table; exits 1 when a rule was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COLORS = ("red", "green", "blue", "yellow", "white", "black")
+SHAPES = ("circle", "square", "triangle")
+SCHEDULERS = ("ddim", "euler", "dpm++2m", "euler-a")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One killed run: when, how many images had a line before and after, and files without one."""
+
+    seconds: float
+    ended: bool
+    before: int
+    after: int
+    unlisted: int
+    torn: bool
+    problems: tuple[str, ...]
+
+    def row(self) -> str:
+        """Return the table row."""
+        verdict = "; ".join(self.problems) or "ok"
+        ended = "was done" if self.ended else ""
+        return (
+            f"{self.seconds:8.2f} {self.before:8} {self.after:8} {self.unlisted:10} "
+            f"{'yes' if self.torn else 'no':>6}   {verdict} {ended}".rstrip()
+        )
+
+
+def write_prompts(path: Path, count: int, *, most_steps: int = 12) -> None:
+    """Write prompts whose steps, gates, samplers, guidance and seeds differ."""
+    choice = random.Random(0)
+    with path.open("w") as stream:
+        for number in range(count):
+            steps = choice.randint(2, most_steps)
+            line: dict[str, Any] = {
+                "id": f"picture {number}",
+                "prompt": f"a {choice.choice(COLORS)} {choice.choice(SHAPES)} on a "
+                f"{choice.choice(COLORS)} background",
+                "steps": steps,
+                "gate_step": choice.randint(1, steps),
+                "scheduler": choice.choice(SCHEDULERS),
+                "guidance_scale": choice.choice([1.0, 3.0, 7.5]),
+            }
+            if choice.random() < 0.3:
+                line["negative_prompt"] = f"a {choice.choice(COLORS)} {choice.choice(SHAPES)}"
+            if choice.random() < 0.3:
+                line["seed"] = choice.randrange(2**32)
+            stream.write(json.dumps(line) + "\n")
+
+
+def start(
+    bundle: Path, prompts: Path, out: Path, options: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "tgate_export", "generate", str(bundle),
+         "--prompts", str(prompts), "--out", str(out), *options],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(bundle: Path, prompts: Path, out: Path, options: Sequence[str] = ()) -> float:
+    """Run to the end and return the seconds that it took."""
+    began = time.monotonic()
+    process = start(bundle, prompts, out, options)
+    _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a run that nobody killed failed: {errors.decode().strip()}")
+    return time.monotonic() - began
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Return the sha256 of every picture, by its place in the folder."""
+    return {
+        file.relative_to(out).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((out / "images").rglob("*"))
+        if file.is_file()
+    }
+
+
+def listed(out: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Return the whole lines of `images.jsonl`, and whether a part of one comes after them."""
+    file = out / "images.jsonl"
+    whole, _, rest = file.read_bytes().rpartition(b"\n") if file.exists() else (b"", b"", b"")
+    return [json.loads(line) for line in whole.splitlines()], bool(rest)
+
+
+def problems(out: Path) -> tuple[str, ...]:
+    """Return what is wrong with what a killed run left."""
+    entries, _ = listed(out)
+    found = hashes(out)
+    twice = [
+        line for line, times in Counter(entry["line"] for entry in entries).items() if times > 1
+    ]
+    wrong = [entry["line"] for entry in entries if found.get(entry["file"]) != entry["sha256"]]
+    said = [(twice, "twice in images.jsonl"), (wrong, "without the file that it names")]
+    return tuple(f"line {lines[0]} is {what}" for lines, what in said if lines)
+
+
+def kill_once(
+    bundle: Path,
+    prompts: Path,
+    out: Path,
+    when: Callable[[float], bool],
+    options: Sequence[str] = (),
+) -> Kill:
+    """Start a run, kill it when `when` says so of the seconds since, and look at what is left."""
+    before = len(listed(out)[0])
+    process = start(bundle, prompts, out, options)
+    began = time.monotonic()
+    while process.poll() is None and not when(time.monotonic() - began):
+        time.sleep(0.005)
+    seconds, ended = time.monotonic() - began, process.poll() is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    entries, torn = listed(out)
+    unlisted = len(hashes(out).keys() - {entry["file"] for entry in entries})
+    return Kill(seconds, ended, before, len(entries), unlisted, torn, problems(out))
+
+
+def differences(expected: Path, out: Path, count: int) -> list[str]:
+    """Return how a folder differs from that of a run that nobody killed."""
+    mine, theirs = hashes(out), hashes(expected)
+    entries, torn = listed(out)
+    lines = [entry["line"] for entry in entries]
+    found = [*problems(out)]
+    if sorted(lines) != list(range(1, count + 1)) or torn:
+        found.append(f"images.jsonl has {len(lines)} lines for {count} prompts")
+    other = [name for name in theirs if mine.get(name) != theirs[name]]
+    if other or mine.keys() != theirs.keys():
+        found.append(f"{len(other)} of {count} files differ: {', '.join(other[:3])}")
+    if left := sorted(
+        {path.name for path in out.iterdir()} - {"images", "images.jsonl", "run.json"}
+    ):
+        found.append(f"left behind: {', '.join(left)}")
+    return found
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("bundle", nargs="?", type=Path)
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("options", nargs="*", help="of generate, after --")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run everything."""
+    options = parse_arguments()
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="kill-bulk-") as folder:
+        bundle = options.bundle
+        if bundle is None:
+            from tgate_export.build.build import build_bundle
+
+            bundle = build_bundle("shapes", out=Path(folder, "bundle"))
+        good, out, prompts = Path(folder, "good"), Path(folder, "killed"), Path(folder, "x.jsonl")
+        write_prompts(prompts, options.prompts)
+        duration = finish(bundle, prompts, good)
+        print(f"{options.prompts} images take {duration:.1f} s undisturbed", flush=True)
+        print(" after s    lines    lines   unlisted   torn", flush=True)
+        print("           before    after      files   line   verdict", flush=True)
+        broken = False
+        for _ in range(options.kills):
+            moment = moments.uniform(0, 2 * duration / (options.kills + 1))
+            kill = kill_once(bundle, prompts, out, moment.__le__, options.options)
+            broken |= bool(kill.problems)
+            print(kill.row(), flush=True)
+        seconds = finish(bundle, prompts, out, options.options)
+        found = differences(good, out, options.prompts)
+        print(f"the last run took {seconds:.1f} s: {'; '.join(found) or 'all files are equal'}")
+    sys.exit(int(broken or bool(found)))
+
+
+if __name__ == "__main__":
+    main()

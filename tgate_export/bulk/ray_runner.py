@@ -1,0 +1,276 @@
+"""A bulk run by the machines of a Ray cluster, which share the folder: one actor a GPU or socket.
+
+Ray Data hands blocks of lines to actors, each of which has a batcher of its own and writes images.
+What becomes of the lines comes back here, where alone it is written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tgate_export.bulk.local import results_of
+from tgate_export.bulk.output_folder import RECORD
+from tgate_export.bulk.prompt_file import PromptFile
+from tgate_export.bulk.record import hash_of_bundle
+from tgate_export.bulk.run import Place
+from tgate_export.bulk.settings import BulkSettings
+from tgate_export.bulk.worker import Result, Worker
+from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.common.errors import TGateError, first_line
+from tgate_export.common.install import pip_install
+from tgate_export.runtime.backends import select, specs
+from tgate_export.runtime.cpus import processors
+
+_MOST_LINES = 512  # of a block, at whose end an actor waits for its last images
+_BLOCKS = 8  # an actor, at least, so that all end at about the same time
+_OBJECT_STORE_BYTES = 100 * 2**20  # of a Ray of our own, in which there is little
+_PACKAGES = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors.
+
+    Attributes:
+        size: how many.
+        num_gpus: of each.
+        num_cpus: of each.
+    """
+
+    size: int
+    num_gpus: int
+    num_cpus: int
+
+
+class RayRunner:
+    """Generates on a Ray cluster, of which the end of the block lets go; see `Runner`."""
+
+    def __init__(self, address: str, actors: int | None) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            address: of the cluster, as Ray takes it; "" for one that is started on this machine.
+            actors: how many; one for each GPU or CPU socket when None.
+
+        Raises:
+            TGateError: Ray is not installed.
+        """
+        if find_spec("ray") is None or find_spec("pyarrow") is None:
+            raise TGateError(f"Ray Data is not installed: {pip_install('ray')}")
+        self._address = address
+        self._actors = actors
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> RayRunner:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stack.close()
+
+    def backend(self, settings: BulkSettings, bundle: Bundle) -> str:
+        """Connect, and return the name of the backend that the settings' is where actors run."""
+        import ray
+
+        del bundle
+        self._stack.enter_context(_connected(self._address))
+        pool = self._pool(settings)
+        task = ray.remote(num_gpus=pool.num_gpus, num_cpus=pool.num_cpus)(_backend_there)
+        found, error = ray.get(task.remote(settings))
+        if error:
+            raise TGateError(error)
+        return str(found)
+
+    @contextlib.contextmanager
+    def results(
+        self, settings: BulkSettings, bundle: Bundle, places: Iterator[Place]
+    ) -> Iterator[Iterator[Result]]:
+        """Generate lines; the block's end drops what is not done."""
+        pool = self._pool(settings)
+        options = settings.backend_options
+        if specs()[settings.backend].takes("threads", pool.num_cpus) and options.threads is None:
+            options = replace(options, threads=pool.num_cpus)
+        with PromptFile(settings, bundle.manifest) as file:
+            prompts_sha256 = file.sha256()
+        actor = _Arguments(
+            replace(settings, backend_options=options),
+            prompts_sha256,
+            hash_of_bundle(settings.bundle),
+        )
+        yield _results(pool, actor, list(places))
+
+    def _pool(self, settings: BulkSettings) -> Pool:
+        """Return the actors that the cluster has room for."""
+        import ray
+
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        spec = specs().get(settings.backend)
+        if gpus and (spec is None or spec.device != "cpu"):
+            return Pool(self._actors or gpus, num_gpus=1, num_cpus=1)
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        size = self._actors or max(1, min(sockets() * len(nodes), cpus))
+        return Pool(size, num_gpus=0, num_cpus=max(1, cpus // size))
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What an actor is made with."""
+
+    settings: BulkSettings
+    prompts_sha256: str
+    bundle_sha256: str
+
+
+class _Actor:
+    """Generates blocks of lines, one after another, on whatever machine it is."""
+
+    def __init__(self, arguments: _Arguments) -> None:
+        """Load engines; what goes wrong is what becomes of the first line."""
+        self._stop = ""
+        try:
+            self._load(arguments)
+        except TGateError as error:
+            self._stop = f"{socket.gethostname()}: {error}"
+
+    def _load(self, arguments: _Arguments) -> None:
+        settings = arguments.settings
+        for path in (settings.bundle, settings.prompts, settings.out / RECORD):
+            if not path.exists():
+                raise TGateError(
+                    f"there is no {path}: the bundle, the prompts and the folder for the images "
+                    "have to be where all machines have them at the same place"
+                )
+        if hash_of_bundle(settings.bundle) != arguments.bundle_sha256:
+            raise TGateError(f"{settings.bundle} is another bundle than where the run was started")
+        bundle = open_bundle(settings.bundle, cache_hashes=True)
+        self._file = PromptFile(settings, bundle.manifest)
+        if self._file.sha256() != arguments.prompts_sha256:
+            raise TGateError(f"{settings.prompts} is another file than where the run was started")
+        backend = select(settings.backend, bundle, settings.backend_options)
+        self._worker = Worker(settings, bundle, backend)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
+        """Yield what became of a block's lines, in their order.
+
+        When an actor dies, Ray runs its block again and skips as many results as it has, so these
+        must not come in another order then.
+        """
+        places = [
+            (int(number), int(offset))
+            for number, offset in zip(batch["number"], batch["offset"], strict=True)
+        ]
+        if self._stop:
+            yield _row(Result({"line": places[0][0]}, made=False, stop=self._stop))
+            return
+        found = results_of(self._worker, self._file, iter(places))
+        for result in in_order(found, [number for number, _ in places]):
+            yield _row(result)
+
+
+def in_order(results: Iterable[Result], numbers: Sequence[int]) -> Iterator[Result]:
+    """Yield results in the order of the lines' numbers; one that stops the run comes at once."""
+    held: dict[int, Result] = {}
+    waiting = iter(numbers)
+    wanted = next(waiting, None)
+    for result in results:
+        if result.stop:
+            yield result
+            return
+        held[result.entry["line"]] = result
+        while wanted in held:
+            yield held.pop(wanted)
+            wanted = next(waiting, None)
+
+
+def sockets() -> int:
+    """Return how many CPU sockets this machine has; 1 where nobody says."""
+    found = set()
+    for file in _PACKAGES.glob("cpu[0-9]*/topology/physical_package_id"):
+        with contextlib.suppress(OSError):
+            found.add(file.read_text())
+    return max(1, len(found))
+
+
+def _backend_there(settings: BulkSettings) -> tuple[str, str]:
+    """Return the name of the settings' backend on the machine where this runs, and an error."""
+    try:
+        bundle = open_bundle(settings.bundle, check_hashes=False)
+        return select(settings.backend, bundle, settings.backend_options).name, ""
+    except TGateError as error:
+        return "", f"{socket.gethostname()}: {error}"
+
+
+def _row(result: Result) -> dict[str, list[str]]:
+    return {"result": [json.dumps(asdict(result))]}
+
+
+def _results(pool: Pool, actor: _Arguments, places: Sequence[Place]) -> Iterator[Result]:
+    """Hand lines to actors, and yield what became of them as it comes."""
+    import pyarrow
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # every result is on its way when it is there
+    lines = max(1, min(_MOST_LINES, -(-len(places) // (_BLOCKS * pool.size))))
+    tables = [
+        pyarrow.table({"number": numbers, "offset": offsets})
+        for first in range(0, len(places), lines)
+        for numbers, offsets in [zip(*places[first : first + lines], strict=True)]
+    ]
+    made = ray.data.from_arrow(tables).map_batches(
+        _Actor, fn_constructor_args=(actor,), batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=pool.size),
+        num_gpus=pool.num_gpus or None, num_cpus=pool.num_cpus,
+    )  # fmt: skip
+    try:
+        for batch in made.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for text in batch["result"].to_pylist():
+                yield Result(**json.loads(text))
+    except ray.exceptions.RayError as error:
+        raise TGateError(f"Ray: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Have a Ray cluster for the block.
+
+    Raises:
+        TGateError: there is none at that address.
+    """
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    before = signal.getsignal(signal.SIGTERM)
+    # Below /tmp, as Ray's own: paths of its sockets cannot be long.
+    folder = tempfile.mkdtemp(prefix="tgate-ray-", dir="/tmp")
+    ours = {
+        "num_cpus": processors(), "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False, "_temp_dir": folder,
+    }  # fmt: skip
+    options = {"address": address} if address else {"address": "local", **ours}
+    try:
+        # Ray lets actors import what is in the working directory, whosever that is.
+        with contextlib.chdir(folder):
+            ray.init(
+                log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
+            )
+        signal.signal(signal.SIGTERM, before)  # Ray has its own
+        yield
+    except ConnectionError as error:
+        raise TGateError(f"no Ray cluster at {address}: {first_line(error)}") from None
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
