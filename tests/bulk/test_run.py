@@ -378,15 +378,6 @@ def test_other_formats(
     assert entries(settings.out)[1]["file"] == f"images/000/000001.{suffix}"
 
 
-@pytest.fixture(scope="module")
-def image_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
-        return made_once(
-            tmp_path_factory, "bundles/image-to-image-sd15",
-            lambda out: build_bundle(str(tiny_pipeline_dir), image_to_image=True, out=out),
-        )  # fmt: skip
-
-
 def test_lines_begin_with_pictures(
     settings: BulkSettings, write_lines: WriteLines, image_bundle: Path, tmp_path: Path
 ) -> None:

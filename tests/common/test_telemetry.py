@@ -96,3 +96,19 @@ def test_a_users_own_setting_stays(tmp_path: Path) -> None:
         env=environment(tmp_path, ORT_DISABLE_TELEMETRY="0"),
     )  # fmt: skip
     assert run.stdout.strip() == "0"
+
+
+def test_a_ray_of_ours_reports_nothing(tmp_path: Path) -> None:
+    """As Ray itself sees it."""
+    pytest.importorskip("ray")
+    code = (
+        "import tgate_export\n"
+        "from ray._common.usage import usage_lib\n"
+        "print(usage_lib.usage_stats_enabled())"
+    )
+    for asked, expected in (("0", "False"), ("1", "True")):
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True,
+            env=environment(tmp_path, TGATE_EXPORT_TELEMETRY=asked),
+        )  # fmt: skip
+        assert run.stdout.strip() == expected

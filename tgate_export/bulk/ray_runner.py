@@ -7,13 +7,15 @@ What becomes of the lines comes back here, where alone it is written down.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +36,7 @@ from tgate_export.runtime.cpus import processors
 
 _MOST_LINES = 512  # of a block, at whose end an actor waits for its last images
 _BLOCKS = 8  # an actor, at least, so that all end at about the same time
+_TRIES = 3  # to start a Ray of our own
 _OBJECT_STORE_BYTES = 100 * 2**20  # of a Ray of our own, in which there is little
 _PACKAGES = Path("/sys/devices/system/cpu")
 
@@ -107,7 +110,9 @@ class RayRunner:
             prompts_sha256,
             hash_of_bundle(settings.bundle),
         )
-        yield _results(pool, actor, list(places))
+        found = _results(pool, actor, list(places))
+        first = next(found)  # when actors have loaded their engines
+        yield itertools.chain([first], found)
 
     def _pool(self, settings: BulkSettings) -> Pool:
         """Return the actors that the cluster has room for."""
@@ -220,6 +225,7 @@ def _results(pool: Pool, actor: _Arguments, places: Sequence[Place]) -> Iterator
     import pyarrow
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -248,11 +254,10 @@ def _connected(address: str) -> Iterator[None]:
     """Have a Ray cluster for the block.
 
     Raises:
-        TGateError: there is none at that address.
+        TGateError: there is none at that address, or none can be started.
     """
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
     before = signal.getsignal(signal.SIGTERM)
     # Below /tmp, as Ray's own: paths of its sockets cannot be long.
     folder = tempfile.mkdtemp(prefix="tgate-ray-", dir="/tmp")
@@ -263,14 +268,41 @@ def _connected(address: str) -> Iterator[None]:
     options = {"address": address} if address else {"address": "local", **ours}
     try:
         # Ray lets actors import what is in the working directory, whosever that is.
-        with contextlib.chdir(folder):
-            ray.init(
-                log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
-            )
+        with contextlib.chdir(folder), _no_stderr():
+            _start(options)
         signal.signal(signal.SIGTERM, before)  # Ray has its own
         yield
-    except ConnectionError as error:
-        raise TGateError(f"no Ray cluster at {address}: {first_line(error)}") from None
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let nothing be written to standard error: libraries do that past Python."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Start Ray or connect to one; on a busy machine its processes may not find each other."""
+    import ray
+
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # of its own, and plain ones
+            ray.shutdown()
+            if left and options["address"] == "local":
+                continue
+            raise TGateError(
+                f"cannot use Ray at {options['address']}: {first_line(error)}"
+            ) from error
+        return
