@@ -18,9 +18,12 @@ import argparse
 import itertools
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from tgate_export.bench.adherence import adherence
 from tgate_export.bench.machine import machine
 from tgate_export.bench.similarity import as_bytes, psnr
 from tgate_export.data.shapes_world import random_scene
+from tgate_export.runtime import BackendOptions
 
 STEPS, TOGETHER = 25, 8
 
@@ -103,7 +107,7 @@ def ungated(row: Row) -> Row:
 
 
 def measure(
-    pipeline: TGatePipeline,
+    workers: ProcessPoolExecutor,
     rows: Sequence[Row],
     pairs: int,
     seed: int,
@@ -113,30 +117,55 @@ def measure(
     """Measure what the results lack of the rows, and write them after every few prompts."""
     rng = np.random.default_rng(seed)
     captions = [random_scene(rng).caption for _ in range(pairs)]
+    for row in rows:
+        results.setdefault(row.key, Measured([], []))
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("pictures", total=len(rows) * pairs)
         for first in range(0, pairs, TOGETHER):
             part = captions[first : first + TOGETHER]
-            references: dict[Row, np.ndarray] = {}
-            for row in rows:
-                done = results.setdefault(row.key, Measured([], []))
-                if len(done.shown) <= first:
-                    base = ungated(row)
-                    if base not in references:
-                        references[base] = draw(pipeline, base, part, seed + first)
-                    pictures = references.get(row)
-                    if pictures is None:
-                        pictures = draw(pipeline, row, part, seed + first)
-                    for picture, reference, text in zip(
-                        pictures, references[base], part, strict=True
-                    ):
-                        done.shown.append(round(adherence([picture], [text])))
-                        done.psnr_db.append(round(psnr(reference, picture), 2))
-                progress.advance(task, len(part))
-            write(path, seed, results)
+            lacking = [row for row in rows if len(results[row.key].shown) <= first]
+            progress.advance(task, (len(rows) - len(lacking)) * len(part))
+            columns = [
+                [row for row in lacking if ungated(row) == base]
+                for base in dict.fromkeys(map(ungated, lacking))
+            ]
+            work = [workers.submit(measure_column, each, part, seed + first) for each in columns]
+            for column, future in zip(columns, work, strict=True):
+                for row, found in zip(column, future.result(), strict=True):
+                    results[row.key].shown.extend(found.shown)
+                    results[row.key].psnr_db.extend(found.psnr_db)
+                progress.advance(task, len(column) * len(part))
+            if work:
+                write(path, seed, results)
 
 
-def draw(pipeline: TGatePipeline, row: Row, prompts: Sequence[str], seed: int) -> np.ndarray:
+pipeline: TGatePipeline  # of a worker
+
+
+def begin(bundle: Path, backend: str, threads: int) -> None:
+    """Load a worker's pipeline: small graphs gain more from a process a core than from threads."""
+    global pipeline
+    options = BackendOptions(threads=threads)
+    pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
+
+
+def measure_column(rows: Sequence[Row], prompts: Sequence[str], seed: int) -> list[Measured]:
+    """Measure rows of one sampler and guidance scale on some prompts; in a worker."""
+    base = ungated(rows[0])
+    reference = draw(base, prompts, seed)
+    found = []
+    for row in rows:
+        pictures = reference if row == base else draw(row, prompts, seed)
+        found.append(
+            Measured(
+                [round(adherence([p], [text])) for p, text in zip(pictures, prompts, strict=True)],
+                [round(psnr(r, p), 2) for r, p in zip(reference, pictures, strict=True)],
+            )
+        )
+    return found
+
+
+def draw(row: Row, prompts: Sequence[str], seed: int) -> np.ndarray:
     """Return a row's pictures, 8 bits [N, H, W, 3], of seeds from `seed` on."""
     found = pipeline(list(prompts), seed=seed, output_type="np", **row.call())
     return as_bytes(np.asarray(found.images))
@@ -223,6 +252,7 @@ def main() -> None:
     parser.add_argument("--plain-steps", type=int, nargs="*", default=[8, 12, 16])
     parser.add_argument("--choose-for", type=int, nargs="+", default=[10, 5, 3], help="gates")
     parser.add_argument("--backend", default="onnxruntime:cpu")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     args = parser.parse_args()
 
@@ -235,8 +265,15 @@ def main() -> None:
         for column in columns
     ]
     results = read(args.results, args.seed)
-    pipeline = TGatePipeline.from_bundle(args.bundle, args.backend)
-    measure(pipeline, rows, args.pairs, args.seed, results, args.results)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ProcessPoolExecutor(
+        args.jobs, get_context("spawn"), begin, (args.bundle, args.backend, threads)
+    ) as workers:
+        measure(workers, rows, args.pairs, args.seed, results, args.results)
+    results = {
+        key: Measured(row.shown[: args.pairs], row.psnr_db[: args.pairs])
+        for key, row in results.items()
+    }
     lines = list(table(results, rows))
     (blend, carry), why = choose(results, rows, args.choose_for)
     lines += ["", f"Chosen for gates {args.choose_for}: blend {blend:g}, carry {carry:g} ({why})."]
