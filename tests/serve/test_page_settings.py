@@ -46,7 +46,10 @@ def model(name: str, extra: dict[str, Any] | None = None, **changes: Any) -> dic
     return {"id": name, "object": "model", "tgate": about | changes}
 
 
-GUIDED = {"guidance_scale": {"default": 7.5}, "cache_blend": {}, "guidance_carry": {}}
+GUIDED = {
+    "guidance_scale": {"default": 7.5}, "cache_blend": {}, "guidance_carry": {},
+    "sp_interval": {"default": 1}, "fi_interval": {"default": 1},
+}  # fmt: skip
 WIDE = {
     "width": {"min": 64, "opt": 128, "max": 256},
     "height": {"min": 64, "opt": 192, "max": 256},
@@ -164,14 +167,21 @@ def test_what_only_the_gate_reads_leaves_the_other_picture(page: Page) -> None:
     page.get_by_label("Blend").press("Tab")
     entries(page, 2)
     assert [each.get("cache_blend") for each in api.sent] == [None, None, 1]
+    page.click("#more summary")
+    page.get_by_label("Fi interval").fill("2")
+    page.get_by_label("Fi interval").press("Tab")
+    entries(page, 3)
+    assert [each.get("fi_interval") for each in api.sent] == [None, None, None, 2]
+    assert api.sent[3]["gate_step"] == 8
     # Anything else needs both, and waits for the button.
+    page.get_by_label("Sp interval").fill("2")
     page.get_by_label("Guidance").fill("3")
     page.focus("#gate")
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(600)
-    assert len(api.sent) == 3
-    generate(page, 3)
-    last = [(each["guidance_scale"], each["gate_step"]) for each in api.sent[3:]]
+    assert len(api.sent) == 4
+    generate(page, 4)
+    last = [(each["guidance_scale"], each["gate_step"]) for each in api.sent[4:]]
     assert last == [(3, 20), (3, 9)]
     assert found.complaints == []
 

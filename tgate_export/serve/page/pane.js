@@ -34,7 +34,7 @@ export class Pane {
   /** Give the frame the shape of pictures to come. */
   shape(width, height) {
     this.frame.style.aspectRatio = `${width} / ${height}`;
-    this.frame.style.setProperty("--shape", width / height);
+    this.frame.closest(".stage").style.setProperty("--shape", width / height);
   }
 
   clear() {
