@@ -27,8 +27,7 @@ USUAL = {
     "gate_step": {"default": 8},
     "scheduler": {"default": "euler"},
 }
-# Seconds, and what 20 steps with a gate at 8 are to come to: 1.7 and 1.1.
-SECONDS = {"encode": 0.1, "full": 0.075, "gated": 0.025, "decode": 0.1}
+SECONDS = {"encode": 0.01, "full": 0.0075, "gated": 0.0025, "decode": 0.01}
 
 
 def model(name: str, extra: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -46,7 +45,10 @@ def model(name: str, extra: dict[str, Any] | None = None, **changes: Any) -> dic
     return {"id": name, "object": "model", "tgate": about | changes}
 
 
-GUIDED = {"guidance_scale": {"default": 7.5}, "cache_blend": {}, "guidance_carry": {}}
+GUIDED = {
+    "guidance_scale": {"default": 7.5}, "cache_blend": {}, "guidance_carry": {},
+    "sp_interval": {"default": 1}, "fi_interval": {"default": 1},
+}  # fmt: skip
 WIDE = {
     "width": {"min": 64, "opt": 128, "max": 256},
     "height": {"min": 64, "opt": 192, "max": 256},
@@ -136,18 +138,20 @@ def test_the_speed_up_counts_texts_for_both(page: Page) -> None:
     _, found = visit(page, model("x"))
     page.fill("#prompt", "a fox")
     generate(page, 1)
-    # (0.1 + 20 * 0.075 + 0.1) / (0.1 + 8 * 0.075 + 12 * 0.025 + 0.1): 1.7 / 1.1
+    # 10 + 20 * 7.5 + 10 ms without a gate, 10 + 8 * 7.5 + 12 * 2.5 + 10 with it: 170 / 110
     assert page.inner_text("#verdict").startswith("1.55 times as fast as without a gate")
 
     times = page.locator(".times").all_inner_texts()
-    assert [text.split(" · ")[0] for text in times] == ["engines 1.70 s", "engines 1.00 s"]
-    # Each cell is as wide as its step took: 8 full, 12 gated, and the strip 1.0 of 1.7.
-    widths = page.locator(f"{GATED} .steps i").evaluate_all(
-        "cells => cells.map(cell => Number(cell.style.flexGrow))"
-    )
-    assert widths == pytest.approx([0, *[0.075] * 8, *[0.025] * 12, 0.1])
-    strips = page.locator(".steps").evaluate_all("all => all.map(each => each.style.width)")
-    assert [float(width.rstrip("%")) for width in strips] == pytest.approx([100, 100 / 1.7], 1e-4)
+    assert [text.split(" · ")[0] for text in times] == ["engines 170 ms", "engines 100 ms"]
+    # Each cell is as wide as its step took, and the strips as long as their pictures.
+    page.emulate_media(reduced_motion="reduce")
+    width = "all => all.map(each => each.getBoundingClientRect().width)"
+    whole, strip = page.locator(".steps").evaluate_all(width)
+    assert strip / whole == pytest.approx(1.0 / 1.7, rel=1e-3)
+    cells = page.locator(f"{GATED} .steps i").evaluate_all(width)
+    left = strip - 21  # pixels between them
+    shares = [0, *[0.075] * 8, *[0.025] * 12, 0.1]  # of 100 ms
+    assert cells == pytest.approx([share * left for share in shares], abs=0.1)
     assert found.complaints == []
 
 
@@ -164,14 +168,21 @@ def test_what_only_the_gate_reads_leaves_the_other_picture(page: Page) -> None:
     page.get_by_label("Blend").press("Tab")
     entries(page, 2)
     assert [each.get("cache_blend") for each in api.sent] == [None, None, 1]
+    page.click("#more summary")
+    page.get_by_label("Fi interval").fill("2")
+    page.get_by_label("Fi interval").press("Tab")
+    entries(page, 3)
+    assert [each.get("fi_interval") for each in api.sent] == [None, None, None, 2]
+    assert api.sent[3]["gate_step"] == 8
     # Anything else needs both, and waits for the button.
+    page.get_by_label("Sp interval").fill("2")
     page.get_by_label("Guidance").fill("3")
     page.focus("#gate")
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(600)
-    assert len(api.sent) == 3
-    generate(page, 3)
-    last = [(each["guidance_scale"], each["gate_step"]) for each in api.sent[3:]]
+    assert len(api.sent) == 4
+    generate(page, 4)
+    last = [(each["guidance_scale"], each["gate_step"]) for each in api.sent[4:]]
     assert last == [(3, 20), (3, 9)]
     assert found.complaints == []
 

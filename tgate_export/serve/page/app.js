@@ -243,7 +243,7 @@ $("model").addEventListener("change", () => {
 $("compare").addEventListener("change", () => {
   if (!running) compareShown();
 });
-for (const id of ["gate", "gate-more"]) $(id).addEventListener("change", gateMoved);
+for (const id of ["gate", "gate-more", "more-fields"]) $(id).addEventListener("change", gateMoved);
 for (const type of ["input", "change"]) $("form").addEventListener(type, prepare);
 $("key").addEventListener("submit", event => {
   event.preventDefault();

@@ -55,10 +55,12 @@ export class Form {
     this.fields = [...main, ...ofStart, ...more];
     this.gateFields = ofGate;
     fill("main-fields", main);
-    fill("gate-more", ofGate);
+    // The interval between gated steps stands beside the one before the gate.
+    const aside = ofGate.filter(field => field.name === "fi_interval");
+    fill("gate-more", ofGate.filter(field => !aside.includes(field)));
     fill("start-fields", ofStart);
-    fill("more-fields", more);
-    $("more").hidden = !more.length;
+    fill("more-fields", [...more, ...aside]);
+    $("more").hidden = !(more.length + aside.length);
     $("gate-panel").hidden = !this.hasGate;
     $("gate").title = parameters.gate_step?.help ?? "";
     $("negative-row").hidden = !model.tgate.negative_prompt;

@@ -34,7 +34,7 @@ export class Pane {
   /** Give the frame the shape of pictures to come. */
   shape(width, height) {
     this.frame.style.aspectRatio = `${width} / ${height}`;
-    this.frame.style.setProperty("--shape", width / height);
+    this.frame.closest(".stage").style.setProperty("--shape", width / height);
   }
 
   clear() {
@@ -118,11 +118,13 @@ export class Pane {
     this.steps.setAttribute("aria-valuemax", Math.max(1, cells.length));
     this.steps.setAttribute("aria-valuenow", "0");
     this.steps.removeAttribute("aria-valuetext");
+    // Growth that sums up to less than 1 would not fill the strip.
+    const whole = cells.reduce((sum, { weight = 1 }) => sum + weight, 0);
     this.steps.replaceChildren(...cells.map(each => {
       const cell = document.createElement("i");
       cell.className = each.kind;
       cell.title = each.title ?? "";
-      cell.style.flexGrow = each.weight ?? 1;
+      cell.style.flexGrow = (each.weight ?? 1) / whole;
       return cell;
     }));
   }
