@@ -214,6 +214,13 @@ def test_no_negative_prompt_is_no_line() -> None:
         assert parameters_text(manifest(), request("a", **options), 0).count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_the_comment_is_of_the_type_that_exif_says(kind: str) -> None:
+    """Tag 0x9286 of type 7, undefined: piexif, which the web UI reads with, insists."""
+    found = encode_picture(PICTURE, kind, manifest(), request(), 0)
+    assert found.count(b"\x92\x86\x00\x07") == 1
+
+
 def test_a_text_that_a_jpeg_has_no_room_for_is_left_out() -> None:
     found = opened(encode_picture(PICTURE, "JPEG", manifest(), request("x" * 40_000), 0))
     assert not found.getexif()

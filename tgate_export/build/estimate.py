@@ -8,10 +8,11 @@ from tgate_export.families.model_files import count_parameters
 from tgate_export.families.source import ModelSource
 
 _BYTES = 4  # of a parameter, in fp32
-# Stable Diffusion 1.5, 1.07 G parameters, takes two cores 239 s (docs/build.md), `shapes` half a
-# minute.
-_LEAST_SECONDS = 30
-_SECONDS_OF_BILLION = 200
+_LEAST_BYTES = 4 * 10**6  # graphs, sampler tables, a tokenizer
+# Stable Diffusion 1.5, 1.07 G parameters, takes two cores 239 s (docs/build.md), `shapes` 50 s of
+# one.
+_LEAST_SECONDS = 40
+_SECONDS_OF_BILLION = 190
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,4 @@ def estimate(source: ModelSource) -> Estimate:
         for name in source.weight_files(component).files
     )
     seconds = _LEAST_SECONDS + _SECONDS_OF_BILLION * parameters / 1e9
-    return Estimate(minutes=max(1, round(seconds / 60)), bytes=_BYTES * parameters)
+    return Estimate(minutes=max(1, round(seconds / 60)), bytes=_LEAST_BYTES + _BYTES * parameters)
