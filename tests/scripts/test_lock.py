@@ -23,7 +23,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "demo": ("export", "cpu"),
     "docs": ("docs",),
     "gpu": ("export", "bench", "test"),
-    "test": ("export", "cpu", "openvino", "tensorrt-rtx", "bench", "test"),
+    "test": ("export", "cpu", "openvino", "tensorrt-rtx", "bench", "ray", "serve", "test"),
 }
 # The first versions without holes that were known when this was written.
 SAFE = {
