@@ -1,11 +1,12 @@
 """Kill a bulk run at random moments: in the end its images are those of a run that nobody killed.
 
-    scripts/kill_bulk.py [BUNDLE] --prompts 2000 --kills 5 [-- OPTIONS OF generate]
+    scripts/kill_bulk.py [BUNDLE] --prompts 2000 --kills 5 [-- --ray --ray-actors 2]
 
 Generates a file of prompts that differ in everything, once undisturbed, and once with a SIGKILL to
 the whole process group now and then. After each kill no line of `images.jsonl` may be there twice,
 and each must name a file of its hash; at the end, all files must be equal by hash. Without a bundle
-`shapes` is built. Prints a table; exits 1 when a rule was broken.
+`shapes` is built. Options of `generate` after -- are for the runs that are killed. Prints a table;
+exits 1 when a rule was broken.
 """
 
 from __future__ import annotations
@@ -172,7 +173,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("options", nargs="*", help="of generate, after --")
+    parser.add_argument("--backend", default="onnxruntime:cpu")
+    parser.add_argument("options", nargs="*", help="of generate for runs that are killed, after --")
     return parser.parse_args()
 
 
@@ -188,17 +190,18 @@ def main() -> None:
             bundle = build_bundle("shapes", out=Path(folder, "bundle"))
         good, out, prompts = Path(folder, "good"), Path(folder, "killed"), Path(folder, "x.jsonl")
         write_prompts(prompts, options.prompts)
-        duration = finish(bundle, prompts, good)
+        backend = ("--backend", options.backend)
+        duration = finish(bundle, prompts, good, backend)
         print(f"{options.prompts} images take {duration:.1f} s undisturbed", flush=True)
         print(" after s    lines    lines   unlisted   torn", flush=True)
         print("           before    after      files   line   verdict", flush=True)
-        broken = False
+        broken, killed = False, (*backend, *options.options)
         for _ in range(options.kills):
             moment = moments.uniform(0, 2 * duration / (options.kills + 1))
-            kill = kill_once(bundle, prompts, out, moment.__le__, options.options)
+            kill = kill_once(bundle, prompts, out, moment.__le__, killed)
             broken |= bool(kill.problems)
             print(kill.row(), flush=True)
-        seconds = finish(bundle, prompts, out, options.options)
+        seconds = finish(bundle, prompts, out, killed)
         found = differences(good, out, options.prompts)
         print(f"the last run took {seconds:.1f} s: {'; '.join(found) or 'all files are equal'}")
     sys.exit(int(broken or bool(found)))

@@ -1,6 +1,6 @@
 """`tgate-export serve` on Ray Serve: replicas behind one address.
 
-pip install 'ray[serve]' '.[cpu,serve]'
+pip install '.[cpu,serve,ray]'
 TGATE_BUNDLES=engines/shapes RAY_USAGE_STATS_ENABLED=0 serve run docs.http.ray_serve:app
 """
 

@@ -22,8 +22,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 LOCKS: dict[str, tuple[str, ...]] = {
     "demo": ("export", "cpu"),
     "docs": ("docs",),
-    "gpu": ("export", "bench", "test"),
-    "test": ("export", "cpu", "openvino", "tensorrt-rtx", "bench", "test"),
+    "gpu": ("export", "bench", "serve", "test"),
+    "test": ("export", "cpu", "openvino", "tensorrt-rtx", "bench", "ray", "serve", "test"),
 }
 # The first versions without holes that were known when this was written.
 SAFE = {
