@@ -1,16 +1,18 @@
 #!/usr/bin/env python
 """Measure how well the demo pipeline `shapes` shows what its prompts say, with and without gating.
 
-Gating is that of the official `tgate` package, run on the PyTorch pipeline with DDIM; an
-independent checker names what the pictures show. Exits with 1 where a bar is missed.
+Gating is that of the official `tgate` package, run on the PyTorch pipeline with DDIM; gates that
+keep more of guidance are hooks on diffusers' pipeline (tests/oracle/plain_gates.py). An independent
+checker names what the pictures show. Exits with 1 where a bar is missed.
 """
 
 import argparse
 import json
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from tgate import TgateSDLoader
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.oracle import plain_gates
 from tgate_export.bench.adherence import Adherence, breakdown
+from tgate_export.bench.rows import BETTER, OFFICIAL
 from tgate_export.data import SHAPES_DIR
 from tgate_export.data.shapes_world import Scene, random_scene, render
 
@@ -31,26 +37,81 @@ BARS = {"ground truth": 0.99, "no gating": 0.95, "gate step 10": 0.90}
 """Least adherence, by row of the table."""
 
 
-def load(directory: Path) -> StableDiffusionPipeline:
-    """The pipeline in float32, with DDIM, and with the `tgate` method of the official package."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        directory, safety_checker=None, torch_dtype=torch.float32
-    )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return TgateSDLoader(pipeline)
+@dataclass(frozen=True)
+class Gate:
+    """How pictures are generated.
+
+    Attributes:
+        step: the gate step; `STEPS` for no gate.
+        blend: `cache_blend`.
+        carry: `guidance_carry`.
+    """
+
+    step: int
+    blend: float = OFFICIAL["cache_blend"]
+    carry: float = OFFICIAL["guidance_carry"]
+
+    @property
+    def official(self) -> bool:
+        """Whether the official package can do it."""
+        return self == Gate(self.step)
+
+    @property
+    def name(self) -> str:
+        """Return the row's name."""
+        if self.step >= STEPS:
+            return "no gating"
+        numbers = "" if self.official else f", blend {self.blend:g}, carry {self.carry:g}"
+        return f"gate step {self.step}{numbers}"
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """The same pipeline twice, in float32, with DDIM.
+
+    Attributes:
+        official: patched by the official package.
+        plain: diffusers' own.
+    """
+
+    official: TgateSDLoader
+    plain: StableDiffusionPipeline
+
+    def run(self, gate: Gate, *, guidance_scale: float, **call: Any) -> Any:
+        """Call the one that can do it; cross-attention alone is gated."""
+        if gate.official:
+            return self.official.tgate(
+                gate_step=gate.step, sp_interval=1, fi_interval=1, warm_up=0,
+                guidance_scale=guidance_scale, **call,
+            )  # fmt: skip
+        settings = {"scale": guidance_scale, "blend": gate.blend, "carry": gate.carry}
+        with plain_gates.gated(self.plain, gate_step=gate.step, **settings):
+            return self.plain(guidance_scale=guidance_scale, **call)
+
+
+def load(directory: Path) -> Pipelines:
+    """Load both."""
+    found = []
+    for _ in range(2):
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            directory, safety_checker=None, torch_dtype=torch.float32
+        )
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        found.append(pipeline)
+    return Pipelines(TgateSDLoader(found[0]), found[1])
 
 
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipelines: Pipelines,
     captions: list[str],
-    gate_step: int,
+    gate: Gate,
     guidance_scale: float,
     seed: int,
     batch: int = 64,
 ) -> NDArray[np.uint8]:
     """One picture a caption, `[N, 64, 64, 3]`; caption `i` starts from seed `seed + i`."""
-    config = pipeline.unet.config
+    config = pipelines.plain.unet.config
     shape = (1, config.in_channels, config.sample_size, config.sample_size)
     noise = torch.cat(
         [
@@ -59,16 +120,12 @@ def generate(
         ]
     )
     pictures: list[NDArray[np.float32]] = [
-        pipeline.tgate(
+        pipelines.run(
+            gate,
             prompt=captions[start : start + batch],
             latents=noise[start : start + batch],
             num_inference_steps=STEPS,
             guidance_scale=guidance_scale,
-            gate_step=gate_step,
-            # Self-attention is computed in every step: only cross-attention is gated here.
-            sp_interval=1,
-            fi_interval=1,
-            warm_up=0,
             output_type="np",
         ).images
         for start in range(0, len(captions), batch)
@@ -97,6 +154,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256, help="prompt and seed pairs")
     parser.add_argument("--gates", type=int, nargs="+", default=[STEPS, 10, 5, 3, 1])
     parser.add_argument(
+        "--numbers", type=float, nargs=2, action="append", metavar=("BLEND", "CARRY"),
+        help="what gates keep of guidance, beside the official 0.5 0; default: "
+        + " ".join(f"{value:g}" for value in BETTER.values()),
+    )  # fmt: skip
+    parser.add_argument(
         "--guidance-scales", type=float, nargs="+", default=[DEFAULT_GUIDANCE_SCALE]
     )
     parser.add_argument("--seed", type=int, default=1000)
@@ -114,14 +176,17 @@ def main() -> None:
         ("ground truth", None, breakdown(truth, captions)),
         ("shuffled captions", None, breakdown(truth, captions[1:] + captions[:1])),
     ]
-    pipeline = load(args.directory)
+    pipelines = load(args.directory)
+    numbers = [OFFICIAL.values(), *(args.numbers or [BETTER.values()])]
+    gates = dict.fromkeys(
+        Gate(step, *each) if step < STEPS else Gate(step) for step in args.gates for each in numbers
+    )
     for guidance_scale in args.guidance_scales:
-        for gate in args.gates:
-            name = "no gating" if gate >= STEPS else f"gate step {gate}"
-            pictures = generate(pipeline, captions, gate, guidance_scale, args.seed)
-            rows.append((name, guidance_scale, breakdown(pictures, captions)))
+        for gate in gates:
+            pictures = generate(pipelines, captions, gate, guidance_scale, args.seed)
+            rows.append((gate.name, guidance_scale, breakdown(pictures, captions)))
             if args.grid:
-                label = f"{name.replace(' ', '-')}-{guidance_scale:g}"
+                label = f"{gate.name.replace(', ', '-').replace(' ', '-')}-{guidance_scale:g}"
                 save_grid(pictures[:96], args.grid.with_name(f"{args.grid.name}-{label}.png"))
 
     table = Table(title=f"{args.pairs} pairs, DDIM, {STEPS} steps: {args.directory.name}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tgate_export.bench.rows import BETTER, OFFICIAL
 from tgate_export.build.options import check_options
 from tgate_export.bundle.manifest import Range
 from tgate_export.cli._hints import on_command_line
@@ -49,6 +50,13 @@ def test_embedded_guidance_adds_its_projection() -> None:
 )  # fmt: skip
 def test_guidance(name: str, guidance: str) -> None:
     assert resolve_source(name, "random").guidance == guidance
+
+
+@pytest.mark.parametrize("name", NAMED_MODELS)
+def test_gates_keep_what_the_official_method_does_unless_better_was_measured(name: str) -> None:
+    defaults = NAMED_MODELS[name].defaults
+    kept = {number: getattr(defaults, number) for number in OFFICIAL}
+    assert kept == (BETTER if name == "shapes" else OFFICIAL)
 
 
 @pytest.mark.parametrize("name", NAMED_MODELS)
