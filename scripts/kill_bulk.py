@@ -174,8 +174,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="onnxruntime:cpu")
-    parser.add_argument("options", nargs="*", help="of generate for runs that are killed, after --")
-    return parser.parse_args()
+    mine, more = sys.argv[1:], []
+    if "--" in mine:
+        at = mine.index("--")
+        mine, more = mine[:at], mine[at + 1 :]
+    return parser.parse_args(mine, argparse.Namespace(options=more))
 
 
 def main() -> None:

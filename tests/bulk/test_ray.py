@@ -21,7 +21,8 @@ from tgate_export.bulk import ray_runner
 from tgate_export.bulk.local import LocalRunner
 from tgate_export.bulk.output_folder import partial_folder
 from tgate_export.bulk.prompt_file import PromptFile
-from tgate_export.bulk.ray_runner import Pool, RayRunner, _Actor, _Arguments, in_order
+from tgate_export.bulk.ray_actor import Actor, ActorArguments, in_order
+from tgate_export.bulk.ray_runner import Pool, RayRunner
 from tgate_export.bulk.record import hash_of_bundle
 from tgate_export.bulk.run import Tally, run_bulk
 from tgate_export.bulk.settings import BulkSettings
@@ -105,7 +106,7 @@ def test_one_actor_a_gpu_or_a_socket(
 @pytest.fixture
 def arguments(
     settings: BulkSettings, write_lines: WriteLines, image_bundle: Path, tmp_path: Path
-) -> _Arguments:
+) -> ActorArguments:
     """Of an actor, for lines of which the second has a torn picture."""
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "x.png")
@@ -119,7 +120,7 @@ def arguments(
     write_lines(*lines)
     settings = replace(settings, bundle=image_bundle, backend="onnxruntime:cpu")
     with PromptFile(settings, open_bundle(image_bundle).manifest) as file:
-        return _Arguments(settings, file.sha256(), hash_of_bundle(image_bundle))
+        return ActorArguments(settings, file.sha256(), hash_of_bundle(image_bundle))
 
 
 def block(settings: BulkSettings) -> dict[str, np.ndarray]:
@@ -129,29 +130,31 @@ def block(settings: BulkSettings) -> dict[str, np.ndarray]:
     return {"number": np.array(index.numbers), "offset": np.array(index.offsets)}
 
 
-def rows(actor: _Actor, batch: dict[str, np.ndarray]) -> list[Result]:
+def rows(actor: Actor, batch: dict[str, np.ndarray]) -> list[Result]:
     return [Result(**json.loads(text)) for row in actor(batch) for text in row["result"]]
 
 
-def test_an_actor_without_ray(arguments: _Arguments) -> None:
+def test_an_actor_without_ray(arguments: ActorArguments) -> None:
     settings = arguments.settings
     batch = block(settings)
     settings.out.mkdir()
     (settings.out / "run.json").touch()
-    actor = _Actor(arguments)
+    actor = Actor(arguments)
     with partial_folder(settings.out):
         for _ in range(2):  # a second block, or the first again
             found = rows(actor, {name: values[:10] for name, values in batch.items()})
             assert [each.entry["line"] for each in found] == list(range(1, 11))
             assert [each.made for each in found] == [True, False, *[True] * 8]
             assert "torn.png cannot be read" in found[1].entry["error"]
+        settings.prompts.write_text("")
+        assert "was changed while it was in use" in rows(actor, batch)[-1].stop
     file = settings.out / found[9].entry["file"]
     assert hashlib.sha256(file.read_bytes()).hexdigest() == found[9].entry["sha256"]
 
 
-def test_an_actor_elsewhere_says_what_it_lacks(arguments: _Arguments, tmp_path: Path) -> None:
+def test_an_actor_elsewhere_says_what_it_lacks(arguments: ActorArguments, tmp_path: Path) -> None:
     batch = block(arguments.settings)
-    (only,) = rows(_Actor(arguments), batch)
+    (only,) = rows(Actor(arguments), batch)
     assert f"there is no {arguments.settings.out / 'run.json'}: the bundle, the" in only.stop
     arguments.settings.out.mkdir()
     (arguments.settings.out / "run.json").touch()
@@ -163,7 +166,7 @@ def test_an_actor_elsewhere_says_what_it_lacks(arguments: _Arguments, tmp_path: 
             f"there is no {tmp_path / 'none'}",
         ),
     ):
-        (only,) = rows(_Actor(changed), batch)
+        (only,) = rows(Actor(changed), batch)
         assert reason in only.stop
 
 
@@ -178,7 +181,9 @@ def hashes(out: Path) -> dict[str, str]:
     }
 
 
-def test_two_actors_complete_what_one_process_began(arguments: _Arguments, tmp_path: Path) -> None:
+def test_two_actors_complete_what_one_process_began(
+    arguments: ActorArguments, tmp_path: Path
+) -> None:
     """With the same files; and nothing of the working directory is imported."""
     pytest.importorskip("ray.data")
     settings, bundle = arguments.settings, open_bundle(arguments.settings.bundle)
@@ -221,7 +226,7 @@ def test_two_actors_complete_what_one_process_began(arguments: _Arguments, tmp_p
 
 
 def test_a_cluster_that_is_not_there(
-    capsys: pytest.CaptureFixture[str], arguments: _Arguments
+    capsys: pytest.CaptureFixture[str], arguments: ActorArguments
 ) -> None:
     pytest.importorskip("ray.data")
     settings = arguments.settings

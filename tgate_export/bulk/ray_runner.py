@@ -15,19 +15,18 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bulk.local import results_of
-from tgate_export.bulk.output_folder import RECORD
 from tgate_export.bulk.prompt_file import PromptFile
+from tgate_export.bulk.ray_actor import Actor, ActorArguments
 from tgate_export.bulk.record import hash_of_bundle
 from tgate_export.bulk.run import Place
 from tgate_export.bulk.settings import BulkSettings
-from tgate_export.bulk.worker import Result, Worker
+from tgate_export.bulk.worker import Result
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.common.errors import TGateError, first_line
 from tgate_export.common.install import pip_install
@@ -105,14 +104,14 @@ class RayRunner:
             options = replace(options, threads=pool.num_cpus)
         with PromptFile(settings, bundle.manifest) as file:
             prompts_sha256 = file.sha256()
-        actor = _Arguments(
+        actor = ActorArguments(
             replace(settings, backend_options=options),
             prompts_sha256,
             hash_of_bundle(settings.bundle),
         )
-        found = _results(pool, actor, list(places))
-        first = next(found)  # when actors have loaded their engines
-        yield itertools.chain([first], found)
+        with contextlib.closing(_results(pool, actor, list(places))) as found:
+            first = next(found)  # when actors have loaded their engines
+            yield itertools.chain([first], found)
 
     def _pool(self, settings: BulkSettings) -> Pool:
         """Return the actors that the cluster has room for."""
@@ -126,76 +125,6 @@ class RayRunner:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         size = self._actors or max(1, min(sockets() * len(nodes), cpus))
         return Pool(size, num_gpus=0, num_cpus=max(1, cpus // size))
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """What an actor is made with."""
-
-    settings: BulkSettings
-    prompts_sha256: str
-    bundle_sha256: str
-
-
-class _Actor:
-    """Generates blocks of lines, one after another, on whatever machine it is."""
-
-    def __init__(self, arguments: _Arguments) -> None:
-        """Load engines; what goes wrong is what becomes of the first line."""
-        self._stop = ""
-        try:
-            self._load(arguments)
-        except TGateError as error:
-            self._stop = f"{socket.gethostname()}: {error}"
-
-    def _load(self, arguments: _Arguments) -> None:
-        settings = arguments.settings
-        for path in (settings.bundle, settings.prompts, settings.out / RECORD):
-            if not path.exists():
-                raise TGateError(
-                    f"there is no {path}: the bundle, the prompts and the folder for the images "
-                    "have to be where all machines have them at the same place"
-                )
-        if hash_of_bundle(settings.bundle) != arguments.bundle_sha256:
-            raise TGateError(f"{settings.bundle} is another bundle than where the run was started")
-        bundle = open_bundle(settings.bundle, cache_hashes=True)
-        self._file = PromptFile(settings, bundle.manifest)
-        if self._file.sha256() != arguments.prompts_sha256:
-            raise TGateError(f"{settings.prompts} is another file than where the run was started")
-        backend = select(settings.backend, bundle, settings.backend_options)
-        self._worker = Worker(settings, bundle, backend)
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
-        """Yield what became of a block's lines, in their order.
-
-        When an actor dies, Ray runs its block again and skips as many results as it has, so these
-        must not come in another order then.
-        """
-        places = [
-            (int(number), int(offset))
-            for number, offset in zip(batch["number"], batch["offset"], strict=True)
-        ]
-        if self._stop:
-            yield _row(Result({"line": places[0][0]}, made=False, stop=self._stop))
-            return
-        found = results_of(self._worker, self._file, iter(places))
-        for result in in_order(found, [number for number, _ in places]):
-            yield _row(result)
-
-
-def in_order(results: Iterable[Result], numbers: Sequence[int]) -> Iterator[Result]:
-    """Yield results in the order of the lines' numbers; one that stops the run comes at once."""
-    held: dict[int, Result] = {}
-    waiting = iter(numbers)
-    wanted = next(waiting, None)
-    for result in results:
-        if result.stop:
-            yield result
-            return
-        held[result.entry["line"]] = result
-        while wanted in held:
-            yield held.pop(wanted)
-            wanted = next(waiting, None)
 
 
 def sockets() -> int:
@@ -216,11 +145,9 @@ def _backend_there(settings: BulkSettings) -> tuple[str, str]:
         return "", f"{socket.gethostname()}: {error}"
 
 
-def _row(result: Result) -> dict[str, list[str]]:
-    return {"result": [json.dumps(asdict(result))]}
-
-
-def _results(pool: Pool, actor: _Arguments, places: Sequence[Place]) -> Iterator[Result]:
+def _results(
+    pool: Pool, actor: ActorArguments, places: Sequence[Place]
+) -> Generator[Result, None, None]:
     """Hand lines to actors, and yield what became of them as it comes."""
     import pyarrow
     import ray.data
@@ -237,7 +164,7 @@ def _results(pool: Pool, actor: _Arguments, places: Sequence[Place]) -> Iterator
         for numbers, offsets in [zip(*places[first : first + lines], strict=True)]
     ]
     made = ray.data.from_arrow(tables).map_batches(
-        _Actor, fn_constructor_args=(actor,), batch_size=None,
+        Actor, fn_constructor_args=(actor,), batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=pool.size),
         num_gpus=pool.num_gpus or None, num_cpus=pool.num_cpus,
     )  # fmt: skip
@@ -245,8 +172,8 @@ def _results(pool: Pool, actor: _Arguments, places: Sequence[Place]) -> Iterator
         for batch in made.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             for text in batch["result"].to_pylist():
                 yield Result(**json.loads(text))
-    except ray.exceptions.RayError as error:
-        raise TGateError(f"Ray: {first_line(error)}") from error
+    except Exception as error:  # of Ray, of Ray Data, and of what they call
+        raise TGateError(f"Ray: {type(error).__name__}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
