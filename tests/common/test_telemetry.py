@@ -15,6 +15,7 @@ import pytest
 UNSET = (
     "CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TGATE_EXPORT_CACHE", "TGATE_EXPORT_TELEMETRY",
+    "RAY_USAGE_STATS_ENABLED",
 )  # fmt: skip
 COMMAND = "from tgate_export.cli import main; main()"
 
