@@ -331,3 +331,29 @@ def test_a_page_that_asks_elsewhere_is_noticed(visit: Visit) -> None:
     visit.page.evaluate("fetch('http://127.0.0.1:9/x').catch(() => {})")
     visit.page.wait_for_timeout(50)
     assert visit.complaints != []
+
+
+def test_a_picture_to_begin_with(page: Page, image_bundle: Path, tmp_path: Path) -> None:
+    from tests.support.http_server import HttpServer
+
+    pytest.importorskip("openai")
+    with HttpServer({"tiny": image_bundle}) as server:
+        page.goto(f"{server.url}/")
+        page.wait_for_selector("#generate:enabled")
+        page.fill("#prompt", PROMPT)
+        steps(page, 6)
+        size = server.pool.find(None).manifest.size.height.opt
+        start = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+        Image.fromarray(start).save(tmp_path / "start.png")
+        page.set_input_files("#start-file", tmp_path / "start.png")
+        page.get_by_label("Strength").fill("0.7")
+        generate(page, 1)
+        shown = decoded(base64.b64decode(page.locator(f"{GATED} img").evaluate(BYTES)))
+        # As OpenAI's client has it, by what the page says.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            exec(page.locator("#python").text_content() or "", {})
+    expected = decoded((tmp_path / "picture.png").read_bytes())
+    assert np.abs(shown - expected).max() <= 2
+    assert expected.std() > 0
+    assert "Denoising strength: 0.7" in Image.open(tmp_path / "picture.png").info["parameters"]

@@ -144,7 +144,9 @@ def _value(name: str, entry: Parameter, value: Any, manifest: Manifest) -> Any:
     if entry.type == "pair":
         if not isinstance(value, list):
             raise InvalidRequestError(f"{name} must be a list of two numbers", field=name)
-        return tuple(value)
+        return tuple(
+            int(each) if isinstance(each, str) and each.isdecimal() else each for each in value
+        )
     if isinstance(value, str) and entry.type in ("integer", "number"):  # of a form
         try:
             return int(value) if entry.type == "integer" else float(value)

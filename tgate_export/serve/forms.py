@@ -11,7 +11,7 @@ from tgate_export.common.errors import InvalidRequestError
 
 
 async def read_form(request: Request) -> tuple[dict[str, Any], bytes]:
-    """Return a form's fields, and its picture's file.
+    """Return a form's fields, and its picture's file; fields called `NAME[]` are a list.
 
     Raises:
         InvalidRequestError: it is no form, has another file or none, or a field twice.
@@ -34,7 +34,11 @@ async def read_form(request: Request) -> tuple[dict[str, Any], bytes]:
                 if picture is not None:
                     raise InvalidRequestError("one image is edited at a time", field="image")
                 picture = await value.read()
-            elif name in found:
+            elif name.endswith("[]") and isinstance(
+                values := found.setdefault(name.removesuffix("[]"), []), list
+            ):
+                values.append(value)
+            elif name.removesuffix("[]") in found:
                 raise InvalidRequestError(f"{name} is given twice", field=name)
             else:
                 found[name] = _typed(name, value)

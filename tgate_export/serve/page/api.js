@@ -33,8 +33,7 @@ export async function* generate(body, start, signal) {
   if (start) {
     path = "v1/images/edits";
     const form = new FormData();
-    for (const [name, value] of Object.entries(body))
-      form.append(name, typeof value === "object" ? JSON.stringify(value) : String(value));
+    for (const [name, value] of formFields(body)) form.append(name, value);
     form.append("image", start, "start.png");
     options = { body: form };
   }
@@ -43,6 +42,12 @@ export async function* generate(body, start, signal) {
     if (event.type === "error") throw new ServerError(event.error?.message ?? "the server failed");
     yield event;
   }
+}
+
+/** Return names and texts of a body as a form has them: a list is several fields. */
+export function formFields(body) {
+  return Object.entries(body).flatMap(([name, value]) =>
+    Array.isArray(value) ? value.map(each => [`${name}[]`, `${each}`]) : [[name, `${value}`]]);
 }
 
 async function request(path, options) {

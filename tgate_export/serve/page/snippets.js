@@ -1,6 +1,6 @@
 // The picture's request as others would send it.
 
-import { address, hasKey } from "./api.js";
+import { address, formFields, hasKey } from "./api.js";
 
 const quoted = text => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -10,8 +10,7 @@ export function curl(body, start) {
   if (hasKey()) lines.push('-H "Authorization: Bearer $TGATE_API_KEY"');
   if (start) {
     lines.push("-F image=@start.png");
-    for (const [name, value] of Object.entries(body))
-      lines.push(`--form-string ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
+    for (const [name, value] of formFields(body)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
   } else {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
   }
