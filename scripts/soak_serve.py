@@ -150,7 +150,7 @@ def pixels(file: bytes) -> np.ndarray:
 
 def start(bundle: Path) -> tuple[subprocess.Popen[str], str]:
     """Run the command; return its process and its address when it is ready."""
-    command = [sys.executable, "-m", "tgate_export", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-P", "-m", "tgate_export", "serve", str(bundle), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--backend", BACKEND], stderr=subprocess.PIPE, text=True
     )  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 import tgate_export
 from tgate_export.build.build import build_bundle
 from tgate_export.build.verify_bundle import verify_bundle
+from tgate_export.bulk.settings import BulkSettings
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.manifest import Range
 from tgate_export.bundle.plans import PlanSettings
@@ -92,7 +93,7 @@ def test_every_argument_of_a_hint_is_one_in_python_and_on_the_command_line() -> 
     calls = (
         build_bundle, verify_bundle, TGatePipeline.from_bundle, TGatePipeline.__call__,
         write_repository, write_cpp_project, PlanRequest, PlanSettings, BackendOptions,
-        ServingOptions,
+        ServingOptions, BulkSettings,
     )  # fmt: skip
     keywords = {name for call in calls for name in inspect.signature(call).parameters}
     options = options_of(cli)

@@ -329,9 +329,9 @@ def test_a_file_is_decoded_once(
         Image.fromarray(picture).save(file)
     decoded = []
 
-    def decode(path: Path, largest: tuple[int, int]) -> Any:
+    def decode(content: bytes, path: Path, largest: tuple[int, int]) -> Any:
         decoded.append(path)
-        return usual(path, largest)
+        return usual(content, path, largest)
 
     usual = images._decode
     monkeypatch.setattr(images, "_decode", decode)

@@ -426,7 +426,7 @@ def test_an_interrupted_run_ends_early_with_what_there_is(
     assert found.info["all_seeds"] == [11, 12]
     assert found.info["steps"] == 100
     wait_until(lambda: batcher.stats().outcomes.get("cancelled", 0) > before)
-    assert batcher.stats().in_flight == 0
+    wait_until(lambda: batcher.stats().in_flight == 0)
     # There is nothing to interrupt now, and what comes later is whole.
     client.interrupt()
     assert close(client.txt2img(**RUN).image, alone(shapes_pipeline))

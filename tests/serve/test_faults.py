@@ -349,7 +349,7 @@ def test_a_port_that_is_taken(shapes_bundle: Path) -> None:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert found.stderr.startswith(f"error: cannot listen on 127.0.0.1 port {port}: ")
-    assert found.stderr.rstrip().endswith("try another --port")
+    assert found.stderr.rstrip().endswith(": choose another")
 
 
 def refused(*arguments: str) -> subprocess.CompletedProcess[str]:

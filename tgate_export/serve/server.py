@@ -14,7 +14,6 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tgate_export.common.errors import TGateError
-from tgate_export.common.hints import Argument
 from tgate_export.serve.options import ServeOptions
 
 _HEAD_SECONDS = 15.0  # from a connection, or the last response on it, to the next request's head
@@ -31,9 +30,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise TGateError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}",
-            "try another ", Argument("port"),
-        ) from error  # fmt: skip
+            f"cannot listen on {host} port {port}: {error.strerror or error}: choose another"
+        ) from error
 
 
 def serve(app: Starlette, options: ServeOptions, opened: socket.socket) -> None:
