@@ -208,7 +208,8 @@ def main() -> None:
             {"row": name, "guidance_scale": scale, "bar": BARS.get(name), **asdict(result)}
             for name, scale, result in rows
         ]
-        args.json.write_text(json.dumps({"pairs": args.pairs, "steps": STEPS, "rows": lines}))
+        report = {"pairs": args.pairs, "steps": STEPS, "rows": lines}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit(1 if missed else 0)
 
 
