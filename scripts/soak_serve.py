@@ -21,7 +21,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,17 +32,12 @@ from PIL import Image
 from tgate_export import TGatePipeline
 from tgate_export.bench.machine import machine, now
 
-BACKEND = "onnxruntime:cpu"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from soak_clients import BACKEND, CLIENTS, GOOD, Soak, arguments_of, growth
+
 PROMPT = "a red circle on a blue background"
 IMAGES = "/v1/images/generations"
-CLIENTS = 6
 CONNECTIONS = 10000  # opened and closed over the whole time
-GOOD: list[dict[str, Any]] = [
-    {"steps": steps, "gate_step": gate, "seed": seed, "scheduler": scheduler}
-    for seed, (steps, gate, scheduler) in enumerate(
-        [(5, 2, "ddim"), (5, 5, "pndm"), (8, 3, "euler-a"), (12, 4, "dpm++2m"), (20, 8, "unipc")]
-    )
-]
 BAD: list[bytes] = [
     b"{", b"[1]", b'{"prompt": "x", "guidance_scale": NaN}', b'{"prompt": "x", "steps": 1000000}',
     b'{"prompt": "x", "scheduler": "../../etc/passwd"}', b'{"prompt": "x", "n": 1000}',
@@ -52,32 +46,27 @@ BAD: list[bytes] = [
 ]  # fmt: skip
 
 
-class Soak:
-    """Clients of all kinds, and the count of what they saw."""
+class HttpSoak(Soak):
+    """Clients of all kinds over HTTP."""
 
     def __init__(self, url: str, expected: list[np.ndarray], seconds: float) -> None:
-        self.seen: Counter[str] = Counter()
-        self.problems: list[str] = []
+        super().__init__(seconds)
         self._url = url
         self._address = urlsplit(url).hostname or "", urlsplit(url).port or 0
         self._expected = expected
-        self._until = time.monotonic() + seconds
         self._pause = seconds / CONNECTIONS
 
     def client(self, seed: int) -> None:
         """Behave well or badly, at random, until the time is over."""
-        rng = random.Random(seed)
-        kinds = (self._good, self._bad, self._leave, self._cut, self._late, self._read_nothing)
-        while time.monotonic() < self._until:
-            kind = rng.choices(kinds, (10, 2, 2, 1, 1, 1))[0]
-            try:
-                kind(rng)
-            except Exception as error:
-                self.problems.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+        kinds = {
+            self._good: 10, self._bad: 2, self._leave: 2, self._cut: 1, self._late: 1,
+            self._read_nothing: 1,
+        }  # fmt: skip
+        self.behave(random.Random(seed), kinds)
 
     def connections(self) -> None:
         """Open and close connections that ask for nothing."""
-        while time.monotonic() < self._until:
+        while self.goes_on:
             socket.create_connection(self._address, timeout=30).close()
             self.seen["connections"] += 1
             time.sleep(self._pause)
@@ -179,12 +168,11 @@ def main() -> None:
     pipeline = TGatePipeline.from_bundle(arguments.bundle, BACKEND)
     expected = []
     for call in GOOD:
-        named = {name: value for name, value in call.items() if name != "steps"}
-        (image,) = pipeline(PROMPT, num_inference_steps=call["steps"], **named).images
+        (image,) = pipeline(PROMPT, **arguments_of(call)).images
         expected.append(np.asarray(image).astype(int))
     del pipeline
     process, url = start(arguments.bundle)
-    soak = Soak(url, expected, arguments.seconds)
+    soak = HttpSoak(url, expected, arguments.seconds)
     threads = [threading.Thread(target=soak.client, args=(n,)) for n in range(CLIENTS)]
     threads.append(threading.Thread(target=soak.connections))
     for thread in threads:
@@ -198,9 +186,7 @@ def main() -> None:
     status, _ = soak.post(json.dumps({"prompt": PROMPT, **GOOD[0]}).encode())
     process.send_signal(signal.SIGTERM)
     code = process.wait(120)
-    # Allocators settle in the first quarter; what counts is what comes after it.
-    settled = [s for s in samples if s["seconds"] > 0.25 * arguments.seconds]
-    slope = np.polyfit([s["seconds"] for s in settled], [s["bytes"] for s in settled], 1)[0]
+    slope = growth(samples, "bytes", 0.25 * arguments.seconds)
     result = {
         "date": now(),
         "machine": machine().model_dump(mode="json"),

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,10 @@ from tgate_export.embed.triton.client import ServerError, TGateClient
 from tgate_export.embed.triton.repository import ServingOptions, write_repository
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from soak_clients import BACKEND, CLIENTS, GOOD, Soak, arguments_of, growth
 from triton_server import Server
 
-BACKEND = "onnxruntime:cpu"
 TOLERANCE = 1e-4
-CLIENTS = 6
-GOOD: list[dict[str, Any]] = [
-    {"steps": steps, "gate_step": gate, "seed": seed, "scheduler": scheduler}
-    for seed, (steps, gate, scheduler) in enumerate(
-        [(5, 2, "ddim"), (5, 5, "pndm"), (8, 3, "euler-a"), (12, 4, "dpm++2m"), (20, 8, "unipc")]
-    )
-]
 BAD: list[dict[str, Any]] = [
     {"guidance_scale": float("nan")}, {"steps": 10**6}, {"scheduler": "../../etc/passwd"},
     {"prompt": "x" * 2**20}, {"num_images": 10**6}, {"format": "exe"}, {"seed": 0, "width": 1},
@@ -47,27 +40,20 @@ BAD: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-class Soak:
-    """Clients of all kinds, and the count of what they saw."""
+class TritonSoak(Soak):
+    """Clients of all kinds over gRPC and HTTP."""
 
-    def __init__(self, server: Server, expected: list[np.ndarray], until: float) -> None:
-        self.seen: Counter[str] = Counter()
-        self.problems: list[str] = []
+    def __init__(self, server: Server, expected: list[np.ndarray], seconds: float) -> None:
+        super().__init__(seconds)
         self._server = server
         self._expected = expected
-        self._until = until
 
     def client(self, seed: int) -> None:
         """Behave well or badly, at random, until the time is over."""
-        rng = random.Random(seed)
         client = TGateClient(self._server.grpc, "model")
-        kinds = (self._good, self._bad, self._cancel, self._cut, self._late)
-        while time.monotonic() < self._until:
-            kind = rng.choices(kinds, (10, 2, 2, 1, 1))[0]
-            try:
-                kind(client, rng)
-            except Exception as error:
-                self.problems.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+        kinds = {self._good: 10, self._bad: 2, self._cancel: 2, self._cut: 1, self._late: 1}
+        own = {partial(kind, client): weight for kind, weight in kinds.items()}
+        self.behave(random.Random(seed), own)
 
     def _good(self, client: TGateClient, rng: random.Random) -> None:
         index = rng.randrange(len(GOOD))
@@ -128,10 +114,7 @@ def main() -> None:
     pipeline = TGatePipeline.from_bundle(arguments.bundle, BACKEND)
     expected = [
         np.asarray(
-            pipeline(
-                "a red circle", num_inference_steps=call["steps"], output_type="latent",
-                **{name: value for name, value in call.items() if name != "steps"},
-            ).images
+            pipeline("a red circle", output_type="latent", **arguments_of(call)).images
         )
         for call in GOOD
     ]  # fmt: skip
@@ -141,7 +124,7 @@ def main() -> None:
         model = write_repository(arguments.bundle, Path(folder), options, name="model")
         with Server(model.parent) as server:
             server.ready(600)
-            soak = Soak(server, expected, time.monotonic() + arguments.seconds)
+            soak = TritonSoak(server, expected, arguments.seconds)
             threads = [threading.Thread(target=soak.client, args=(n,)) for n in range(CLIENTS)]
             for thread in threads:
                 thread.start()
@@ -152,12 +135,6 @@ def main() -> None:
                 time.sleep(min(10.0, arguments.seconds / 20))
             answer = TGateClient(server.grpc, "model").generate("x", steps=2, timeout=60)
             status = server.stop()
-    # Allocators settle in the first part; what counts is what comes after it.
-    settled = [entry for entry in samples if entry["seconds"] > 0.3 * arguments.seconds]
-    growth = {
-        name: float(np.polyfit([s["seconds"] for s in settled], [s[name] for s in settled], 1)[0])
-        for name in ("tritonserver", "model")
-    }
     result = {
         "date": now(),
         "machine": machine().model_dump(mode="json"),
@@ -167,7 +144,10 @@ def main() -> None:
         "problems": soak.problems,
         "answered_after": answer.images.shape[0] == 1,
         "exit_status": status,
-        "growth_bytes_per_s": growth,
+        "growth_bytes_per_s": {
+            name: growth(samples, name, 0.3 * arguments.seconds)
+            for name in ("tritonserver", "model")
+        },
         "memory": samples,
     }
     if arguments.json:

@@ -116,6 +116,19 @@ def tiny_dynamic_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
+def image_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of it whose runs may begin with a picture; shared, so not to be changed."""
+    from tests.support import tiny
+    from tgate_export.build.build import build_bundle
+
+    with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
+        return made_once(
+            tmp_path_factory, "bundles/image-to-image-sd15",
+            lambda out: build_bundle(str(tiny_pipeline_dir), image_to_image=True, out=out),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """The trained demo pipeline in the package."""
     from tgate_export.data import SHAPES_DIR

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import tiny
-from tests.support.once import made_once
-from tgate_export.build.build import build_bundle
 from tgate_export.bulk.settings import BulkSettings
 
 
@@ -34,13 +31,3 @@ def write_lines(settings: BulkSettings) -> Callable[..., Path]:
         return settings.prompts
 
     return write
-
-
-@pytest.fixture(scope="session")
-def image_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose runs may begin with a picture; shared, so not to be changed."""
-    with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
-        return made_once(
-            tmp_path_factory, "bundles/image-to-image-sd15",
-            lambda out: build_bundle(str(tiny_pipeline_dir), image_to_image=True, out=out),
-        )  # fmt: skip

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 import tgate_export
+from tests.support.linters import assert_linted
 from tgate_export.cli.generate import command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +31,6 @@ def groups() -> list[dict[str, Any]]:
 
 def test_linters_find_nothing_in_pods_and_the_volume(tmp_path: Path) -> None:
     """Kubernetes' own kinds, which the templates of KubeRay's are."""
-    if shutil.which("kubernetes-validate") is None:
-        pytest.skip("kubernetes-validate is not installed")
     documents = [each for each in OBJECTS if each["kind"] != "RayJob"]
     for number, group in enumerate(groups()):
         metadata = {"name": f"group-{number}", **group["template"].get("metadata", {})}
@@ -43,10 +39,7 @@ def test_linters_find_nothing_in_pods_and_the_volume(tmp_path: Path) -> None:
         )
     assert len(documents) == 3
     (file := tmp_path / "pods.yaml").write_text(yaml.safe_dump_all(documents))
-    run = subprocess.run(
-        ["kubernetes-validate", "--strict", file], check=False, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert_linted(file)
 
 
 def test_pods_can_do_no_more_than_they_must() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -20,15 +24,16 @@ def server(shapes_bundle: Path) -> Iterator[object]:
         yield found
 
 
-@pytest.fixture(scope="session")
-def image_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline built for runs that begin with an image; as in tests/e2e."""
-    from tests.support import tiny
-    from tests.support.once import made_once
-    from tgate_export.build.build import build_bundle
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from tests.support.chromium import chromium
 
-    with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
-        return made_once(
-            tmp_path_factory, "bundles/image-to-image-sd15",
-            lambda out: build_bundle(str(tiny_pipeline_dir), image_to_image=True, out=out),
-        )  # fmt: skip
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1280, "height": 860})
+    yield opened
+    opened.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.chromium import Visit, chromium, fits_a_phone
+from tests.support.chromium import Visit, fits_a_phone
 from tests.support.served_page import GATED, UNGATED, entries, generate
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 PROMPT = "a red circle on a blue background"
 BYTES = """
@@ -28,19 +27,6 @@ async image => {
   return btoa(String.fromCharCode(...bytes));
 }
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    opened = browser.new_page(viewport={"width": 1280, "height": 860})
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
-from tests.support.chromium import Visit, chromium
+from tests.support.chromium import Visit
 from tests.support.served_page import GATED, entries, generate
 from tgate_export.parameters import table_entry
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Page, Route
 
 serve = pytest.importorskip("tgate_export.serve.app", reason="the extra serve is not installed")
 
@@ -112,19 +111,6 @@ def answer(asked: dict[str, Any]) -> str:
         "tgate": {"timings": {"stages": stages}, "warnings": []},
     })  # fmt: skip
     return "".join(f"event: {each['type']}\r\ndata: {json.dumps(each)}\r\n\r\n" for each in events)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    opened = browser.new_page()
-    yield opened
-    opened.close()
 
 
 def visit(page: Page, *models: dict[str, Any]) -> tuple[Api, Visit]:

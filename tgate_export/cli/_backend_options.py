@@ -6,13 +6,18 @@ It is made when it is shown, to which alone it imports the backends' modules.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tgate_export.cli._types import BackendName
+
 if TYPE_CHECKING:
     from tgate_export.runtime.backends.base import BackendOptions, RunPrecision
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 BACKENDS = "{backends}"
 """Stands in the help of a `BackendOption` for the list of backends."""
@@ -45,6 +50,18 @@ class RunOption(click.Option):
         found = super().get_help_record(ctx)
         text = f"{field.metadata['help']} For {', '.join(takers)}. {found[1] if found else ''}"
         return found and (found[0], text.strip())
+
+
+def backend_option(function: F) -> F:
+    """Give a command the option of the backend that it runs."""
+    return click.option(
+        "--backend",
+        cls=BackendOption,
+        type=BackendName(),
+        default="auto",
+        show_default=True,
+        help=f"What runs the graphs: {BACKENDS}.",
+    )(function)
 
 
 def backend_options(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from tgate_export.cli._backend_options import BACKENDS, BackendOption
+from tgate_export.cli._backend_options import backend_option
+from tgate_export.cli._batching_options import batching_options
 from tgate_export.cli._console import next_commands, spinner
-from tgate_export.cli._types import BackendName, BundlePath
+from tgate_export.cli._types import BundlePath
 
 
 @click.command(name="triton")
@@ -20,14 +21,7 @@ from tgate_export.cli._types import BackendName, BundlePath
     help="Model repository; models of other names in it are left alone.",
 )
 @click.option("--name", help="Of the model. Default: the bundle's.")
-@click.option(
-    "--backend",
-    cls=BackendOption,
-    type=BackendName(),
-    default="auto",
-    show_default=True,
-    help=f"What runs the graphs: {BACKENDS}.",
-)
+@backend_option
 @click.option(
     "--gpu",
     "gpus",
@@ -36,29 +30,7 @@ from tgate_export.cli._types import BackendName, BundlePath
     help="An instance for this GPU; repeat it for several. Default: one for each GPU that the "
     "server has, or one on the CPU.",
 )
-@click.option(
-    "--max-batch",
-    type=int,
-    help="Images in one engine call. Default: the largest batch of the bundle.",
-)
-@click.option(
-    "--max-in-flight",
-    type=int,
-    help="Images that have begun, and hold memory for latents and caches. Default: four batches.",
-)
-@click.option(
-    "--max-pending",
-    type=int,
-    default=128,
-    show_default=True,
-    help="Images accepted and not yet done, waiting ones included; more are refused.",
-)
-@click.option(
-    "--call-target",
-    type=float,
-    metavar="SECONDS",
-    help="Keep batches small enough for an engine call to take no longer. Default: no bound.",
-)
+@batching_options
 @click.option(
     "--execution-env",
     metavar="PATH",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tgate_export.cli._backend_options import BACKENDS, BackendOption, RunOption, backend_options
+from tgate_export.cli._backend_options import RunOption, backend_option, backend_options
 from tgate_export.cli._bulk import BulkOptions, bulk_options, generate_all
 from tgate_export.cli._console import (
     parse_size,
@@ -18,7 +18,7 @@ from tgate_export.cli._console import (
     stderr,
 )
 from tgate_export.cli._parameters import further_parameters, parameter_options, reported
-from tgate_export.cli._types import BackendName, BundlePath
+from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.user_cache import write_whole
 
@@ -36,14 +36,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def generate_options(function: F) -> F:
     """Give a command the options of `generate`, which are the arguments of the function."""
-    backend = click.option(
-        "--backend",
-        cls=BackendOption,
-        type=BackendName(),
-        default="auto",
-        show_default=True,
-        help=f"What runs the graphs: {BACKENDS}.",
-    )
     budget = click.option(
         "--weight-streaming-budget",
         type=click.FloatRange(min=0),
@@ -66,7 +58,7 @@ def generate_options(function: F) -> F:
         click.option("--seed", type=int, help="Same seed, same picture. Default: random."),
         click.option("--num-images", type=int, default=1, show_default=True),
         click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN."),
-        backend,
+        backend_option,
         click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"])),
         click.option("--threads", cls=RunOption, type=click.IntRange(min=1)),
         click.option(

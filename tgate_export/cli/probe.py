@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tgate_export.cli._backend_options import BACKENDS, BackendOption
+from tgate_export.cli._backend_options import backend_option
 from tgate_export.cli._console import readable_warnings, spinner, stderr, stdout
 from tgate_export.cli._reports import check_reports, generate_command, progress_bar, write_report
-from tgate_export.cli._types import BackendName, BundlePath, SchedulerName
+from tgate_export.cli._types import BundlePath, SchedulerName
 from tgate_export.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -35,14 +35,7 @@ GENERAL_PROMPTS = 4
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Default: the bundle's.")
 @click.option("--scheduler", type=SchedulerName(), help="Sampler. Default: the bundle's.")
-@click.option(
-    "--backend",
-    cls=BackendOption,
-    type=BackendName(),
-    default="auto",
-    show_default=True,
-    help=f"What runs the graphs: {BACKENDS}.",
-)
+@backend_option
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True)
 @click.option(
     "--min-ssim",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from tgate_export.cli._backend_options import BACKENDS, BackendOption
+from tgate_export.cli._backend_options import backend_option
+from tgate_export.cli._batching_options import batching_options
 from tgate_export.cli._console import stderr
-from tgate_export.cli._types import BackendName
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.install import pip_install
 
@@ -23,14 +23,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any."
 )
-@click.option(
-    "--backend",
-    cls=BackendOption,
-    type=BackendName(),
-    default="auto",
-    show_default=True,
-    help=f"What runs the graphs: {BACKENDS}.",
-)
+@backend_option
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -43,27 +36,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
     help="A name that requests may call the server by; repeat it for several. Default: names of "
     "this machine where --host is one of them, else any.",
 )
-@click.option(
-    "--max-batch", type=int, help="Images in one engine call. Default: the bundle's most."
-)
-@click.option(
-    "--max-in-flight",
-    type=int,
-    help="Images that have begun, and hold memory for latents and caches. Default: four batches.",
-)
-@click.option(
-    "--max-pending",
-    type=int,
-    default=128,
-    show_default=True,
-    help="Images accepted and not yet done, of each model; more are answered with 429.",
-)
-@click.option(
-    "--call-target",
-    type=float,
-    metavar="SECONDS",
-    help="Keep batches small enough for an engine call to take no longer. Default: no bound.",
-)
+@batching_options
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),

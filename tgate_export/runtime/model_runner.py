@@ -10,7 +10,6 @@ import numpy as np
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.buffers import NEGATIVE
-from tgate_export.runtime.denoised import denoised
 from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.input_batch import InputBatch, Span
 from tgate_export.runtime.plan import BatchShape
@@ -107,14 +106,10 @@ class ModelRunner:
         assert self._input_batch is not None  # it took the step
         return self._input_batch.latents([image])[0]
 
-    def denoised(self, image: ImageState) -> np.ndarray:
-        """Return an image's latents [C, h, w] f32 as they would end; see `denoised`."""
-        sample, step = self.latents(image), image.step - 1
-        sampler = image.run_plan.sampler
-        if image.result is not None or step + 1 == len(sampler.timesteps):
-            return sample
+    def noise_pred(self, image: ImageState) -> np.ndarray:
+        """Return the prediction [C, h, w] f32 of the step that an image has just taken."""
         assert self._input_batch is not None  # it took the step
-        return denoised(sampler, step, sample, self._input_batch.noise_pred(image))
+        return self._input_batch.noise_pred(image)
 
     def encode_prompts(
         self,

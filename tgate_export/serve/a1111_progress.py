@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
+from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -37,12 +36,12 @@ class Running:
         self._steps = [0] * call.images
         self._evaluations = 0
         self.finished: dict[int, np.ndarray] = {}
-        self._denoised: list[np.ndarray | None] = [None] * call.images
+        self._denoised: list[Callable[[], np.ndarray] | None] = [None] * call.images
         self._shown: tuple[int, str | None] = (0, None)  # the first image's steps, and a preview
 
     def tell(self, progress: StepProgress) -> None:
         """Take a step; in the batcher's thread."""
-        self._denoised[progress.image] = progress.denoised()
+        self._denoised[progress.image] = progress.denoised  # for who looks
         if progress.step + 1 == progress.evaluations:
             self.finished[progress.image] = progress.latents()
         self._evaluations = progress.evaluations
@@ -84,23 +83,18 @@ class Running:
         if denoised is None:
             return None
         if self._shown[0] != steps:
-            self._shown = steps, self._picture(denoised)
+            self._shown = steps, self._picture(denoised())
         return self._shown[1]
 
     def previews(self) -> list[str]:
         """Return what the images look like that have taken a step, as PNG in base64."""
-        found = [self._picture(each) for each in self._denoised if each is not None]
+        found = [self._picture(each()) for each in self._denoised if each is not None]
         return [each for each in found if each is not None]
 
     def _picture(self, denoised: np.ndarray) -> str | None:
         arguments = self.call.wanted.arguments
         model = self.call.wanted.model
-        picture = model.preview.picture(denoised, arguments["width"], arguments["height"])
-        if picture is None:
-            return None
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        return base64.b64encode(content.getvalue()).decode()
+        return model.preview.encoded(denoised, arguments["width"], arguments["height"], "PNG")
 
 
 def progress_of(running: Running | None, preview: str | None) -> dict[str, Any]:

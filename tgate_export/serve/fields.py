@@ -13,11 +13,11 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, short_name
 from tgate_export.runtime.images import decode_image
+from tgate_export.runtime.prompts import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_TEXT_BYTES = 16384  # text encoders read a few hundred tokens at most
 _DATA_URL = re.compile(r"data:[\w/+.-]*;base64,")
 
 

@@ -41,7 +41,7 @@ from tgate_export.serve.generation import (
 )
 from tgate_export.serve.model_card import model_card
 from tgate_export.serve.options import ServeOptions
-from tgate_export.serve.pool import Model, ModelPool
+from tgate_export.serve.pool import ModelPool
 
 _KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 # What OpenAI's models are told and these cannot be, without harm to what comes out.
@@ -189,7 +189,7 @@ class OpenAIRoutes:
             text = base64.b64encode(content).decode()
             image = {"url": data_url(call, text)} if call.as_url else {"b64_json": text}
             data.append({**image, "seed": output.request.seed + index})
-        about = _common(call, output) | ours(call, output)
+        about = _common(call, *_sides(call)) | ours(call, output)
         return JSONResponse({"created": int(time()), "data": data, **about})
 
 
@@ -218,25 +218,32 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     model = call.wanted.model
     sent: dict[int, int] = {}  # image -> previews of it
+    width, height = _sides(call)
+    common = _common(call, width, height)
     try:
         async for step in steps.until(future):
             if call.progress:
                 yield _event("image_generation.progress", step.numbers())
             if step.latents is None:
                 continue
-            preview = await in_encoder(_preview, model, step.latents, call)
+            preview = await in_encoder(
+                model.preview.encoded, step.latents, width, height, call.wanted.kind
+            )
             if preview is not None:
                 index = sent[step.image] = sent.get(step.image, -1) + 1
-                about = {"b64_json": preview, "partial_image_index": index, **_moment(call)}
-                yield _event(f"{call.event}.partial_image", about | step.numbers())
+                about = {
+                    "b64_json": preview, "partial_image_index": index, "created_at": int(time()),
+                    **common, **step.numbers(),
+                }  # fmt: skip
+                yield _event(f"{call.event}.partial_image", about)
         output = await future
         note(request, call.wanted, output)
         for index, latents in steps.finished.items():
             await in_encoder(model.preview.learn, latents, output.images[index])
         for index, content in enumerate(await files(call.wanted, output)):
             about = {
-                "b64_json": base64.b64encode(content).decode(), **_moment(call),
-                **_common(call, output), "image": index, "seed": output.request.seed + index,
+                "b64_json": base64.b64encode(content).decode(), "created_at": int(time()),
+                **common, "image": index, "seed": output.request.seed + index,
                 **ours(call, output),
             }  # fmt: skip
             yield _event(f"{call.event}.completed", about)
@@ -248,34 +255,20 @@ def _event(kind: str, about: Mapping[str, Any]) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **about})}\n\n".encode()
 
 
-def _preview(model: Model, latents: Any, call: Call) -> str | None:
-    arguments, size = call.wanted.arguments, model.manifest.size
-    width, height = arguments["width"] or size.width.opt, arguments["height"] or size.height.opt
-    if (image := arguments.get("image")) is not None:
-        width, height = image.size
-    picture = model.preview.picture(latents, width, height)
-    if picture is None:
-        return None
-    from io import BytesIO
-
-    content = BytesIO()
-    picture.save(content, call.wanted.kind)
-    return base64.b64encode(content.getvalue()).decode()
-
-
-def _moment(call: Call) -> dict[str, Any]:
+def _common(call: Call, width: int, height: int) -> dict[str, Any]:
     return {
-        "created_at": int(time()), "output_format": call.format, "quality": "auto",
+        "output_format": call.format, "size": f"{width}x{height}", "quality": "auto",
         "background": "opaque",
     }  # fmt: skip
 
 
-def _common(call: Call, output: BatchedOutput) -> dict[str, Any]:
-    request = output.request
-    return {
-        "output_format": call.format, "size": f"{request.width}x{request.height}",
-        "quality": "auto", "background": "opaque",
-    }  # fmt: skip
+def _sides(call: Call) -> tuple[int, int]:
+    """Return width and height of what a call makes."""
+    arguments, size = call.wanted.arguments, call.wanted.model.manifest.size
+    if (image := arguments.get("image")) is not None:
+        width, height = image.size
+        return width, height
+    return arguments["width"] or size.width.opt, arguments["height"] or size.height.opt
 
 
 def ours(call: Call, output: BatchedOutput) -> dict[str, Any]:

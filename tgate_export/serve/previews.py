@@ -7,6 +7,8 @@ beside a decoder's call, and shows shapes and colours.
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -92,6 +94,15 @@ class LatentPreview:
         colours = (_rows(latents) @ fitted).reshape(*latents.shape[1:], 3)
         small = Image.fromarray((np.clip(colours, 0, 1) * 255).round().astype(np.uint8))
         return small.resize((width, height), Image.Resampling.BICUBIC)
+
+    def encoded(self, latents: np.ndarray, width: int, height: int, kind: str) -> str | None:
+        """Return `picture` as a file of a kind that Pillow knows, in base64."""
+        picture = self.picture(latents, width, height)
+        if picture is None:
+            return None
+        content = io.BytesIO()
+        picture.save(content, kind)
+        return base64.b64encode(content.getvalue()).decode()
 
 
 def _finished(batcher: Batcher, request: Request) -> tuple[np.ndarray, np.ndarray]:

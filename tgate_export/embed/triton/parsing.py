@@ -13,9 +13,9 @@ from tgate_export.common.errors import InvalidRequestError
 from tgate_export.embed.triton import interface
 from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, Format, single
 from tgate_export.runtime.buffers import NEGATIVE
+from tgate_export.runtime.prompts import MAX_TEXT_BYTES
 from tgate_export.runtime.request import Request, make_request
 
-MAX_TEXT_BYTES = 16384  # text encoders read a few hundred tokens at most
 MAX_TEXTS_BYTES = 131072  # of a request, so that others need not wait while it is tokenized
 MAX_IMAGES = 64
 

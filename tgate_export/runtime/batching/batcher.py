@@ -42,9 +42,6 @@ _WATCH_SECONDS = 0.1  # how soon a request that is late is answered, and a call 
 _STOP_SECONDS = 5.0  # that `close` waits for a call which backends cannot stop
 
 
-Latents = tuple[np.ndarray, np.ndarray]  # of a step, and as they would end
-
-
 class Batcher:
     """Generates what many callers ask for at once, each step of all of them in shared engine calls.
 
@@ -331,7 +328,7 @@ class Batcher:
         for state in states:
             state.began = state.began or started
         try:
-            engine_seconds, latents = self._run(states, stage, members)
+            engine_seconds, progress = self._run(states, stage, members)
         except BaseException as error:  # whatever a backend raises is the callers' to see
             for state in states:
                 self._settle(state, error)
@@ -341,7 +338,7 @@ class Batcher:
         self._pace[stage] = self._costs.expected(stage, self.max_batch)
         self._recorder.call(stage, len(members), engine_seconds, seconds)
         for member in members:
-            self._tell(stage, member, len(members), seconds, latents.get(member))
+            self._tell(stage, member, len(members), seconds, progress.get(member))
         self._flight = [image for image in self._flight if image.stage != "done"]
         for state in states:
             if all(image.stage == "done" for image in state.images):
@@ -359,8 +356,8 @@ class Batcher:
 
     def _run(
         self, states: list[RequestState], stage: Stage, members: list[ImageState]
-    ) -> tuple[float, dict[ImageState, Latents]]:
-        """Run a call; return the seconds of engines, and the latents that callers are told."""
+    ) -> tuple[float, dict[ImageState, StepProgress]]:
+        """Run a call; return the seconds of engines, and what callers are told of a step."""
         with self._runner.turn():
             with self._calling:  # from now on, what runs on the backend is this call
                 self._running = states
@@ -372,7 +369,12 @@ class Batcher:
                     if stage not in ("encode", "decode") and self._owners[member].on_step
                 ]
                 return seconds, {
-                    member: (self._runner.latents(member), self._runner.denoised(member))
+                    member: StepProgress.of(
+                        member,
+                        len(members),
+                        self._runner.latents(member),
+                        self._runner.noise_pred(member),
+                    )
                     for member in watched
                 }
             finally:
@@ -401,17 +403,17 @@ class Batcher:
         member: ImageState,
         batch: int,
         seconds: float,
-        latents: Latents | None,
+        progress: StepProgress | None,
     ) -> None:
-        """Note a call in a member's request, and tell its caller of a step to these latents."""
+        """Note a call in a member's request, and tell its caller of a step."""
         state = self._owners[member]
         time = state.stages.setdefault(stage, StageTime())
         time.calls += 1
         time.seconds += seconds
         time.images += batch
-        if latents is not None and state.on_step is not None and not state.future.done():
+        if progress is not None and state.on_step is not None and not state.future.done():
             try:
-                state.on_step(StepProgress.of(member, batch, latents))
+                state.on_step(progress)
             except BaseException as error:  # whatever it is, it is this caller's alone
                 self._settle(state, error)
 

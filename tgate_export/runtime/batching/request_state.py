@@ -14,6 +14,7 @@ import numpy as np
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import TGateError, ordinary
 from tgate_export.runtime.batching.stats import Outcome
+from tgate_export.runtime.denoised import denoised
 from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.output import as_asked
 from tgate_export.runtime.request import Request
@@ -88,15 +89,15 @@ class StepProgress:
 
     @classmethod
     def of(
-        cls, member: ImageState, batch: int, latents: tuple[np.ndarray, np.ndarray]
+        cls, member: ImageState, batch: int, latents: np.ndarray, noise_pred: np.ndarray
     ) -> StepProgress:
-        """Describe the step that an image has just taken, to these latents and their estimate."""
-        phases = member.run_plan.step_plan.phases
-        step = member.step - 1
-        now, denoised = latents
+        """Describe the step that an image has just taken, to these latents, by this prediction."""
+        plan, step = member.run_plan, member.step - 1
+        phases = plan.step_plan.phases
         return cls(
-            member.index, step, len(phases), phases[step], batch, lambda: now, lambda: denoised
-        )
+            member.index, step, len(phases), phases[step], batch, lambda: latents,
+            lambda: denoised(plan.sampler, step, latents, noise_pred),
+        )  # fmt: skip
 
 
 StepCallback = Callable[[StepProgress], None]
