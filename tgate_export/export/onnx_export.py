@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import logging
 import warnings
@@ -14,7 +13,8 @@ import torch
 from torch.export import Dim
 
 from tgate_export.bundle.manifest import Range, Size
-from tgate_export.common.errors import first_line
+from tgate_export.export.quick_export import quickly
+from tgate_export.export.translations import TRANSLATIONS
 from tgate_export.families.graphs import GraphExport, GraphInput
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
-    with _quick_matching(), _quiet(), _without_garbage_collection():
+    with _quiet(), quickly():
         program = torch.onnx.export(
             module,
             arguments,
@@ -48,7 +48,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
             input_names=[entry.name for entry in graph.inputs],
             output_names=[entry.name for entry in graph.outputs],
             dynamic_shapes=shapes,
-            custom_translation_table={torch.ops.aten.squeeze.dim: _squeeze},
+            custom_translation_table=dict(TRANSLATIONS),
             verbose=False,
             optimize=True,
         )
@@ -64,18 +64,6 @@ def _as_arguments(module: torch.nn.Module, values: list[Any]) -> tuple[Any, ...]
     parameters = inspect.signature(module.forward).parameters.values()
     named = sum(entry.kind is not inspect.Parameter.VAR_POSITIONAL for entry in parameters)
     return (*values[:named], tuple(values[named:])) if len(values) > named else tuple(values)
-
-
-def _squeeze(self: Any, dim: int) -> Any:
-    """Translate `squeeze(dim)`, which does nothing where the dimension is not 1.
-
-    The exporter's own writes a Squeeze all the same, which no runtime loads.
-    """
-    from onnxscript import opset18 as op
-
-    if len(self.shape) == 0 or self.shape[dim] != 1:
-        return op.Identity(self)
-    return op.Squeeze(self, [dim])
 
 
 def _align_normalizations(model: onnx_ir.Model) -> None:
@@ -195,61 +183,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Let nothing look for cycles among the exporter's millions of objects: a quarter faster."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def _quick_matching() -> Iterator[None]:
-    """Have onnxscript look at a node before it tries a pattern of several ends from it.
-
-    It would sort all of the graph's nodes by type first, at every node: a seventh of the time that
-    Stable Diffusion 1.5 takes to export, growing with the square of the nodes. These are internals
-    of onnxscript: where they are no more, a warning says so and the export takes its time.
-    """
-    try:
-        from onnxscript.rewriter import _basics, _matcher
-
-        patched = _matcher.SimplePatternMatcher
-        match, result = patched.match, _basics.MatchResult
-    except (ImportError, AttributeError) as error:
-        _warn_of_slow_matching(error)
-        yield
-        return
-    moved: list[Exception] = []
-
-    def match_quickly(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        if not moved:
-            try:
-                ends = self.pattern.output_nodes
-                if len(ends) > 1 and not ends[0].op.matches(node.op_type):
-                    return result().fail("The pattern begins with another operator.")
-            except (AttributeError, TypeError) as error:
-                moved.append(error)
-        return match(self, model, graph, node, **options)
-
-    patched.match = match_quickly
-    try:
-        yield
-    finally:
-        patched.match = match
-    if moved:
-        _warn_of_slow_matching(moved[0])
-
-
-def _warn_of_slow_matching(error: Exception) -> None:
-    warnings.warn(
-        f"this onnxscript cannot be told to match quickly ({first_line(error)}): large models take "
-        "longer to export",
-        stacklevel=3,
-    )

@@ -68,7 +68,7 @@ class _Phase(nn.Module):
         self, passes: int, batch: int, blend: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
         """Return the caches that this phase writes, of two passes blended [B] where not kept."""
-        weights = None if blend is None else (2 - 2 * blend, 2 * blend)
+        weights = None if blend is None else (-2 * blend + 2, 2 * blend)
         return [group.stack(self.box, passes, batch, weights) for group in self.tensors.writes]
 
     def map_token(self, token: torch.Tensor) -> None:

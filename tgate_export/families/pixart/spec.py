@@ -89,7 +89,7 @@ def _bias(mask: Any, sample: Any, patch_size: int) -> Any:
     if mask is None:
         return None
     tokens = (sample.shape[2] // patch_size) * (sample.shape[3] // patch_size)
-    bias = (1 - mask.to(sample.dtype)) * -10000.0
+    bias = (mask.to(sample.dtype) - 1) * 10000.0
     return bias.unsqueeze(1).expand(-1, tokens, -1)
 
 
