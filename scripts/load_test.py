@@ -2,16 +2,18 @@
 
 One process, no network: what differs is who goes into an engine call.
 
-  one-at-a-time   requests in the order of arrival, each alone
-  dynamic         request-level batching, as a server does it to a model that it does not look
+  one at a time   requests in the order of arrival, each alone
+  request-level   batching as a server does it to a model that it does not look
                   into: the oldest request, and those queued of the same steps, gate and sampler
-  in-flight       the batcher: images at any step share calls
-  triton          the batcher behind a real tritonserver, over gRPC (with --triton)
+  in flight       the batcher: images at any step share calls
+  Triton          the batcher behind a real tritonserver, over gRPC (with --triton)
 
 Closed loops keep a number of requests open; Poisson arrivals come whether or not the last is done,
-at rates relative to what one-at-a-time was measured to serve. All policies get the same requests,
-once a round, in random order, because a machine's speed changes while it works.
-usage: scripts/load_test.py BUNDLE [--json FILE] [--triton] ...
+at rates relative to what one at a time was measured to serve. All policies get the same requests,
+once a round, in random order, because a machine's speed changes while it works. Latencies are
+given in seconds and as multiples of what a request of as many steps and the same gate takes when it
+is alone, which is measured first.
+usage: scripts/load_test.py BUNDLE [--json FILE] [--markdown FILE] [--triton] ...
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ BACKEND = "onnxruntime:cpu"
 STEPS = {5: 0.5, 20: 0.3, 50: 0.2}
 GATES = (0.2, 0.4, 1.0)  # of the steps; the last is no gate
 SCHEDULERS = ("ddim", "dpm++2m", "euler")
+BETTER = ((0.5, 0.0), (1.0, 0.25))  # cache_blend and guidance_carry: official, and `shapes`' own
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Request:
     steps: int
     gate_step: int
     guidance_scale: float
+    cache_blend: float
+    guidance_carry: float
     scheduler: str
     seed: int
 
@@ -59,6 +65,19 @@ class Request:
     def kind(self) -> tuple[int, int, str]:
         """Requests of one kind can be one call of the pipeline."""
         return self.steps, self.gate_step, self.scheduler
+
+    @property
+    def work(self) -> tuple[int, int]:
+        """Requests of as much work take as long when they are alone."""
+        return self.steps, self.gate_step
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what `Batcher.request` takes beside the prompt."""
+        return {
+            "num_inference_steps": self.steps, "gate_step": self.gate_step,
+            "guidance_scale": self.guidance_scale, "cache_blend": self.cache_blend,
+            "guidance_carry": self.guidance_carry, "scheduler": self.scheduler, "seed": self.seed,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,12 @@ class Answered:
 
 
 Submit = Callable[[Request], "Future[Any]"]
+Solo = dict[tuple[int, int], float]  # seconds by `Request.work`
+
+
+def gate_of(share: float, steps: int) -> int:
+    """Return the gate at a share of the steps."""
+    return max(1, round(share * steps))
 
 
 def requests(count: int, seed: int) -> list[Request]:
@@ -79,10 +104,11 @@ def requests(count: int, seed: int) -> list[Request]:
     found = []
     for index in range(count):
         steps = rng.choices(list(STEPS), list(STEPS.values()))[0]
+        blend, carry = rng.choice(BETTER)
         found.append(
             Request(
                 f"a {rng.choice(colours)} circle on a {rng.choice(colours)} background", steps,
-                max(1, round(rng.choice(GATES) * steps)), rng.uniform(2, 9),
+                gate_of(rng.choice(GATES), steps), rng.uniform(2, 9), blend, carry,
                 rng.choice(SCHEDULERS), 1000 * seed + index,
             )
         )  # fmt: skip
@@ -137,11 +163,7 @@ class GroupServer:
 
 def submit_to(batcher: Batcher, request: Request) -> Future[Any]:
     """Submit a request to the batcher."""
-    made = batcher.request(
-        request.prompt, num_inference_steps=request.steps, gate_step=request.gate_step,
-        guidance_scale=request.guidance_scale, scheduler=request.scheduler, seed=request.seed,
-        output_type="np",
-    )  # fmt: skip
+    made = batcher.request(request.prompt, **request.arguments(), output_type="np")
     return batcher.submit(made)
 
 
@@ -179,8 +201,7 @@ def triton_policy(bundle: Path) -> Iterator[Submit]:
             def submit(request: Request) -> Future[Any]:
                 return pool.submit(
                     client.generate, request.prompt, steps=request.steps,
-                    gate_step=request.gate_step, guidance_scale=request.guidance_scale,
-                    scheduler=request.scheduler, seed=request.seed,
+                    **{k: v for k, v in request.arguments().items() if k != "num_inference_steps"},
                 )  # fmt: skip
 
             yield submit
@@ -243,14 +264,36 @@ class Run:
     answers: list[Answered]
 
 
-def summary(runs: Sequence[Run]) -> dict[str, Any]:
+def solo_times(submit: Submit) -> Solo:
+    """Measure how long a request of each kind of work takes alone: the median of some, seconds."""
+    found = {}
+    for steps in STEPS:
+        for share in GATES:
+            request = replace(requests(1, 0)[0], steps=steps, gate_step=gate_of(share, steps))
+            times = []
+            for _ in range(7):
+                started = time.perf_counter()
+                submit(request).result()
+                times.append(time.perf_counter() - started)
+            found[request.work] = float(np.median(times))
+    return found
+
+
+def summary(runs: Sequence[Run], solo: Solo) -> dict[str, Any]:
     """Summarize the rounds of one policy under one load."""
     answers = [answer for run in runs for answer in run.answers]
     rates = [len(run.answers) / run.seconds for run in runs]
-    percentiles = (50, 95, 99)
     groups = {"all": answers} | {
         f"{steps} steps": [a for a in answers if a.request.steps == steps] for steps in STEPS
     }
+
+    def percentiles(values: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+        return {
+            name: {f"p{q}": float(np.percentile(found, q)) for q in PERCENTILES}
+            for name, found in values.items()
+            if found
+        }
+
     return {
         "requests": len(answers),
         "throughput_per_s": float(np.median(rates)),
@@ -258,15 +301,29 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         # Of this process, so without the server of `triton`; less noisy than the clock when other
         # programs use the machine.
         "cpu_s_per_request": sum(run.cpu_seconds for run in runs) / len(answers),
-        "latency_s": {
-            name: {
-                f"p{q}": float(np.percentile([answer.latency for answer in found], q))
-                for q in percentiles
-            }
-            for name, found in groups.items()
-            if found
-        },
-    }  # fmt: skip
+        "latency_s": percentiles({n: [a.latency for a in found] for n, found in groups.items()}),
+        "times_solo": percentiles(
+            {n: [a.latency / solo[a.request.work] for a in found] for n, found in groups.items()}
+        ),
+    }
+
+
+def markdown(loads: dict[str, dict[str, Any]]) -> str:
+    """Return the table of the pages."""
+    lines = [
+        "| load | policy | requests/s | times solo: p50 | p95 | p99 | 5 steps: p50 | p95 | p99 |",
+        "|" + " --- |" * 9,
+    ]
+    for load, policies in loads.items():
+        for policy, found in policies.items():
+            times = [
+                f"{found['times_solo'][group][f'p{q}']:.1f}"
+                for group in ("all", "5 steps")
+                for q in PERCENTILES
+            ]
+            rate = f"{found['throughput_per_s']:.2f}"
+            lines.append(f"| {' | '.join([load, policy, rate, *times])} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -274,22 +331,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--markdown", type=Path, help="where the table goes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16])
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.8, 1.2])
-    parser.add_argument("--requests", type=int, default=3, help="for each open request, a round")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 16])
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 0.8, 0.95, 1.5])
+    parser.add_argument("--requests", type=int, default=6, help="for each open request, a round")
+    parser.add_argument("--arrivals", type=int, default=48, help="of Poisson loads, a round")
     parser.add_argument("--triton", action="store_true", help="a real tritonserver, too")
     arguments = parser.parse_args()
     policies = {
-        "one-at-a-time": lambda: group_policy(arguments.bundle, 1),
-        "dynamic": lambda: group_policy(arguments.bundle, None),
-        "in-flight": lambda: in_flight_policy(arguments.bundle),
+        "one at a time": lambda: group_policy(arguments.bundle, 1),
+        "request-level": lambda: group_policy(arguments.bundle, None),
+        "in flight": lambda: in_flight_policy(arguments.bundle),
     }
     if arguments.triton:
-        policies["triton"] = lambda: triton_policy(arguments.bundle)
+        policies["in flight, Triton"] = lambda: triton_policy(arguments.bundle)
     order = list(policies)
     shuffler = random.Random(0)
     results: dict[str, dict[str, Any]] = {}
+    with policies["one at a time"]() as submit:
+        solo = solo_times(submit)
 
     def measure(load: str, run: Callable[[Submit, int], tuple[float, list[Answered]]]) -> None:
         runs: dict[str, list[Run]] = {name: [] for name in policies}
@@ -301,48 +362,40 @@ def main() -> None:
                     used = time.process_time()
                     seconds, answers = run(submit, round_)
                     runs[name].append(Run(seconds, time.process_time() - used, answers))
-        results[load] = {name: summary(found) for name, found in runs.items()}
-        for name, found in results[load].items():
-            latency = found["latency_s"]
-            print(
-                f"{load:<16} {name:<14} {found['throughput_per_s']:6.2f}/s  "
-                + "  ".join(f"{q} {latency['all'][q]:6.2f} s" for q in ("p50", "p95", "p99"))
-                + f"  5 steps p95 {latency['5 steps']['p95']:6.2f} s"
-                + f"  CPU {found['cpu_s_per_request']:5.2f} s a request",
-                flush=True,
-            )
+        results[load] = {name: summary(found, solo) for name, found in runs.items()}
+        print(markdown({load: results[load]}), flush=True)
 
     for clients in arguments.concurrency:
-        count = max(12, arguments.requests * clients)
+        count = max(24, arguments.requests * clients)
         measure(
             f"{clients} open",
             lambda submit, round_, c=clients, n=count: closed_loop(submit, requests(n, round_), c),
         )
     capacity = max(
-        (found["one-at-a-time"]["throughput_per_s"] for found in results.values()), default=1.0
+        (found["one at a time"]["throughput_per_s"] for found in results.values()), default=1.0
     )
     for factor in arguments.rates:
         rate = factor * capacity
         measure(
-            f"Poisson {factor:g}x",
-            lambda submit, round_, r=rate: poisson(submit, requests(24, round_), r, round_),
+            f"Poisson, {factor:g} x",
+            lambda submit, round_, r=rate: poisson(
+                submit, requests(arguments.arrivals, round_), r, round_
+            ),
         )
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(results), encoding="utf-8")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps(
-                {
-                    "date": now(),
-                    "machine": machine().model_dump(mode="json"),
-                    "backend": BACKEND,
-                    "steps": {str(steps): share for steps, share in STEPS.items()},
-                    "rounds": arguments.rounds,
-                    "poisson_capacity_per_s": capacity,
-                    "loads": results,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        figures = {
+            "date": now(),
+            "machine": machine().model_dump(mode="json"),
+            "backend": BACKEND,
+            "steps": {str(steps): share for steps, share in STEPS.items()},
+            "rounds": arguments.rounds,
+            "solo_s": {f"{steps} steps, gate {gate}": t for (steps, gate), t in solo.items()},
+            "poisson_capacity_per_s": capacity,
+            "loads": results,
+        }
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
