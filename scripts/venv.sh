@@ -17,7 +17,7 @@ venv_ready() {
     wanted=$(cat pyproject.toml scripts/constraints.txt "$lock" scripts/venv.sh | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing tgate-export ($1${extras:+, $extras}) into $venv ..."
-        local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+        local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
         # What builds this package, and those that are published as source, is in the lock as well.
         install+=(--no-build-isolation)
         "${install[@]}" --require-hashes --no-deps -r scripts/locks/build.txt
