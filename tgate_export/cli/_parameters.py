@@ -14,6 +14,7 @@ from tgate_export.parameters import PARAMETERS, Declared, Parameter, short_name
 
 if TYPE_CHECKING:
     from tgate_export.bundle.manifest import Manifest
+    from tgate_export.runtime.picture_record import PictureRecord
     from tgate_export.runtime.request import Request
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,6 +94,42 @@ def further_parameters(manifest: Manifest, further: Iterable[str]) -> dict[str, 
             )
         found[name] = _parsed(name, manifest.parameters[name], text)
     return found
+
+
+def recorded(
+    manifest: Manifest,
+    record: PictureRecord,
+    given: Mapping[str, Any],
+    further: Mapping[str, Any],
+    file: Path,
+) -> dict[str, Any]:
+    """Return the parameters that a picture was made with and that a call does not change.
+
+    Args:
+        manifest: of the bundle that makes it again.
+        record: how it was made.
+        given: the call's declared parameters; None for one that is not given.
+        further: its other ones, which are returned as well.
+        file: the picture's.
+
+    Raises:
+        InvalidRequestError: the bundle lacks a parameter, or a picture has to be given again.
+    """
+    changed = {name for name, value in given.items() if value is not None} | further.keys()
+    for name in record.pictures:
+        if name not in changed:
+            raise InvalidRequestError(
+                f"{file} was made from a picture that it does not hold: give it as {name} again",
+                field=name,
+            )
+    values = {n: value for n, value in record.parameters.items() if n not in changed}
+    for name in sorted(values.keys() - manifest.parameters.keys()):
+        raise InvalidRequestError(
+            f"{file} was made by the bundle {record.model!r} with {name} {values[name]}, which "
+            f"{manifest.name!r} lacks",
+            field=name,
+        )
+    return {**values, **further}
 
 
 def _parsed(name: str, entry: Parameter, text: str) -> Any:

@@ -17,7 +17,7 @@ from tgate_export.cli._console import (
     spinner,
     stderr,
 )
-from tgate_export.cli._parameters import further_parameters, parameter_options, reported
+from tgate_export.cli._parameters import further_parameters, parameter_options, recorded, reported
 from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.user_cache import write_whole
@@ -49,7 +49,7 @@ def generate_options(function: F) -> F:
         default=Path("x.png"),
         show_default=True,
         help="Picture to write, or with .gif, .webp or .png a video; several get -0, -1, ... "
-        "before the suffix. The file says how it was made.",
+        "before the suffix, with as many digits as the last. The file says how it was made.",
     )
     options: list[Callable[[F], F]] = [
         click.option("--prompt", help="What to show; a video is made from --image alone."),
@@ -77,16 +77,26 @@ def generate_options(function: F) -> F:
 @click.argument("bundle", type=BundlePath())
 @bulk_options
 @generate_options
-def command(bundle: Path, bulk: BulkOptions, **options: Any) -> None:
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Make the picture of a PNG again, which says how it was made; what is given beside it is "
+    "changed.",
+)
+def command(bundle: Path, bulk: BulkOptions, source: Path | None, **options: Any) -> None:
     """Generate images with a bundle: full graph before the gate step, gated graph from it on.
 
     What is not given is the bundle's default. --sp-interval, --fi-interval and --warm-up are those
     of the T-GATE package. --prompts makes an image for every line of a file.
     """
     if bulk.given(options):
+        if source is not None:
+            raise click.UsageError("--from is for one picture, and --prompts for many")
         generate_all(bundle, bulk, **options)
     else:
-        generate(bundle, **options)
+        generate(bundle, source=source, **options)
 
 
 def generate(
@@ -105,15 +115,25 @@ def generate(
     out: Path,
     as_json: bool,
     further: tuple[str, ...],
+    source: Path | None = None,
     **parameters: Any,
 ) -> None:
     """Generate with a bundle, write the files, and report; see the command's options."""
     check_writable(out)
     width, height = (side.opt for side in parse_size(size)) if size else (None, None)
     from tgate_export.bundle.integrity import read_manifest
+    from tgate_export.runtime.picture_record import read_record
     from tgate_export.runtime.pipeline import TGatePipeline
 
     manifest = read_manifest(bundle)
+    others = further_parameters(manifest, further)
+    if source is not None:
+        record = read_record(source)
+        prompt = record.prompt if prompt is None else prompt
+        negative_prompt = record.negative_prompt if negative_prompt is None else negative_prompt
+        seed = record.seed if seed is None else seed
+        width, height = width or record.width, height or record.height
+        others = recorded(manifest, record, parameters, others, source)
     check_given(out, prompt, parameters["image"], video=manifest.latents.video)
     options = backend_options(no_cuda_graphs, weight_streaming_budget, precision, threads)
     with readable_warnings():
@@ -128,10 +148,13 @@ def generate(
                 width=width,
                 height=height,
                 **{name: value for name, value in parameters.items() if value is not None},
-                parameters=further_parameters(manifest, further),
+                parameters=others,
                 callback_on_step_end=bar.update,
             )
-    files = _save(manifest, output, out)
+    files, replaced = _save(manifest, output, out)
+    if replaced:
+        names = ", ".join(map(str, replaced))
+        stderr().print(f"note: {names} was there and is replaced", soft_wrap=True)
     if backend == "auto" and not as_json:
         stderr().print(
             f"Backend {pipeline.backend.name}: {pipeline.backend.reason}", soft_wrap=True
@@ -196,16 +219,22 @@ def check_given(out: Path, prompt: str | None, image: Path | None, *, video: boo
         raise click.UsageError('--prompt is missing: what to show, such as --prompt "a red circle"')
 
 
-def _save(manifest: Manifest, output: PipelineOutput, out: Path) -> list[Path]:
-    """Encode pictures and write them: what was there stays when that fails."""
+def _save(manifest: Manifest, output: PipelineOutput, out: Path) -> tuple[list[Path], list[Path]]:
+    """Encode pictures and write them: what was there stays when that fails.
+
+    Return the files, and those of them that were there.
+    """
     from PIL import Image
 
     from tgate_export.runtime.picture_file import encode_picture, encode_video
 
+    number = len(output.images)
+    digits = len(str(number - 1))
     files = [
-        out if len(output.images) == 1 else out.with_stem(f"{out.stem}-{index}")
-        for index in range(len(output.images))
+        out if number == 1 else out.with_stem(f"{out.stem}-{index:0{digits}}")
+        for index in range(number)
     ]
+    replaced = [file for file in files if file.is_file()]
     kind = Image.registered_extensions()[out.suffix.lower()]
     encode: Callable[..., bytes] = encode_video if manifest.latents.video else encode_picture
     for index, (image, file) in enumerate(zip(output.images, files, strict=True)):
@@ -213,7 +242,7 @@ def _save(manifest: Manifest, output: PipelineOutput, out: Path) -> list[Path]:
             write_whole(file, encode(image, kind, manifest, output.request, index))
         except OSError as error:
             raise TGateError(f"cannot write {file}: {error.strerror or error}") from error
-    return files
+    return files, replaced
 
 
 def _report(

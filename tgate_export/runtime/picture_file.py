@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgate_export import __version__
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.runtime.picture_record import RECORD
 from tgate_export.runtime.request import Request
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _texts(kind: str, manifest: Manifest, request: Request, index: int) -> dict[
 
         chunks = PngInfo()  # writes iTXt where tEXt, which is Latin-1, does not do
         chunks.add_text("parameters", text)
-        chunks.add_text("tgate-export", json.dumps(made_with(manifest, request, index)))
+        chunks.add_text(RECORD, json.dumps(made_with(manifest, request, index)))
         return {"pnginfo": chunks}
     if kind == "GIF":
         return {"comment": text.encode()}

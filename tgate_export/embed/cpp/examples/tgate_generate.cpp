@@ -29,11 +29,13 @@ bool on_step(const tgate::StepInfo& info) {
 std::vector<std::filesystem::path> save(const std::vector<tgate::Image>& images,
                                         const std::filesystem::path& out) {
   std::vector<std::filesystem::path> files;
+  const std::size_t digits = std::to_string(images.size() - 1).size();
   for (std::size_t i = 0; i < images.size(); ++i) {
     std::filesystem::path file = out;
     if (images.size() > 1) {
-      file.replace_filename(out.stem().string() + "-" + std::to_string(i) +
-                            out.extension().string());
+      const std::string number = std::to_string(i);
+      file.replace_filename(out.stem().string() + "-" + std::string(digits - number.size(), '0') +
+                            number + out.extension().string());
     }
     tgate::write_png(images[i], file);
     files.push_back(file);
