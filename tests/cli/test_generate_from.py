@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.runtime.test_picture_record import WHOLE, saying
 from tests.support.command import Result, run
 
 Generate = Callable[..., Result]
