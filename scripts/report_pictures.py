@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 WIDE, PHONE, PHONE_HEIGHT, GAP = 1200, 390, 2000, 40
-MOST_BYTES = 300_000
 
 
 def main() -> None:
@@ -59,18 +58,9 @@ def picture(
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, of fewer colours where it would be large.
-
-    Raises:
-        SystemExit: it is too large for a page all the same.
-    """
+    """Write a PNG, and say how large it is."""
     image.save(path, optimize=True)
-    if path.stat().st_size > MOST_BYTES:
-        image.quantize(256).save(path, optimize=True)
-    size = path.stat().st_size
-    print(f"{path}: {image.width}x{image.height}, {size} bytes")
-    if size > MOST_BYTES:
-        raise SystemExit(f"{path} has more than {MOST_BYTES} bytes")
+    print(f"{path}: {image.width}x{image.height}, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

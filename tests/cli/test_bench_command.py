@@ -147,3 +147,13 @@ def test_missing_extra(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak_memory_of_a_process_that_fails(tmp_path: Path) -> None:
     assert peak_memory.measure_peak(tmp_path / "nothing", "auto", {}) is None
+
+
+def test_commands_of_reports_name_no_folder_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engines").mkdir()
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd()
+    assert _relative(here / "engines/shapes") == Path("engines/shapes")
+    assert _relative(here.parent / "x") == here.parent / "x"

@@ -69,7 +69,7 @@ def generate_command(
             options += [f"--{name.replace('_', '-')}", f"{value:g}"]
     if scheduler and scheduler != pipeline.manifest.defaults.scheduler:
         options += ["--scheduler", scheduler]
-    path = str(pipeline.bundle.path)
+    path = str(_relative(pipeline.bundle.path))
     return shlex.join(["tgate-export", "generate", path, "--prompt", prompt, *options])
 
 
@@ -112,3 +112,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=label, completed=done, total=total)
 
         yield advance
+
+
+def _relative(path: Path) -> Path:
+    """Return a path as one would type it here: without the folders of the machine, if it is below.
+
+    Reports are passed on.
+    """
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
