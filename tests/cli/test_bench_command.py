@@ -18,6 +18,7 @@ from tgate_export.bench import peak_memory
 from tgate_export.bench import result as result_module
 from tgate_export.bench.result import BenchResult
 from tgate_export.bundle.integrity import read_manifest
+from tgate_export.cli._reports import _relative
 
 Bench = Callable[..., Result]
 SCHEMAS = Path(result_module.__file__).parent
