@@ -261,3 +261,10 @@ def test_broken_files_are_errors_of_ours(tmp_path: Path, name: str) -> None:
         except InvalidRequestError:
             refused += 1
     assert refused > 10
+
+
+def test_an_array_that_is_too_large_is_not_converted() -> None:
+    """It would be four times as large: this one 48 GB, without a byte of its own."""
+    huge = np.broadcast_to(np.uint8(0), (10**5, 40_000, 3))
+    with pytest.raises(InvalidRequestError, match="image is 40000x100000, 64x32 is the most that"):
+        load_images([huge], 1, (32, 64))

@@ -10,14 +10,12 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from tests.support.cpu_for_cuda import rows_read, with_cpu_for_cuda
 from tests.support.solo import assert_equal_solo, assert_equals_solo, submit
 from tgate_export import TGatePipeline
-from tgate_export.runtime.backends import onnxruntime as module
 from tgate_export.runtime.backends.base import BackendOptions
 from tgate_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tgate_export.runtime.backends.onnxruntime_memory import OrtDeviceMemory
-from tgate_export.runtime.backends.onnxruntime_rows import OrtRow, identity
-from tgate_export.runtime.backends.onnxruntime_sessions import Sessions
+from tgate_export.runtime.backends.onnxruntime_rows import identity
 from tgate_export.runtime.batching import Batcher, BatchingOptions
 
 pytestmark = pytest.mark.usefixtures("plain_sessions")
@@ -34,28 +32,7 @@ RUNS: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(autouse=True)
 def cpu_for_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sessions of "cuda" run on the CPU, unfused; the text encoder refuses to be captured."""
-    import onnxruntime
-
-    asked: list[str] = []
-
-    def on_cuda(self: Sessions, graph: str, path: Path, options: Any, make: Any) -> Any:
-        def on_cpu(_model: bytes, providers: list[Any]) -> Any:
-            asked.append(f"{graph}, capture {providers[0][1]['enable_cuda_graph']}")
-            if graph == "text_encoder" and providers[0][1]["enable_cuda_graph"] == "1":
-                raise RuntimeError("This session cannot use the graph capture feature")
-            return onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-
-        return original(self, graph, path, options, on_cpu)
-
-    original = Sessions._on_cuda
-    monkeypatch.setattr(Sessions, "_on_cuda", on_cuda)
-    monkeypatch.setitem(module.PROVIDERS, "cuda", "CPUExecutionProvider")
-    monkeypatch.setattr(module, "has_driver", lambda: True)
-    monkeypatch.setattr(OrtDeviceMemory, "device", "cpu")
-    return asked
+    return with_cpu_for_cuda(monkeypatch)
 
 
 def latents_of(pipeline: TGatePipeline, prompt: Any = "a", **kwargs: Any) -> np.ndarray:
@@ -131,16 +108,7 @@ def test_a_copy_is_an_onnx_model(dtype: str) -> None:
 def test_rows_stay_on_the_device(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What moves between calls of changing images is never read to the host."""
     cpu = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
-    read: list[str] = []
-    original = OrtRow.__array__
-
-    def noted(self: OrtRow, *arguments: Any) -> np.ndarray:
-        array = original(self, *arguments)
-        read.append(str(array.shape))
-        return array
-
-    monkeypatch.setattr(OrtRow, "__array__", noted)
-    monkeypatch.setattr(OrtDeviceMemory, "read", None)
+    read = rows_read(monkeypatch)
     calls = [
         {"prompt": "a", "seed": seed, "num_inference_steps": 3 + seed, "gate_step": 2}
         for seed in range(5)

@@ -1,4 +1,4 @@
-"""Options of what a server takes on at once; see `BatchingOptions`."""
+"""Options of what servers take on, whatever they speak; see `BatchingOptions`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def batching_options(function: F) -> F:
     for decorate in reversed(_OPTIONS):
         function = decorate(function)
     return function
+
+
+def max_images_option(default: int) -> Callable[[F], F]:
+    """Give a command the option of what one request may ask for."""
+    return click.option(
+        "--max-images",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Images of one request.",
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tgate_export.cli._backend_options import backend_option
-from tgate_export.cli._batching_options import batching_options
+from tgate_export.cli._batching_options import batching_options, max_images_option
 from tgate_export.cli._console import next_commands, spinner
 from tgate_export.cli._types import BundlePath
 
@@ -31,6 +31,7 @@ from tgate_export.cli._types import BundlePath
     "server has, or one on the CPU.",
 )
 @batching_options
+@max_images_option(64)
 @click.option(
     "--execution-env",
     metavar="PATH",
@@ -48,6 +49,7 @@ def command(
     max_in_flight: int | None,
     max_pending: int,
     call_target: float | None,
+    max_images: int,
     execution_env: str | None,
     copy: bool,
 ) -> None:
@@ -66,6 +68,7 @@ def command(
         max_in_flight=max_in_flight,
         max_pending=max_pending,
         call_target=call_target,
+        max_images=max_images,
     )
     with spinner("writing the repository"):
         model = write_repository(bundle, out, options, name=name, copy=copy)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tgate_export.cli._backend_options import backend_option
-from tgate_export.cli._batching_options import batching_options
+from tgate_export.cli._batching_options import batching_options, max_images_option
 from tgate_export.cli._console import stderr
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.install import pip_install
@@ -43,10 +43,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
     metavar="GIB",
     help="Weights of loaded models; the one not used for longest makes room. Default: no bound.",
 )
-@click.option(
-    "--max-images", type=click.IntRange(min=1), default=10, show_default=True,
-    help="Images of one request.",
-)  # fmt: skip
+@max_images_option(10)
 @click.option(
     "--max-body", type=click.FloatRange(min=0, min_open=True), default=32, show_default=True,
     metavar="MIB", help="Of one request.",

@@ -37,7 +37,7 @@ def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
     Args:
         value: the path of a file in one of `FORMATS`, a PIL image in RGB, or an array [H, W, 3]:
             8-bit, or floats in [0, 1].
-        largest: height and width of the largest file that is decoded.
+        largest: height and width of the largest image that is looked at.
 
     Raises:
         InvalidRequestError: says what the image is, and what it should be.
@@ -59,6 +59,7 @@ def load_image(value: Any, largest: Sides = ANY_SIDES) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim != 3 or array.shape[2] != 3:
         raise InvalidRequestError(f"image has shape {list(array.shape)}, expected [H, W, 3]")
+    _check_sides("image", array.shape[:2], largest)  # before it is made four times as large
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
     if array.dtype.kind != "f":
@@ -164,14 +165,17 @@ def _opened(content: bytes, name: Path | str, largest: Sides) -> Image.Image:
 
     with _our_errors(name):
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    height, width = largest
+    _check_sides(f"image {name}", (picture.height, picture.width), largest)
+    return picture
+
+
+def _check_sides(name: str, sides: Sides, largest: Sides) -> None:
     # It may have to be turned by a quarter.
-    if min(picture.size) > min(largest) or max(picture.size) > max(largest):
+    if min(sides) > min(largest) or max(sides) > max(largest):
         raise InvalidRequestError(
-            f"image {name} is {picture.width}x{picture.height}, {width}x{height} is the most that "
+            f"{name} is {sides[1]}x{sides[0]}, {largest[1]}x{largest[0]} is the most that "
             "can be used: scale or crop the image to it"
         )
-    return picture
 
 
 def _read(path: Path) -> bytes:

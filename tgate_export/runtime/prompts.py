@@ -16,7 +16,6 @@ from tgate_export.runtime.host_arrays import host_array
 if TYPE_CHECKING:
     from tgate_export.runtime.tokenizer import PromptTokenizer
 
-MAX_TEXT_BYTES = 16384  # of one in a request to a server: encoders read a few hundred tokens
 # A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].
 Prompts = tuple[str, ...] | dict[str, np.ndarray]
 Embeds = np.ndarray | Mapping[str, np.ndarray]

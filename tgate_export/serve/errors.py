@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from tgate_export.common.errors import InvalidRequestError, TGateError, ordinary, printable
-from tgate_export.common.hints import Argument, Build, in_python
+from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.parameters import short_name
 from tgate_export.runtime.batching import ClosedError, DeadlineError, QueueFullError
+from tgate_export.runtime.serving import message_of
 
 
 class HttpError(TGateError):
@@ -56,26 +56,14 @@ def described(error: BaseException) -> HttpError:
         ((status, code) for kind, status, code in _STATUS if isinstance(error, kind)),
         (500, "internal"),
     )
-    if isinstance(error, CancelledError):
-        message = "the request was stopped"
-    elif isinstance(error, TGateError):
-        message = _worded(error)
-    elif isinstance(error, MemoryError):
-        message = "out of memory: ask for fewer or smaller images"
-    else:  # what other libraries say is for the log
-        message = f"{type(ordinary(error)).__name__}: the server's log has the reason"
-    found = HttpError(status, message, code=code, field=getattr(error, "field", ""))
+    field = getattr(error, "field", "")
+    found = HttpError(status, message_of(error), code=code, field=field, headers=_wait(error))
     found.__cause__ = error
     return found
 
 
-def _worded(error: TGateError) -> str:
-    """Return an error for who sent a request: how a bundle is built is not theirs to know."""
-    if any(isinstance(part, Build) for part in error.hint):
-        return printable(" ".join(error.message.splitlines()))
-    return error.worded(
-        lambda call: short_name(call.name) if isinstance(call, Argument) else in_python(call)
-    )
+def _wait(error: BaseException) -> dict[str, str]:
+    return {"Retry-After": str(error.seconds)} if isinstance(error, QueueFullError) else {}
 
 
 def body(error: HttpError) -> dict[str, Any]:

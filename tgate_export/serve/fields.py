@@ -13,7 +13,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, short_name
 from tgate_export.runtime.images import decode_image
-from tgate_export.runtime.prompts import MAX_TEXT_BYTES
+from tgate_export.runtime.serving import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,16 +79,7 @@ class Fields:
     def text(self, name: str, default: str | None = None) -> Any:
         """Return a text that is not too long."""
         found = self.take(name, str, default)
-        if found is not None and (size := len(found.encode("utf-8", "replace"))) > MAX_TEXT_BYTES:
-            raise InvalidRequestError(
-                f"{name} has {size} bytes, at most {MAX_TEXT_BYTES} are read", field=name
-            )
-        try:
-            if found is not None:
-                found.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError(f"{name} is not valid Unicode", field=name) from None
-        return found
+        return None if found is None else read_text(name, found)
 
     def choice(self, name: str, choices: Iterable[str], default: str) -> str:
         """Return one of some words."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from starlette.requests import Request as HttpRequest
 
-from tgate_export.runtime.batching import BatchedOutput, Batcher, QueueFullError, StepProgress
+from tgate_export.runtime.batching import BatchedOutput, Batcher, StepProgress
 from tgate_export.runtime.output import to_pil
 from tgate_export.runtime.picture_file import encode_picture
 from tgate_export.serve.errors import HttpError
@@ -57,7 +56,8 @@ async def submitted(
 
     Raises:
         InvalidRequestError: the bundle cannot do it.
-        HttpError: 429 when too much is pending, 503 when the model cannot be loaded now.
+        QueueFullError: too much is pending.
+        HttpError: 503 when the model cannot be loaded now.
     """
     async with pool.lend(wanted.model) as batcher:
         # In a thread: texts are tokenized and pictures decoded there.
@@ -82,19 +82,7 @@ def _submit(
     batcher: Batcher, wanted: Wanted, on_step: StepCallback | None
 ) -> Future[BatchedOutput]:
     request = batcher.request(output_type="np", **wanted.arguments)
-    try:
-        return batcher.submit(request, deadline=wanted.deadline, on_step=on_step)
-    except QueueFullError as error:
-        wait = {"Retry-After": str(_seconds_to_wait(batcher))}
-        raise HttpError(429, str(error), code="queue_full", headers=wait) from error
-
-
-def _seconds_to_wait(batcher: Batcher) -> int:
-    """Return in how many seconds half of what is pending should be done, by what was so far."""
-    stats = batcher.stats()
-    done = stats.stages["decode"].images if "decode" in stats.stages else 0
-    each = sum(stage.seconds for stage in stats.stages.values()) / done if done else 1.0
-    return min(600, max(1, math.ceil(each * (stats.waiting + stats.in_flight) / 2)))
+    return batcher.submit(request, deadline=wanted.deadline, on_step=on_step)
 
 
 def note(request: HttpRequest, wanted: Wanted, output: BatchedOutput) -> None:

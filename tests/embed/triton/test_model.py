@@ -16,11 +16,14 @@ import pytest
 from PIL import Image
 
 from tests.embed.triton.stand_in import InferenceResponse, Request, Sender, arguments, utils
+from tests.support.cpu_for_cuda import rows_read, with_cpu_for_cuda
+from tgate_export import TGatePipeline
 from tgate_export.embed.triton import encoders
 from tgate_export.embed.triton.devices import visible_device
 from tgate_export.embed.triton.repository import write_repository
 from tgate_export.runtime.backends import BackendError
 from tgate_export.runtime.batching import Batcher
+from tgate_export.runtime.model_runner import ModelRunner
 
 Start = Callable[..., Any]
 
@@ -246,12 +249,100 @@ def test_answers_that_wait_are_bounded(start: Start) -> None:
     model.execute([third])
     (refused,) = finals(third)
     assert refused.code == "UNAVAILABLE"
-    assert "4 images are pending or wait to be sent, no room for 1 more" in str(refused)
+    assert "4 images are pending or wait to be sent, no room for 1 more: try" in str(refused)
     held.go_on.set()
     assert finals(first, second) == [None, None]
     again = request()
     model.execute([again])
     assert finals(again) == [None]
+
+
+def test_a_full_queue_says_when_to_try_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = start(max_pending="1")
+    real, go_on, running = ModelRunner.run, threading.Event(), threading.Event()
+
+    def run(*arguments: Any) -> float:
+        running.set()
+        assert go_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(ModelRunner, "run", run)
+    first, second = request(), request()
+    model.execute([first])
+    assert running.wait(60)
+    model.execute([second])
+    (refused,) = finals(second)
+    go_on.set()
+    assert finals(first) == [None]
+    assert refused.code == "UNAVAILABLE"
+    assert str(refused) == ("1 of 1 images are pending, no room for 1 more: try again in about 1 s")
+
+
+def test_the_most_of_one_request(start: Start) -> None:
+    model = start(max_images="2")
+    requests = [request(num_images=count) for count in (2, 3)]
+    model.execute(requests)
+    good, bad = finals(*requests)
+    assert (good, bad.code) == (None, "INVALID_ARG")
+    assert str(bad) == "3 images in a request, at most 2 are served"
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "reason"),
+    [
+        (
+            RuntimeError("/secret/path is wrong\nsecond line"),
+            "RuntimeError: the server's log has",
+            "RuntimeError: /secret/path is wrong",
+        ),
+        (
+            MemoryError(),
+            "out of memory: ask for fewer or smaller images",
+            "MemoryError: MemoryError",
+        ),
+    ],
+)
+def test_what_libraries_say_is_for_the_log(
+    start: Start, log: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    error: Exception, message: str, reason: str,
+) -> None:  # fmt: skip
+    model = start()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ModelRunner, "run", fail)
+    bad = request()
+    model.execute([bad])
+    (found,) = finals(bad)
+    assert found.code == "INT"
+    assert str(found).startswith(message)
+    reasons = [line["error"] for line in log if line["event"] == "error"]
+    assert reasons == [
+        f"{type(error).__name__}: {str(error).partition(chr(10))[0] or 'MemoryError'}"
+    ]
+
+
+@pytest.mark.usefixtures("plain_sessions")
+def test_rows_stay_on_the_device(
+    start: Start, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What moves between calls of changing images is not read to the host; results are."""
+    expected = TGatePipeline.from_bundle(tiny_bundle, "onnxruntime:cpu")
+    with_cpu_for_cuda(monkeypatch)
+    model = start(backend="onnxruntime:cuda", max_batch="2")
+    read = rows_read(monkeypatch)
+    requests = [request(seed=seed, steps=3 + seed, gate_step=2, format="latents")
+                for seed in range(5)]  # fmt: skip
+    model.execute(requests)
+    assert finals(*requests) == [None] * 5
+    assert read == ["(4, 8, 8)"] * 5
+    for seed, each in enumerate(requests):
+        alone = expected(
+            "a", seed=seed, num_inference_steps=3 + seed, gate_step=2, output_type="latent"
+        )
+        found = each.sender.got[0].tensors["latents"]
+        np.testing.assert_allclose(found, np.asarray(alone.images), atol=1e-4)
 
 
 def test_what_is_no_input_is_refused(start: Start) -> None:

@@ -12,13 +12,21 @@ from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.embed.triton.interface import FORMATS, arguments, inputs, single
-from tgate_export.embed.triton.parsing import MAX_IMAGES, MAX_TEXT_BYTES, parse
+from tgate_export.embed.triton.parsing import Call
+from tgate_export.embed.triton.parsing import parse as parse_tensors
 from tgate_export.runtime.request import make_request
+from tgate_export.runtime.serving import MAX_TEXT_BYTES
+
+MAX_IMAGES = 64
 
 
 @pytest.fixture(scope="module")
 def manifest(tiny_bundle: Path) -> Manifest:
     return read_manifest(tiny_bundle)
+
+
+def parse(manifest: Manifest, tensors: dict[str, np.ndarray], most: int = MAX_IMAGES) -> Call:
+    return parse_tensors(manifest, tensors, most)
 
 
 def texts(*values: str | bytes) -> np.ndarray:
@@ -132,6 +140,23 @@ def test_what_is_refused(manifest: Manifest, changes: dict[str, Any], message: s
     tensors = {name: value for name, value in {**PROMPT, **changes}.items() if value is not None}
     with pytest.raises(InvalidRequestError, match=message):
         parse(manifest, tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"prompt": texts("a", "b", "c", "d")}, "4 images in a request, at most 3 are served"),
+        ({**PROMPT, "num_images": one(4, np.int32)}, "4 images in a request, at most 3"),
+        ({"prompt": texts("a", "b"), "num_images": one(2, np.int32)}, "4 images in a request"),
+        ({**PROMPT, "negative_prompt": texts(*["a"] * 4)}, "4 entries, for at most 3 images"),
+    ],
+)
+def test_the_most_of_one_request(
+    manifest: Manifest, tensors: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        parse(manifest, tensors, 3)
+    assert parse(manifest, tensors | {"prompt": texts(*["a"] * 4)}, 16).request.images >= 4
 
 
 class Unread:

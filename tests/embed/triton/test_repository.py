@@ -43,7 +43,7 @@ def test_configuration_is_one(model: Path, tiny_bundle: Path) -> None:
     assert [entry.name for entry in config.input] == [port.name for port in inputs(manifest)]
     assert [entry.name for entry in config.output] == [port.name for port in outputs(manifest)]
     assert all(entry.optional for entry in config.input)
-    assert parameters_of(config) == {"backend": "auto", "max_pending": "128"}
+    assert parameters_of(config) == {"backend": "auto", "max_images": "64", "max_pending": "128"}
     (group,) = config.instance_group
     assert (group.count, group.kind) == (1, ModelInstanceGroup.KIND_AUTO)
     assert {entry.name: list(entry.dims) for entry in config.input}["prompt_embeds"] == [-1, 77, 32]
@@ -60,7 +60,7 @@ def test_the_bundle_is_whole_and_in_the_repository(model: Path, tiny_bundle: Pat
 def test_options_and_names_are_written(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ServingOptions(
         backend="tensorrt-rtx", gpus=(0, 2), execution_env='/opt/a "b"\\ü.tar.gz', max_batch=4,
-        max_in_flight=9, max_pending=10, call_target=0.5,
+        max_in_flight=9, max_pending=10, call_target=0.5, max_images=3,
     )  # fmt: skip
     model = write_repository(tiny_bundle, tmp_path / "r", options, name="x y", copy=True)
     config = config_of(model)
@@ -70,7 +70,7 @@ def test_options_and_names_are_written(tiny_bundle: Path, tmp_path: Path) -> Non
     ]  # fmt: skip
     assert parameters_of(config) == {
         "backend": "tensorrt-rtx", "EXECUTION_ENV_PATH": '/opt/a "b"\\ü.tar.gz', "max_batch": "4",
-        "max_in_flight": "9", "max_pending": "10", "call_target": "0.5",
+        "max_in_flight": "9", "max_pending": "10", "call_target": "0.5", "max_images": "3",
     }  # fmt: skip
     graph = Path("graphs") / "full.onnx"
     assert not os.path.samefile(model / "1" / BUNDLE_FOLDER / graph, tiny_bundle / graph)
@@ -104,6 +104,7 @@ def test_what_is_not_ours_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> 
         ({"max_batch": 9}, "max_batch must be 1 to 8"),
         ({"max_batch": 0}, "max_batch must be 1 to 8"),
         ({"max_pending": 0}, "max_pending must be above 0"),
+        ({"max_images": 0}, "max_images must be above 0"),
         ({"call_target": float("nan")}, "call_target must be above 0"),
         ({"execution_env": "env.tar.gz"}, "must be an absolute path"),
     ],
@@ -155,13 +156,14 @@ def test_a_link_out_of_the_repository_is_not_followed(tiny_bundle: Path, tmp_pat
 def test_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(
         capsys, "embed", "triton", tiny_bundle, "--out", tmp_path / "r", "--name", "tiny",
-        "--gpu", 0, "--gpu", 1, "--max-pending", 7,
+        "--gpu", 0, "--gpu", 1, "--max-pending", 7, "--max-images", 5,
     )  # fmt: skip
     assert result.code == 0, result.err
     assert "tritonserver --model-repository" in result.err
     config = config_of(tmp_path / "r" / "tiny")
     assert len(config.instance_group) == 2
     assert config.parameters["max_pending"].string_value == "7"
+    assert config.parameters["max_images"].string_value == "5"
 
 
 def test_command_errors(

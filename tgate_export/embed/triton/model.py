@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tgate_export.common.errors import InvalidRequestError, TGateError, ordinary
+from tgate_export.common.errors import InvalidRequestError, TGateError, first_line, ordinary
 from tgate_export.embed.triton.devices import visible_device
 from tgate_export.embed.triton.encoders import Encoders
 from tgate_export.embed.triton.interface import inputs
 from tgate_export.embed.triton.metrics import Metrics
 from tgate_export.embed.triton.parsing import Call, check_fields, parse
-from tgate_export.embed.triton.repository import bundle_of
+from tgate_export.embed.triton.repository import ServingOptions, bundle_of
 from tgate_export.embed.triton.watchdog import Watchdog, server_above
 from tgate_export.runtime.batching import (
     BatchedOutput,
@@ -37,6 +37,7 @@ from tgate_export.runtime.batching import (
 )
 from tgate_export.runtime.output import to_pil
 from tgate_export.runtime.picture_file import encode_picture
+from tgate_export.runtime.serving import message_of
 
 _POLL_SECONDS = 0.1  # how soon a client that went away is noticed, and metrics are renewed
 _PROGRESS_BYTES = 64 * 2**20  # that may wait to be sent; what is more is left out
@@ -86,6 +87,7 @@ class TGateModel:
         self._batcher = Batcher.from_bundle(
             bundle, parameters.get("backend", "auto"), _options(parameters)
         )
+        self._max_images = int(parameters.get("max_images", ServingOptions.max_images))
         self._names = [port.name for port in inputs(self._batcher.manifest)]
         self._exchanges: set[_Exchange] = set()
         self._closing = False
@@ -143,13 +145,14 @@ class TGateModel:
         fields = json.loads((parameters and parameters()) or "{}")
         id_ = request.request_id() or str(fields.get("id", ""))[:_ID_CHARACTERS]
         check_fields(self._names, fields.keys() - {"id"})
-        call = parse(self._batcher.manifest, found)
+        call = parse(self._batcher.manifest, found, self._max_images)
         exchange = _Exchange(id_, call, sender)
         unanswered = sum(other.images for other in list(self._exchanges))
         if unanswered + exchange.images > 2 * self._batcher.max_pending:
-            raise QueueFullError(
+            raise QueueFullError.after(
+                self._batcher.stats().seconds_to_wait,
                 f"{unanswered} images are pending or wait to be sent, no room for "
-                f"{exchange.images} more: try again later"
+                f"{exchange.images} more",
             )
         on_step = partial(self._tell, exchange) if call.progress or call.preview else None
         exchange.future = self._batcher.submit(
@@ -309,9 +312,11 @@ def _send_error(sender: Any, error: BaseException) -> None:
     code = next((code for kinds, code in codes if isinstance(error, kinds)), None)
     if code is None:
         code = pb_utils.TritonError.INTERNAL
-    message = str(ordinary(error)) or type(error).__name__
+    error = ordinary(error)
+    if not isinstance(error, TGateError | CancelledError):
+        _log(event="error", error=f"{type(error).__name__}: {first_line(error)}")
     try:
-        failure = pb_utils.TritonError(message, code)
+        failure = pb_utils.TritonError(message_of(error), code)
         _send(sender, pb_utils.InferenceResponse(output_tensors=[], error=failure), final=True)
     except BaseException:  # an end without a word, which takes no memory
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -13,11 +13,10 @@ from tgate_export.common.errors import InvalidRequestError
 from tgate_export.embed.triton import interface
 from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, Format, single
 from tgate_export.runtime.buffers import NEGATIVE
-from tgate_export.runtime.prompts import MAX_TEXT_BYTES
 from tgate_export.runtime.request import Request, make_request
+from tgate_export.runtime.serving import read_text
 
 MAX_TEXTS_BYTES = 131072  # of a request, so that others need not wait while it is tokenized
-MAX_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,20 @@ class Call:
     preview: bool
 
 
-def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
+def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray], max_images: int) -> Call:
     """Check a request's inputs, by name; see `interface.inputs`.
+
+    Args:
+        manifest: the bundle's.
+        tensors: the inputs.
+        max_images: the most of one request.
 
     Raises:
         InvalidRequestError: names the input and what it may be.
     """
     one = single(manifest)
     for name, value in tensors.items():  # before anything is made of so many
-        _check_count(name, value, single=name in one)
+        _check_count(name, value, max_images, single=name in one)
     found = {name: _plain(name, value) for name, value in tensors.items()}
     texts = [text for value in found.values() if value.dtype == np.object_ for text in value]
     if (size := sum(len(text.encode()) for text in texts)) > MAX_TEXTS_BYTES:
@@ -74,8 +78,8 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Call:
     prompts = found["prompt"].tolist() if "prompt" in found else None
     count = len(prompts or ()) or max((len(value) for value in found.values()), default=0)
     images = count * max(1, int(arguments.get("num_images_per_prompt", 1)))
-    if images > MAX_IMAGES:
-        raise InvalidRequestError(f"{images} images in a request, at most {MAX_IMAGES} are served")
+    if images > max_images:
+        raise InvalidRequestError(f"{images} images in a request, at most {max_images} are served")
     output_type = "latent" if format_ == "latents" else "np"
     request = make_request(manifest, prompts, output_type=output_type, **arguments)
     return Call(
@@ -97,15 +101,15 @@ def check_fields(known: Iterable[str], fields: Iterable[str]) -> None:
         raise InvalidRequestError(f"unknown field {unknown[0]!r}: there are {', '.join(known)}")
 
 
-def _check_count(name: str, value: np.ndarray, *, single: bool) -> None:
+def _check_count(name: str, value: np.ndarray, most: int, *, single: bool) -> None:
     if single:
         if value.size != 1:
             raise InvalidRequestError(f"{name} must be one value, got {value.size}")
-    elif len(value) > MAX_IMAGES:
+    elif len(value) > most:
         raise InvalidRequestError(
-            f"{len(value)} images in a request, at most {MAX_IMAGES} are served"
+            f"{len(value)} images in a request, at most {most} are served"
             if name == "prompt"
-            else f"{name} has {len(value)} entries, for at most {MAX_IMAGES} images"
+            else f"{name} has {len(value)} entries, for at most {most} images"
         )
 
 
@@ -113,17 +117,8 @@ def _plain(name: str, value: np.ndarray) -> np.ndarray:
     """Return a tensor as it is, or texts of one as `str`."""
     if value.dtype != np.object_:
         return value
-    return np.array([_text(name, entry) for entry in value.reshape(-1)], dtype=object)
-
-
-def _text(name: str, value: Any) -> str:
-    raw = value if isinstance(value, bytes) else str(value).encode()
-    if len(raw) > MAX_TEXT_BYTES:
-        raise InvalidRequestError(f"{name} has {len(raw)} bytes, at most {MAX_TEXT_BYTES} are read")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{name} is not UTF-8: {error.reason}") from None
+    texts = (entry if isinstance(entry, bytes) else str(entry) for entry in value.reshape(-1))
+    return np.array([read_text(name, text) for text in texts], dtype=object)
 
 
 def _value(value: np.ndarray, *, single: bool) -> Any:

@@ -40,6 +40,7 @@ class ServingOptions:
         max_in_flight: see `BatchingOptions`.
         max_pending: see `BatchingOptions`.
         call_target: in seconds; see `BatchingOptions`.
+        max_images: of one request.
     """
 
     backend: str = "auto"
@@ -49,6 +50,7 @@ class ServingOptions:
     max_in_flight: int | None = None
     max_pending: int = 128
     call_target: float | None = None
+    max_images: int = 64
 
     def parameters(self) -> dict[str, str]:
         """Return the model's parameters; what is None is left out."""
@@ -58,6 +60,7 @@ class ServingOptions:
             "max_in_flight": self.max_in_flight,
             "max_pending": self.max_pending,
             "call_target": self.call_target,
+            "max_images": self.max_images,
             "EXECUTION_ENV_PATH": self.execution_env,
         }
         return {name: str(value) for name, value in values.items() if value is not None}
@@ -172,7 +175,7 @@ def _check(bundle: Bundle, options: ServingOptions) -> None:
             f"max_batch must be 1 to {largest}, which the bundle was built for, "
             f"got {options.max_batch}"
         )
-    for name in ("max_in_flight", "max_pending", "call_target"):
+    for name in ("max_in_flight", "max_pending", "call_target", "max_images"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InvalidRequestError(f"{name} must be above 0, got {value}")

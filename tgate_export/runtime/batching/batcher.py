@@ -423,9 +423,10 @@ class Batcher:
             raise ClosedError("the server is shutting down: send the request to another one")
         if self._pending + images > self.max_pending:
             self._recorder.count("refused")
-            raise QueueFullError(
+            raise QueueFullError.after(
+                self.stats().seconds_to_wait,
                 f"{self._pending} of {self.max_pending} images are pending, no room for {images} "
-                "more: try again later"
+                "more",
             )
 
     def _start_by(self, image: ImageState) -> float:

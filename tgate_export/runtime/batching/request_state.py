@@ -21,7 +21,20 @@ from tgate_export.runtime.request import Request
 
 
 class QueueFullError(TGateError):
-    """Too many images are waiting: try again later."""
+    """Too many images are waiting: try again later.
+
+    Attributes:
+        seconds: after which there should be room.
+    """
+
+    def __init__(self, message: str, seconds: int = 1) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+    @classmethod
+    def after(cls, seconds: int, refused: str) -> QueueFullError:
+        """Say what was refused, and when to try again."""
+        return cls(f"{refused}: try again in about {seconds} s", seconds)
 
 
 class DeadlineError(TGateError):

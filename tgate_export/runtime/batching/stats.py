@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -61,6 +62,13 @@ class BatcherStats:
         gated = images.get("gated", 0) + images.get("gated_reuse", 0)
         full = images.get("full", 0) + images.get("full_reuse", 0)
         return gated / (gated + full) if gated + full else 0.0
+
+    @property
+    def seconds_to_wait(self) -> int:
+        """When about half of what is pending should be done, by what was so far; 1 to 600."""
+        done = self.stages["decode"].images if "decode" in self.stages else 0
+        each = sum(stage.seconds for stage in self.stages.values()) / done if done else 1.0
+        return min(600, max(1, math.ceil(each * (self.waiting + self.in_flight) / 2)))
 
 
 @dataclass
