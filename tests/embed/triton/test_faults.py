@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from triton_server import Server
+from triton_server import Server, group_members
 
 from tests.embed.triton.slow import slow_down
 from tgate_export import TGatePipeline
@@ -64,6 +64,23 @@ def test_killed_model_ends_the_server_and_a_new_one_starts(venv: Path, repositor
     with Server(repository, venv=venv) as server:
         server.ready()
         assert TGateClient(server.grpc, "tiny").generate("x", steps=2, seed=1).seed == 1
+
+
+def test_killed_server_ends_its_models(venv: Path, repository: Path) -> None:
+    """Also one that hangs, as a model that waits for the server's answer does: here it is stopped.
+
+    Nobody but the watchdog ends it before this test's block does.
+    """
+    with Server(repository, venv=venv) as server:
+        server.ready()
+        (model,) = server.stub_pids()
+        os.kill(model, signal.SIGSTOP)
+        server.process.kill()
+        server.process.wait(20)
+        until = time.monotonic() + 20
+        while model in group_members(server.process.pid):
+            assert time.monotonic() < until, "the model outlived its server"
+            time.sleep(0.05)
 
 
 def test_bundle_replaced_on_disk(

@@ -1,4 +1,4 @@
-"""A server whose model has died is ended, also where it is process 1 of a container."""
+"""A server whose model has died is ended, also as process 1 of a container; and the other way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,53 @@ def test_process_1_is_ended() -> None:
     status, lines, _ = serve(*APART, sys.executable, "-c", SERVER, "killed", "90")
     assert lines == ["process 1", "told to stop"]
     assert status != 0
+
+
+# A server whose model hangs: it would go on for ever, whatever becomes of the server.
+HANGS = textwrap.dedent("""
+    import os, signal, time
+    from tgate_export.embed.triton.watchdog import Watchdog
+
+    model = os.fork()
+    if model == 0:
+        watchdog = Watchdog(os.getppid(), grace_seconds=0.2)
+        print(os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(600)
+""")
+
+
+def test_a_model_whose_server_was_killed_is_ended() -> None:
+    """Even one that takes no notice, and while nobody has waited for the server yet."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert process.stdout is not None
+    model = int(process.stdout.readline())
+    wait_for(lambda: state(model) == "T")
+    time.sleep(1.5)  # longer than the watch takes to look
+    assert state(model) == "T"
+    process.kill()
+    wait_for(lambda: state(model) in "ZX")
+    process.wait()
+    process.stdout.close()
+
+
+def state(process: int) -> str:
+    """Return the letter of a process's state; X when it is gone."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return "X"
+    return stat.rpartition(")")[2].split()[0]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.05)
 
 
 def test_release_ends_the_watch() -> None:
