@@ -19,6 +19,7 @@ import numpy as np
 from tgate_export.common.errors import TGateError
 from tgate_export.common.install import pip_install
 from tgate_export.embed.triton.interface import Format
+from tgate_export.embed.triton.tls import Tls
 
 _DTYPES = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "UINT8": np.uint8}
 
@@ -118,15 +119,16 @@ class Call:
 class TGateClient:
     """A model of a server; any thread may use it, and any number of calls may be open."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, tls: Tls | None = None) -> None:
         """Say where the server is; nothing is sent.
 
         Args:
-            url: `host:port` of its gRPC service, without TLS.
+            url: `host:port` of its gRPC service.
             model: its name.
+            tls: certificates; without them the connection is not encrypted.
 
         Raises:
-            TGateError: the client library is not installed.
+            TGateError: the client library is not installed, or a certificate cannot be used.
         """
         try:
             import tritonclient.grpc as grpc
@@ -135,11 +137,12 @@ class TGateClient:
         self._grpc = grpc
         self._model = model
         self._url = url
+        self._tls = {} if tls is None else tls.options()
         self._inputs: dict[str, str] | None = None  # types by name, once asked for
 
     def ready(self) -> bool:
         """Whether the server answers and the model is loaded."""
-        client = self._grpc.InferenceServerClient(self._url)
+        client = self._connect()
         try:
             return bool(client.is_server_ready() and client.is_model_ready(self._model))
         except self._grpc.InferenceServerException:
@@ -220,9 +223,12 @@ class TGateClient:
         tensors += [self._tensor(name, np.array([True])) for name, given in flags if given]
         return self._send(tensors, format, request_id)
 
+    def _connect(self) -> Any:
+        return self._grpc.InferenceServerClient(self._url, **self._tls)
+
     def _send(self, tensors: list[Any], format_: Format, request_id: str) -> Call:
         # A stream of its own, so that it can be cancelled alone.
-        client = self._grpc.InferenceServerClient(self._url)
+        client = self._connect()
 
         def end(cancel: bool) -> None:
             # The library joins the thread that calls back, so that one must not close it.
@@ -251,7 +257,7 @@ class TGateClient:
     def _types(self) -> dict[str, str]:
         """Return the types of the model's inputs, asked for once."""
         if self._inputs is None:
-            client = self._grpc.InferenceServerClient(self._url)
+            client = self._connect()
             try:
                 metadata = client.get_model_metadata(self._model)
             except self._grpc.InferenceServerException as error:
