@@ -215,6 +215,7 @@ class Server:
 
         A server that is killed can leave models behind: one that was just renewing a metric waits
         for the answer for ever, with Python's lock held, and so never sees that the server is gone.
+        One of ours has a watchdog, which looks once a second; this does not wait for it.
         """
         until = time.monotonic() + seconds
         while group_members(self.process.pid) and time.monotonic() < until:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from triton_server import Server
@@ -79,6 +81,26 @@ def test_wrong_certificates(
         if wrong == "roots":
             assert "CERTIFICATE_VERIFY_FAILED" in str(found.value)
     assert server.process.poll() is None
+
+
+def test_a_connection_that_fails_before_the_request_is_sent(
+    server: Server, foreign: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a busy client has it: the library then says no more than that the stream is not valid."""
+    client = TGateClient(server.grpc, "tiny", Tls(foreign.roots))
+    library: Any = client._grpc.InferenceServerClient
+    send = library.async_stream_infer
+
+    def late(self: Any, *arguments: Any, **options: Any) -> None:
+        until = time.monotonic() + 20
+        while self._stream._active:
+            assert time.monotonic() < until, "the connection was made"
+            time.sleep(0.01)
+        send(self, *arguments, **options)
+
+    monkeypatch.setattr(library, "async_stream_infer", late)
+    with pytest.raises(ServerError, match="CERTIFICATE_VERIFY_FAILED"):
+        client.generate("x", timeout=60)
 
 
 def test_a_name_that_is_not_the_servers(

@@ -1,6 +1,6 @@
 """A client of a served bundle: gRPC, pictures as arrays, progress as it comes.
 
-with TGateClient("127.0.0.1:8001", "shapes") as client:
+client = TGateClient("127.0.0.1:8001", "shapes")
 result = client.generate("a red circle", steps=25, seed=0, on_progress=print)
 Image.fromarray(result.images[0]).save("x.png")
 """
@@ -142,13 +142,11 @@ class TGateClient:
 
     def ready(self) -> bool:
         """Whether the server answers and the model is loaded."""
-        client = self._connect()
-        try:
-            return bool(client.is_server_ready() and client.is_model_ready(self._model))
-        except self._grpc.InferenceServerException:
-            return False
-        finally:
-            client.close()
+        with self._connect() as client:
+            try:
+                return bool(client.is_server_ready() and client.is_model_ready(self._model))
+            except self._grpc.InferenceServerException:
+                return False
 
     def generate(
         self,
@@ -246,8 +244,9 @@ class TGateClient:
             client.start_stream(answer)
             client.async_stream_infer(self._model, tensors, request_id=request_id)
         except self._grpc.InferenceServerException as error:
-            client.close()
-            raise ServerError(str(error)) from None
+            client.close()  # and the thread that calls back, which may know why
+            known = None if call._answers.empty() else call._answers.get()
+            raise ServerError(str(known or error)) from None
         return call
 
     def _texts(self, name: str, value: str | list[str]) -> Any:
@@ -257,13 +256,11 @@ class TGateClient:
     def _types(self) -> dict[str, str]:
         """Return the types of the model's inputs, asked for once."""
         if self._inputs is None:
-            client = self._connect()
-            try:
-                metadata = client.get_model_metadata(self._model)
-            except self._grpc.InferenceServerException as error:
-                raise ServerError(str(error)) from None
-            finally:
-                client.close()
+            with self._connect() as client:
+                try:
+                    metadata = client.get_model_metadata(self._model)
+                except self._grpc.InferenceServerException as error:
+                    raise ServerError(str(error)) from None
             self._inputs = {entry.name: entry.datatype for entry in metadata.inputs}
         return self._inputs
 
