@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from tgate_export import TGatePipeline
 from tgate_export.bench.machine import machine, now
 from tgate_export.runtime.batching import Batcher
 
@@ -279,6 +280,29 @@ def solo_times(submit: Submit) -> Solo:
     return found
 
 
+def step_costs(bundle: Path) -> dict[str, dict[str, float]]:
+    """Measure what an image's step takes in calls of 1, 2, 4, ... images: phase -> batch -> ms.
+
+    It bounds what batching can gain, however images come together.
+    """
+    pipeline = TGatePipeline.from_bundle(bundle, BACKEND)
+    batches = [2**power for power in range(6) if 2**power <= pipeline.manifest.batch.max]
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(5):  # interleaved
+        for batch in batches:
+            output = pipeline(
+                ["a red circle"] * batch, num_inference_steps=20, gate_step=10, seed=0,
+                output_type="latent",
+            )  # fmt: skip
+            for step in output.timings.steps:
+                times = found.setdefault(step.phase, {}).setdefault(str(batch), [])
+                times.append(1e3 * (step.denoiser + step.sampler) / batch)
+    return {
+        phase: {batch: float(np.median(times)) for batch, times in of_batch.items()}
+        for phase, of_batch in found.items()
+    }
+
+
 def summary(runs: Sequence[Run], solo: Solo) -> dict[str, Any]:
     """Summarize the rounds of one policy under one load."""
     answers = [answer for run in runs for answer in run.answers]
@@ -349,6 +373,10 @@ def main() -> None:
     order = list(policies)
     shuffler = random.Random(0)
     results: dict[str, dict[str, Any]] = {}
+    costs = step_costs(arguments.bundle)
+    for phase, of_batch in costs.items():
+        told = ", ".join(f"{batch}: {cost:.2f}" for batch, cost in of_batch.items())
+        print(f"ms of an image's {phase} step by images of a call: {told}", flush=True)
     with policies["one at a time"]() as submit:
         solo = solo_times(submit)
 
@@ -391,6 +419,7 @@ def main() -> None:
             "backend": BACKEND,
             "steps": {str(steps): share for steps, share in STEPS.items()},
             "rounds": arguments.rounds,
+            "step_ms_by_batch": costs,
             "solo_s": {f"{steps} steps, gate {gate}": t for (steps, gate), t in solo.items()},
             "poisson_capacity_per_s": capacity,
             "loads": results,
