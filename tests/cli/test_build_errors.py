@@ -151,7 +151,25 @@ def test_unusable_model(
 def test_single_file(capsys: Capture, tmp_path: Path, out: Path) -> None:
     (tmp_path / "v1-5.ckpt").write_bytes(b"never read")
     result = run(capsys, "build", "--model", tmp_path / "v1-5.ckpt", "--out", out)
-    assert "is a single file" in result.error()
+    assert "v1-5.ckpt is a pickle, which is never loaded" in result.error()
+    assert not out.parent.exists()
+
+
+def test_options_of_a_file(capsys: Capture, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "v1-5.safetensors").write_bytes(b"no safetensors")
+    model = tmp_path / "v1-5.safetensors"
+    for options, says in (
+        (["--config", "nothing"], "v1-5.safetensors is not a safetensors file: download the model"),
+        (["--vae", "nothing"], "v1-5.safetensors is not a safetensors file: download the model"),
+        (["--weights", "random"], "is a file: leave --weights out"),
+    ):
+        result = run(capsys, "build", "--model", model, *options, "--out", out)
+        assert says in result.error()
+    result = run(capsys, "build", "--model", "shapes", "--vae", "x", "--out", out)
+    assert "vae x is for a checkpoint in one file, and shapes is none: leave --vae out" in (
+        result.error()
+    )
+    assert result.code == 2
     assert not out.parent.exists()
 
 

@@ -122,7 +122,7 @@ def test_json_is_that_of_generate(
         (["shape"], 2, "unknown model 'shape': did you mean shapes?"),
         (["./nothing"], 2, "./nothing: no such folder; give a diffusers folder"),
         (["engines/shapes"], 2, "no such folder; if shapes is a model, `tgate-export run shapes`"),
-        (["file.safetensors"], 1, "file.safetensors is a single file: convert it to a diffusers"),
+        (["file.safetensors"], 1, "file.safetensors is not a safetensors file: download the"),
         (["."], 1, "is not a diffusers pipeline"),
         (["shapes", "--bundle", "file.safetensors/x"], 1, "as far as this test goes"),
     ],

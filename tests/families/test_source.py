@@ -195,13 +195,6 @@ def test_damaged_configuration(pipeline: Path, component: str, channels: object)
         geometry.size_multiple(source, dynamic=True)
 
 
-@pytest.mark.parametrize("name", ["v1-5.ckpt", "v1-5.safetensors"])
-def test_single_file_checkpoint(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"never read")
-    message = refused(tmp_path / name)
-    assert "from_single_file" in message
-
-
 def test_random_weights_need_no_weight_files(pipeline: Path) -> None:
     for component, name in WEIGHTS.items():
         (pipeline / component / name).unlink()

@@ -17,7 +17,15 @@ import tgate_export
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tgate_export"
-TOP = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md")
+TOP = (
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+    "CHANGELOG.md",
+    "SECURITY.md",
+)
 
 
 def built(kind: str, source: Path, out: Path) -> Path:

@@ -62,6 +62,8 @@ def build_bundle(
     model: str,
     *,
     weights: Weights = "pretrained",
+    config: str | None = None,
+    vae: str | None = None,
     precision: Precision = "fp32",
     size: tuple[Range, Range] | None = None,
     batch: Range | None = None,
@@ -83,9 +85,13 @@ def build_bundle(
     Graphs that were exported and compared with PyTorch before come out of the user's cache.
 
     Args:
-        model: a name of `NAMED_MODELS`, a diffusers folder, or a Hugging Face id, which may
-            end with `@` and a revision.
+        model: a name of `NAMED_MODELS`, a diffusers folder, a checkpoint in one safetensors file,
+            or a Hugging Face id, which may end with `@` and a revision.
         weights: "pretrained", or "random" for the exact architecture with weights from a seed.
+        config: of a file, a diffusers folder or a name whose configurations are taken as they are,
+            in place of those that the file's keys and shapes ask for; the folder's weights stand in
+            for components that the file lacks.
+        vae: of a file, another one with the VAE to build.
         precision: of the weights and the computation; inputs and outputs that matter stay f32.
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call, dynamic unless fixed; when not given 1 to 8, or one video.
@@ -118,7 +124,7 @@ def build_bundle(
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
-        source = resolve_source(model, weights).guided_by(guidance)
+        source = resolve_source(model, weights, config=config, vae=vae).guided_by(guidance)
         options = check_options(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
@@ -133,6 +139,8 @@ def build_bundle(
         cache = user_content_cache()
         check_replaceable(out, force=force)
         ready = _prepare_plans(plans, options)
+        for finding in source.single.findings if source.single else ():
+            progress.note(*finding)
         steps = source.defaults.num_inference_steps
         if options.gate_step >= steps:
             progress.note(

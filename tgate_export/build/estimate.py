@@ -31,9 +31,9 @@ class Estimate:
 def estimate(source: ModelSource) -> Estimate:
     """Return what the build of a model will take, whose files are here."""
     parameters = sum(
-        count_parameters(source.folder(component) / name)
+        count_parameters(path, part.prefix if (part := source.part(component)) else "")
         for component in source.family.weights
-        for name in source.weight_files(component).files
+        for path in source.weight_paths(component)
     )
     seconds = _LEAST_SECONDS + _SECONDS_OF_BILLION * parameters / 1e9
     return Estimate(minutes=max(1, round(seconds / 60)), bytes=_LEAST_BYTES + _BYTES * parameters)

@@ -47,7 +47,13 @@ def find_bundle(
     return None
 
 
-def is_of_same_files(bundle: Bundle, model: str, known: Reference) -> bool:
+def is_of_same_files(
+    bundle: Bundle,
+    model: str,
+    known: Reference,
+    config: str | None = None,
+    vae: str | None = None,
+) -> bool:
     """Whether a model's files still are what its bundle was built from.
 
     Of a model on the hub it is only asked where a revision was named: a commit never changes.
@@ -56,6 +62,8 @@ def is_of_same_files(bundle: Bundle, model: str, known: Reference) -> bool:
         bundle: see `find_bundle`.
         model: as the user named it.
         known: what that stands for.
+        config: of a file, whose configurations to use; those of the bundle when None.
+        vae: of a file, another one with its VAE; that of the bundle when None.
 
     Raises:
         ModelError: it can no longer be built.
@@ -65,7 +73,7 @@ def is_of_same_files(bundle: Bundle, model: str, known: Reference) -> bool:
         if known.revision in (None, source.revision):
             return True
         return resolve_source(model).revision == source.revision
-    found = resolve_source(model)
+    found = resolve_source(model, config=config or source.config, vae=vae or source.vae)
     return found.record(found.hashes(cached=True)).fingerprint == source.fingerprint
 
 

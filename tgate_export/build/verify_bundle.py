@@ -130,21 +130,28 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
     weights: Weights = "random" if recorded.kind == "random" else "pretrained"
     try:
         if override:  # whoever asks has named it
-            source = resolve_source(override, weights)
+            source = resolve_source(override, weights, config=recorded.config, vae=recorded.vae)
         else:
             revision = recorded.revision if recorded.kind == "hub" else None
-            source = resolve_source(recorded.model, weights, revision=revision, download=download)
+            source = resolve_source(
+                recorded.model,
+                weights,
+                revision=revision,
+                download=download,
+                config=recorded.config,
+                vae=recorded.vae,
+            )
     except InvalidRequestError:
         raise ModelError(
             f"{recorded.model} is not there any more",
-            "give the pipeline's folder with ",
+            "give the pipeline's folder or file with ",
             Argument("source"),
         ) from None
     if source.record().fingerprint != recorded.fingerprint:
         raise ModelError(
             f"{override or recorded.model} is not what the bundle was built from "
             "(its files differ)",
-            "give the right folder with ",
+            "give the right one with ",
             Argument("source"),
             ", or build the bundle again",
         )

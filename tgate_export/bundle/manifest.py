@@ -121,6 +121,10 @@ class Source(BundleModel):
     model: str
     revision: str | None
     fingerprint: str = Field(description="sha256 over the configuration and weight files")
+    config: str | None = Field(
+        default=None, description="of a file: whose configurations it was built with, if told"
+    )
+    vae: str | None = Field(default=None, description="of a file: that of another VAE")
 
 
 class Sampler(BundleModel):

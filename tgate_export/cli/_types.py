@@ -40,15 +40,15 @@ class BundlePath(click.Path):
 
 
 class Model(click.ParamType):
-    """A model's name, folder or id."""
+    """A model's name, folder, file or id."""
 
     name = "model"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Offer the names, and else the shell's own folders."""
-        return _begin_with(incomplete, self._names()) or [CompletionItem(incomplete, type="dir")]
+        """Offer the names, and else the shell's own folders and files."""
+        return _begin_with(incomplete, self._names()) or [CompletionItem(incomplete, type="file")]
 
     def _names(self) -> set[str]:
         from tgate_export.families.names import NAMED_MODELS
@@ -57,7 +57,7 @@ class Model(click.ParamType):
 
 
 class ModelOrBundle(Model):
-    """A model's name, folder or id, or the folder of a bundle or its name in `engines`."""
+    """A model's name, folder, file or id, or the folder of a bundle or its name in `engines`."""
 
     def _names(self) -> set[str]:
         return super()._names() | _built()

@@ -17,6 +17,7 @@ from tgate_export.cli._console import (
     require_export_extra,
     stderr,
 )
+from tgate_export.cli._file_options import file_options
 from tgate_export.cli._plan_options import plan_options, plan_requests
 from tgate_export.cli._types import Model
 
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     "--model",
     type=Model(),
     required=True,
-    metavar="NAME|DIR|HF_ID",
-    help="A name from `tgate-export models`, a diffusers folder, or a Hugging Face id, which may "
-    "end with @ and a revision.",
+    metavar="NAME|DIR|FILE|HF_ID",
+    help="A name from `tgate-export models`, a diffusers folder, a checkpoint in one .safetensors "
+    "file, or a Hugging Face id, which may end with @ and a revision.",
 )
+@file_options
 @click.option(
     "--weights",
     type=click.Choice(["pretrained", "random"]),
@@ -137,6 +139,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable result on stdout.")
 def command(
     model: str,
+    config: str | None,
+    vae: str | None,
     weights: str,
     target: tuple[str, ...],
     precision: str,
@@ -173,6 +177,8 @@ def command(
     result = build_bundle(
         model,
         weights=cast(Literal["pretrained", "random"], weights),
+        config=config,
+        vae=vae,
         precision=cast(Literal["fp32", "fp16"], precision),
         size=ranges,
         batch=batch_range,

@@ -13,7 +13,8 @@ def command(as_json: bool) -> None:
     """List the models that build accepts by name.
 
     Besides these, build takes any diffusers folder or Hugging Face id of a Stable Diffusion 1.x,
-    2.x or XL pipeline, of PixArt-alpha or PixArt-Sigma, or of Stable Video Diffusion.
+    2.x or XL pipeline, of PixArt-alpha or PixArt-Sigma, or of Stable Video Diffusion, and
+    checkpoints of Stable Diffusion and XL in one .safetensors file.
     """
     from tgate_export.families.names import NAMED_MODELS
 

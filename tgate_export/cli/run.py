@@ -14,6 +14,7 @@ from tgate_export.cli._console import (
     require_export_extra,
     stderr,
 )
+from tgate_export.cli._file_options import file_options
 from tgate_export.cli._hints import on_command_line
 from tgate_export.cli._parameters import check_declared
 from tgate_export.cli._types import BundlePath, ModelOrBundle, is_bundle
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 
 @click.command(name="run")
-@click.argument("model", type=ModelOrBundle(), metavar="NAME|DIR|HF_ID|BUNDLE")
+@click.argument("model", type=ModelOrBundle(), metavar="NAME|DIR|FILE|HF_ID|BUNDLE")
+@file_options
 @generate_options
 @click.option(
     "--bundle",
@@ -37,23 +39,39 @@ if TYPE_CHECKING:
     help="Folder of the model's bundle. "
     "Default: engines/NAME, or engines/NAME-WxH for a size that is not the model's own.",
 )
-def command(model: str, bundle: Path | None, **options: Any) -> None:
+def command(
+    model: str, bundle: Path | None, config: str | None, vae: str | None, **options: Any
+) -> None:
     """Generate images in one command, with a model or its bundle.
 
-    MODEL is a name from `tgate-export models`, a diffusers folder, a Hugging Face id, or a bundle.
+    MODEL is a name from `tgate-export models`, a diffusers folder, a checkpoint in one .safetensors
+    file, a Hugging Face id, or a bundle.
     What is not built is built first, once, as `tgate-export build` does: in fp32, for the model's
     own size or --size, with image-to-image where --image is given. A bundle that is there is used,
     however and by whichever version it was built, and built again when the model's files changed.
     """
-    generate(_bundle(model, bundle, options), **options)
+    given = {"config": config, "vae": vae}
+    of_file = {name: value for name, value in given.items() if value is not None}
+    generate(_bundle(model, bundle, of_file, options), **options)
 
 
-def _bundle(model: str, folder: Path | None, options: dict[str, Any]) -> Path:
-    """Return the bundle to generate with; build it if there is none."""
+def _bundle(
+    model: str, folder: Path | None, of_file: dict[str, Any], options: dict[str, Any]
+) -> Path:
+    """Return the bundle to generate with; build it if there is none.
+
+    Args:
+        model: what was asked for.
+        folder: of the bundle.
+        of_file: `config` and `vae` of a checkpoint in one file, those that were given.
+        options: of `generate`.
+    """
     given = _given_bundle(model)
     if given is not None:
         if folder is not None:
             raise click.UsageError(f"--bundle is for a model, and {model} is a bundle already")
+        for name in of_file:
+            raise click.UsageError(f"--{name} is for a model, and {model} is a bundle already")
         return given
     # What is wrong with a call is found before a build of minutes, where it can be.
     check_writable(options["out"])
@@ -72,12 +90,14 @@ def _bundle(model: str, folder: Path | None, options: dict[str, Any]) -> Path:
         known = reference(model)
         found = find_bundle(known, size, folder)
         if found is None:
-            return _build(model, known, size, folder, options)
+            return _build(model, known, size, folder, of_file, options)
         lacks = _lacks_image(found, options["image"])
-        if not is_of_same_files(found, model, known):
-            return _build_again(found, model, "the model's files changed", image_to_image=lacks)
+        if not is_of_same_files(found, model, known, **of_file):
+            why = "the model's files changed"
+            return _build_again(found, model, why, of_file, image_to_image=lacks)
         if lacks:
-            return _build_again(found, model, "it lacks image-to-image", image_to_image=True)
+            why = "it lacks image-to-image"
+            return _build_again(found, model, why, of_file, image_to_image=True)
     except TGateError as error:
         error.hint = tuple(_for_run(model, part) for part in error.hint)
         raise
@@ -109,6 +129,7 @@ def _build(
     known: Reference,
     size: tuple[Range, Range] | None,
     folder: Path | None,
+    of_file: dict[str, Any],
     options: dict[str, Any],
 ) -> Path:
     """Build a model's bundle for the first time."""
@@ -119,7 +140,7 @@ def _build(
 
     if known.kind == "hub":
         _say(f"Fetching {known.model} from Hugging Face, but for what its cache has.")
-    source = resolve_source(model)
+    source = resolve_source(model, **of_file)
     video = geometry.latents(source).video
     check_given(options["out"], options["prompt"], options["image"], video=video)
     changes: dict[str, Any] = {
@@ -132,17 +153,20 @@ def _build(
             f"{folder} holds a bundle of another size", "choose another ", Argument("out")
         )
     _announce(f"{folder} is not built yet", source)
-    return _built(model, out=folder, **changes)
+    return _built(model, out=folder, **of_file, **changes)
 
 
-def _build_again(bundle: Bundle, model: str, why: str, *, image_to_image: bool) -> Path:
+def _build_again(
+    bundle: Bundle, model: str, why: str, of_file: dict[str, Any], *, image_to_image: bool
+) -> Path:
     """Build a bundle as it was built, of what the model is now."""
     require_export_extra()
     from tgate_export.families.source import resolve_source
     from tgate_export.runtime.rebuild import rebuild
 
-    _announce(f"{bundle.path} is built again: {why}", resolve_source(model))
-    arguments: dict[str, Any] = {**rebuild(bundle).arguments, "model": model}
+    arguments: dict[str, Any] = {**rebuild(bundle).arguments, **of_file, "model": model}
+    source = resolve_source(model, config=arguments.get("config"), vae=arguments.get("vae"))
+    _announce(f"{bundle.path} is built again: {why}", source)
     if image_to_image:
         arguments["image_to_image"] = True
     return _built(**arguments)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(name="verify")
 @click.argument("bundle", type=BundlePath())
-@click.option("--source", metavar="DIR", help="The pipeline's folder, if it has moved.")
+@click.option("--source", metavar="DIR|FILE", help="The model's folder or file, if it has moved.")
 @click.option(
     "--download",
     is_flag=True,

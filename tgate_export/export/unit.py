@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import Field
@@ -138,7 +138,8 @@ def tokenizer_key(source: ModelSource, spec: TokenizerSpec, hashes: Mapping[Path
 
 def _files(source: ModelSource, component: str, hashes: Mapping[Path, File]) -> dict[str, str]:
     """Hashes by plain name: the same component of another pipeline is the same unit."""
-    return {path.name: hashes[path].sha256 for path in source.component_paths(component)}
+    paths = source.component_paths(component)
+    return {PurePath(source.file_name(path)).name: hashes[path].sha256 for path in paths}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -93,10 +93,7 @@ def _instead(directory: Path, names: Collection[str]) -> str:
         return "it is a repository of the hub's cache; give one of the folders in its snapshots/"
     single = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
     if single:
-        return (
-            f"it has no model_index.json but {single[0]}; convert that to a folder "
-            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER))"
-        )
+        return f"it has no model_index.json but {single[0]}; give that file itself"
     return "it has no model_index.json (save one with pipeline.save_pretrained(FOLDER))"
 
 

@@ -99,7 +99,10 @@ def load_component(source: ModelSource, component: str, precision: Precision) ->
     """
     dtype = TORCH_DTYPES[precision]
     cls = _class(source.family.weights[component])
-    make = _random if source.kind == "random" else _pretrained
+    if source.kind == "random":
+        make = _random
+    else:
+        make = _pretrained if source.part(component) is None else _of_file
     module: nn.Module = make(cls, source, component, dtype)
     return convert(module.eval().requires_grad_(False), dtype)
 
@@ -214,6 +217,14 @@ def _pretrained(cls: Any, source: ModelSource, component: str, dtype: torch.dtyp
             f"({len(missing)} in all): download the model again"
         )
     return model
+
+
+def _of_file(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:
+    from tgate_export.families.checkpoint_weights import load_part
+
+    part = source.part(component)
+    assert part is not None  # the caller's choice
+    return load_part(cls, part, plain_config(cls, source.config(component)), dtype)
 
 
 def _random(cls: Any, source: ModelSource, component: str, dtype: torch.dtype) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.common.errors import ModelError
+from tgate_export.families.safetensors_header import read_header
 
 # In the order of preference: what has most digits first, and what people mean when both are there.
 VARIANTS = (None, "fp32", "bf16", "fp16")
@@ -29,7 +30,6 @@ _FOREIGN = {
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON = 64 << 20
-_MAX_HEADER = 100_000_000
 # Dtypes of plain weights, and of the counters and positions beside them.
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
 _ADAPTER = re.compile(r"lora_|\.lora\.|_lora\.|\.base_layer\.|lokr_|hada_w", re.IGNORECASE)
@@ -220,48 +220,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path, prefix: str = "") -> None:
     """Compare a file's size with what its header says, and refuse what is no plain weights.
+
+    Args:
+        path: the file.
+        prefix: of the tensors that are read.
 
     Raises:
         ModelError: no safetensors, truncated, quantised, or with LoRA layers still attached.
     """
-    try:
-        length, tensors = _header(path)
-        ends = [entry["data_offsets"][1] for entry in tensors.values()]
-        dtypes = {key: str(entry["dtype"]) for key, entry in tensors.items()}
-        expected = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise ModelError(f"{path} is not a safetensors file: download the model again") from None
-    if path.stat().st_size != expected:
-        raise ModelError(
-            f"{path} is truncated: {path.stat().st_size} bytes, its header says {expected}; "
-            "download the model again"
-        )
-    for key, dtype in dtypes.items():
+    header = read_header(path)
+    for key, tensor in header.tensors.items():
+        if not key.startswith(prefix):
+            continue
         if _ADAPTER.search(key):
             raise ModelError(
                 f"{path} has LoRA layers attached ({key}): merge them with pipeline.fuse_lora() "
                 "and pipeline.unload_lora_weights(), and save the pipeline again"
             )
-        if dtype not in _PLAIN_DTYPES:
+        if tensor.dtype not in _PLAIN_DTYPES:
             raise ModelError(
-                f"{path} is quantised ({key} is {dtype}): build from the weights in fp32, bf16 or "
-                "fp16"
+                f"{path} is quantised ({key} is {tensor.dtype}): build from the weights in fp32, "
+                "bf16 or fp16"
             )
 
 
-def count_parameters(path: Path) -> int:
-    """Return how many numbers are in a safetensors file that was checked."""
-    _, tensors = _header(path)
-    return sum(math.prod(entry["shape"]) for entry in tensors.values())
+def count_parameters(path: Path, prefix: str = "") -> int:
+    """Return how many numbers are in a safetensors file that was checked.
 
-
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return how long a safetensors file's header is, and what it says of each tensor."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > _MAX_HEADER:
-            raise ValueError("its header is too long")
-        header = json.loads(stream.read(length))
-    return length, {key: entry for key, entry in header.items() if key != "__metadata__"}
+    Args:
+        path: the file.
+        prefix: of the tensors that count.
+    """
+    tensors = read_header(path).tensors.items()
+    return sum(math.prod(tensor.shape) for key, tensor in tensors if key.startswith(prefix))

@@ -101,12 +101,12 @@ def named_by_hub_id(hub_id: str) -> dict[str, Any]:
 
 
 def unknown_model(model: str) -> InvalidRequestError:
-    """Return the error for a model that is neither a name, a folder that is there nor an id."""
+    """Return the error for a model that is neither a name, what is there, nor an id."""
     if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         return InvalidRequestError(f"{model}: no such folder; give a diffusers folder")
     near = difflib.get_close_matches(model.lower(), NAMED_MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMED_MODELS)}."
     return InvalidRequestError(
-        f"unknown model {model!r}: {hint} It can also be a diffusers folder or a "
-        "Hugging Face id (owner/name)"
+        f"unknown model {model!r}: {hint} It can also be a diffusers folder, a checkpoint's "
+        "file or a Hugging Face id (owner/name)"
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tgate_export.common.errors import ModelError
+from tgate_export.common.errors import InvalidRequestError
 from tgate_export.families.hub import is_hub_id
+from tgate_export.families.model_files import PICKLES, SUFFIX
 from tgate_export.families.names import NAMED_MODELS, unknown_model
 
 
@@ -17,7 +18,8 @@ class Reference:
 
     Attributes:
         kind: packaged, local or hub.
-        model: as manifests record it: the name of a packaged one, a folder's whole path, or the id.
+        model: as manifests record it: the name of a packaged one, the whole path of a folder or a
+            file, or the id.
         name: short name, the default folder of its bundle.
         revision: that the id was written with.
     """
@@ -29,11 +31,10 @@ class Reference:
 
 
 def reference(model: str) -> Reference:
-    """Return what a model's name, folder or Hugging Face id stands for.
+    """Return what a model's name, folder, file or Hugging Face id stands for.
 
     Raises:
         InvalidRequestError: it is none of these.
-        ModelError: a file.
     """
     named = NAMED_MODELS.get(model)
     if named is not None and named.hub_id is not None:
@@ -45,10 +46,10 @@ def reference(model: str) -> Reference:
         resolved = path.resolve()
         return Reference("local", str(resolved), resolved.name)
     if path.is_file():
-        raise ModelError(
-            f"{model} is a single file: convert it to a diffusers folder first "
-            "(StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER))"
-        )
+        # The name that it was given, and not that of what a link leads to.
+        return Reference("local", str(path.absolute()), path.stem)
+    if path.suffix.lower() in (SUFFIX, *PICKLES):
+        raise InvalidRequestError(f"{model}: no such file")
     if is_hub_id(model):
         hub_id, _, revision = model.partition("@")
         return Reference("hub", hub_id, hub_id.rpartition("/")[2], revision or None)

@@ -102,9 +102,12 @@ def own_defaults(source: ModelSource) -> Defaults:
 def sampling_notes(source: ModelSource) -> Iterator[Hint]:
     """Say what of a model's sampling its folder does not tell, or a bundle cannot do.
 
-    Nothing of models with a name, whose defaults were chosen.
+    Nothing of models with a name, whose defaults were chosen, and of what packaged configurations
+    say for a checkpoint in one file.
     """
     if source.kind in ("packaged", "random") or named_by_hub_id(source.model):
+        return
+    if source.single and source.single.configuration.name:
         return
     default, scheduler, name = source.defaults, own_scheduler(source), own_sampler(source)
     if scheduler is not None and default.scheduler != name:

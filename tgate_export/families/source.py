@@ -6,8 +6,9 @@ Nothing is ever unpickled: a component without safetensors weights is refused.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.families import hub
+from tgate_export.families.checkpoint_parts import Part
 from tgate_export.families.components import check_components, inner_config, pipeline_class
+from tgate_export.families.locate import Kind, Weights, locate
 from tgate_export.families.model_files import (
     WeightFiles,
     check_file,
@@ -27,16 +30,13 @@ from tgate_export.families.model_files import (
     choose_weights,
     read_json,
 )
-from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
-from tgate_export.families.reference import reference
 from tgate_export.families.registry import family_of
 from tgate_export.families.repairs import effective_config
 from tgate_export.families.sampling import own_defaults, samplers
+from tgate_export.families.single_file import SingleFile, check_complete, clip_files
 from tgate_export.families.spec import Family
 from tgate_export.families.tokenizer_files import check_tokenizer_files
 from tgate_export.methods.conditioning import Conditioning
-
-Weights = Literal["pretrained", "random"]
 
 _CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
@@ -61,9 +61,10 @@ class ModelSource:
         shared: components whose configuration is another packaged pipeline's -> its folder.
         guidance: how the denoiser is told to follow the prompt.
         parts: components that are folders of their own -> the folder.
+        single: the checkpoint in one file that it is; `directory` has its configurations.
     """
 
-    kind: Literal["packaged", "local", "hub", "random"]
+    kind: Kind
     model: str
     name: str
     directory: Path
@@ -74,6 +75,7 @@ class ModelSource:
     shared: Mapping[str, Path] = field(default_factory=dict)
     guidance: Guidance = "classifier-free"
     parts: Mapping[str, Path] = field(default_factory=dict)
+    single: SingleFile | None = None
 
     def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
         """Return this model with another kind of guidance; its own when None.
@@ -108,6 +110,8 @@ class ModelSource:
 
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
+        if self.single and (packaged := self.single.tokenizer(component)):
+            return packaged
         part = self.parts.get(component)
         return self.root(component) / component if part is None else part
 
@@ -120,11 +124,14 @@ class ModelSource:
         path = self.folder(component) / _CONFIG_FILES.get(component, "config.json")
         class_name = self.family.weights.get(component)
         config = inner_config(read_json(path), class_name)
+        if self.single:
+            config = self.single.changed(component, config)
         return effective_config(self.pipeline, component, class_name, config)
 
     def index(self) -> dict[str, Any]:
         """Return `model_index.json`."""
-        return read_json(self.directory / "model_index.json")
+        index = read_json(self.directory / "model_index.json")
+        return self.single.changed("model_index", index) if self.single else index
 
     def weight_files(self, component: str) -> WeightFiles:
         """Return which files a component's weights are loaded from.
@@ -138,6 +145,8 @@ class ModelSource:
 
     def text_files(self, component: str) -> tuple[Path, ...]:
         """Return a component's configurations and vocabularies."""
+        if self.single and (packaged := self.single.tokenizer(component)):
+            return clip_files(packaged)
         paths = sorted(self.folder(component).glob("*"))
         return tuple(path for path in paths if path.suffix in _TEXTS)
 
@@ -145,22 +154,35 @@ class ModelSource:
         """Return every file of a component that is read, sorted."""
         files = list(self.text_files(component))
         if component in self.family.weights and self.kind != "random":
-            folder = self.folder(component)
-            files += [folder / name for name in self.weight_files(component).files]
+            files += self.weight_paths(component)
         return tuple(sorted(files))
+
+    def part(self, component: str) -> Part | None:
+        """Return where a component's weights are in a file that holds more; None for a folder's."""
+        return self.single.parts.get(component) if self.single else None
+
+    def weight_paths(self, component: str) -> tuple[Path, ...]:
+        """Return the files that a component's weights are loaded from; see `weight_files`."""
+        if (part := self.part(component)) is not None:
+            return (part.file,)
+        folder = self.folder(component)
+        return tuple(folder / name for name in self.weight_files(component).files)
 
     def paths(self) -> tuple[Path, ...]:
         """Return every file that is read."""
         found = [self.directory / "model_index.json"]
         for component in self.family.components(self):
             found += self.component_paths(component)
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
     def files(self) -> tuple[str, ...]:
-        """Return the names of `paths`, relative to the directory."""
-        return tuple(
-            Path(os.path.relpath(path, self.directory)).as_posix() for path in self.paths()
-        )
+        """Return the names of `paths`, relative to the directory, as fingerprints have them."""
+        return tuple(map(self.file_name, self.paths()))
+
+    def file_name(self, path: Path) -> str:
+        """Return the name of one of `paths`: the same wherever the model lies."""
+        name = self.single.name_of(path) if self.single else None
+        return name or Path(os.path.relpath(path, self.directory)).as_posix()
 
     def hashes(self, *, cached: bool = False) -> dict[Path, File]:
         """Hash every file that is read.
@@ -169,7 +191,8 @@ class ModelSource:
             cached: but no large one that was hashed before, and not touched since; see
                 `cached_hashes`.
         """
-        hashed = (cached_hashes if cached else hash_files)(self.directory, self.files())
+        names = [os.path.relpath(path, self.directory) for path in self.paths()]
+        hashed = (cached_hashes if cached else hash_files)(self.directory, names)
         return dict(zip(self.paths(), (file for _, file in hashed), strict=True))
 
     def check_texts(self, components: Iterable[str]) -> None:
@@ -189,9 +212,12 @@ class ModelSource:
             ModelError: names the file.
         """
         for component in self.family.weights:
-            for name in self.weight_files(component).files:
-                check_file(self.root(component), self.folder(component) / name)
-                check_safetensors(self.folder(component) / name)
+            if (part := self.part(component)) is not None:
+                check_safetensors(part.file, part.prefix)
+                continue
+            for path in self.weight_paths(component):
+                check_file(self.root(component), path)
+                check_safetensors(path)
 
     def record(self, hashes: Mapping[Path, File] | None = None) -> Source:
         """Return what the manifest says of the source.
@@ -203,11 +229,15 @@ class ModelSource:
         digest = hashlib.sha256()
         for name, path in zip(self.files(), self.paths(), strict=True):
             digest.update(f"{name}\0{hashes[path].sha256}\n".encode())
+        if self.single:
+            digest.update(json.dumps(self.single.changes, sort_keys=True).encode())
         return Source(
             kind=self.kind,
             model=self.model,
             revision=self.revision,
             fingerprint=digest.hexdigest(),
+            config=self.single.config if self.single else None,
+            vae=str(self.single.vae) if self.single and self.single.vae else None,
         )
 
 
@@ -217,24 +247,28 @@ def resolve_source(
     *,
     revision: str | None = None,
     download: bool = True,
+    config: str | None = None,
+    vae: str | None = None,
 ) -> ModelSource:
-    """Find a model by name, folder or Hugging Face id, and check that it can be built.
+    """Find a model by name, folder, file or Hugging Face id, and check that it can be built.
 
     Only an id (or a name whose weights live on the hub) is ever downloaded: first its
     configuration, and when that can be built, the weights that are read.
 
     Args:
-        model: the name, folder or id; an id may end with `@` and a revision.
+        model: the name, folder, checkpoint's file or id; an id may end with `@` and a revision.
         weights: "pretrained", or "random" for the configuration alone.
         revision: of an id, as a bundle's manifest records it.
         download: whether anything may be downloaded that is not in the cache.
+        config: of a file, a folder or a name whose configurations overrule what is found out.
+        vae: of a file, another one with the VAE to build.
 
     Raises:
-        InvalidRequestError: an unknown name.
+        InvalidRequestError: an unknown name, or `config` or `vae` of what is no file.
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
-    located = _locate(model, weights, revision, download)
+    located = locate(model, weights, revision, download=download, config=config, vae=vae)
     pipeline = pipeline_class(located.directory, located.model, located.names(download=download))
     family = family_of(pipeline, located.model)
     source = ModelSource(
@@ -249,13 +283,17 @@ def resolve_source(
         shared=located.shared,
         guidance=located.guidance,
         parts=located.hub.folders() if located.hub else {},
+        single=located.single,
     )
+    if source.single:
+        check_complete(source.single, family.weights)
     source.check_texts((*family.weights, "scheduler", *family.extras))
     check_components(source, partial(located.listing, download=download))
     if source.kind != "random":
         source.check_texts(spec.component for spec in family.tokenizers(source))
         for spec in family.tokenizers(source):
-            check_tokenizer_files(source.folder(spec.component), spec.class_name)
+            names = [path.name for path in source.text_files(spec.component)]
+            check_tokenizer_files(source.folder(spec.component), spec.class_name, names)
     family.check(source)
     if source.config(family.denoiser).get("time_cond_proj_dim") is not None:
         source = replace(source, guidance="embedded")
@@ -267,57 +305,3 @@ def resolve_source(
     if source.kind != "random":
         source.check_weights()
     return source
-
-
-@dataclass(frozen=True)
-class _Located:
-    """Where a model's files are, before anything is read; `defaults` are a name's own."""
-
-    kind: Literal["packaged", "local", "hub", "random"]
-    model: str
-    name: str
-    directory: Path
-    hub: hub.HubModel | None = None
-    defaults: Defaults | None = None
-    shared: Mapping[str, Path] = field(default_factory=dict)
-    guidance: Guidance = "classifier-free"
-
-    def names(self, *, download: bool) -> Collection[str]:
-        """Names of its files, here or on the hub; none of a pipeline, which needs no telling."""
-        if (self.directory / "model_index.json").is_file():
-            return ()
-        if self.hub:
-            return hub.names_of(self.hub, download=download)
-        return os.listdir(self.directory)
-
-    def listing(self, folder: str, *, download: bool) -> Collection[str]:
-        """Names of the files of a folder, here or on the hub."""
-        if self.hub is None:
-            return [path.name for path in (self.directory / folder).glob("*")]
-        names = hub.names_of(self.hub, download=download)
-        return [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
-
-
-def _locate(model: str, weights: Weights, revision: str | None, download: bool) -> _Located:
-    named = NAMED_MODELS.get(model)
-    if named is not None and weights == "random":
-        return _Located(
-            "random", model, model, named.directory, None, named.defaults, named.shared,
-            named.guidance,
-        )  # fmt: skip
-    known = reference(model)
-    if known.kind == "local":
-        kind: Literal["random", "local"] = "random" if weights == "random" else "local"
-        return _Located(kind, known.model, known.name, Path(known.model))
-    if known.kind == "packaged":
-        assert named is not None  # packaged models are named
-        return _Located("packaged", model, model, named.directory, None, named.defaults)
-    if weights == "random":
-        raise InvalidRequestError(
-            f"weights random takes a model name or a folder, not the hub id {model!r}"
-        )
-    found = hub.find_model(known.model, revision or known.revision, download=download)
-    return _Located(
-        "hub", known.model, known.name, found.pipeline.directory, found,
-        **named_by_hub_id(known.model),
-    )  # fmt: skip

@@ -86,7 +86,6 @@ def staged_weights(source: ModelSource, component: str, cls: Any) -> Iterator[Pa
 @contextmanager
 def staged_tokenizer(source: ModelSource, component: str) -> Iterator[Path]:
     """Give a folder to load a tokenizer from, and remove it."""
-    folder = source.folder(component)
     with tempfile.TemporaryDirectory(prefix="tgate-export-") as made:
         staged = Path(made)
         for path in source.text_files(component):
@@ -99,7 +98,7 @@ def staged_tokenizer(source: ModelSource, component: str) -> Iterator[Path]:
                 }
                 (staged / path.name).write_text(json.dumps(config), encoding="utf-8")
             else:
-                _link(staged / path.relative_to(folder), path)
+                _link(staged / path.name, path)
         yield staged
 
 

@@ -7,6 +7,7 @@ that spells in letters where the merges are.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,28 @@ _CONFIG = "tokenizer_config.json"
 _PARTS = {"CLIPTokenizer": ("vocab.json", "merges.txt")}
 
 
-def check_tokenizer_files(folder: Path, class_name: str) -> None:
-    """Refuse a folder without a vocabulary.
+def check_tokenizer_files(folder: Path, class_name: str, names: Collection[str]) -> None:
+    """Refuse a tokenizer without a vocabulary.
 
     Args:
-        folder: of the tokenizer.
+        folder: of the tokenizer, for messages.
         class_name: "library.Class" that loads it.
+        names: of its files.
 
     Raises:
         ModelError: names the file that is missing.
     """
-    if (folder / "tokenizer.json").is_file():
+    if "tokenizer.json" in names:
         return
     parts = _PARTS.get(class_name.rpartition(".")[2])
     if parts is None:
-        if not any(folder.glob("*.model")):
+        if not any(name.endswith(".model") for name in names):
             raise ModelError(
                 f"{folder} has no vocabulary (tokenizer.json, or a SentencePiece model such as "
                 "spiece.model): download the model again"
             )
         return
-    missing = [name for name in parts if not (folder / name).is_file()]
+    missing = [name for name in parts if name not in names]
     if missing:
         raise ModelError(
             f"{folder} has no vocabulary: it lacks {' and '.join(missing)}, and a tokenizer.json "

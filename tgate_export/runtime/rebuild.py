@@ -58,6 +58,8 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
     manifest = bundle.manifest
     arguments: dict[str, object] = {
         "model": manifest.source.model,
+        "config": manifest.source.config,
+        "vae": manifest.source.vae,
         "weights": "random" if manifest.source.kind == "random" else "pretrained",
         "precision": manifest.precision,
         "size": (manifest.size.width, manifest.size.height),

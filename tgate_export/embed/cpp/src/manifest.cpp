@@ -101,6 +101,10 @@ Manifest read_manifest(const Json& json, Unknown unknown) {
     manifest.source_model = source.required("model").string();
     if (const Value revision = source.required("revision"); !revision.null()) revision.string();
     source.required("fingerprint").string();
+    if (const auto config = source.optional_not_null("config")) {
+      manifest.source_config = config->string();
+    }
+    if (const auto vae = source.optional_not_null("vae")) manifest.source_vae = vae->string();
     source.end();
   }
   manifest.precision = read_precision(fields.required("precision"));

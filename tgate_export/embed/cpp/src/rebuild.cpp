@@ -30,12 +30,12 @@ std::string option_of(std::string name) {
 
 std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   const Manifest& manifest = bundle.manifest;
-  BuildOptions options{
-      {"model", manifest.source_model},
-      {"weights", manifest.source_kind == "random" ? "random" : "pretrained"},
-      {"precision", manifest.precision},
-      {"size", size_text(manifest)},
-  };
+  BuildOptions options{{"model", manifest.source_model}};
+  if (!manifest.source_config.empty()) options.emplace_back("config", manifest.source_config);
+  if (!manifest.source_vae.empty()) options.emplace_back("vae", manifest.source_vae);
+  options.emplace_back("weights", manifest.source_kind == "random" ? "random" : "pretrained");
+  options.emplace_back("precision", manifest.precision);
+  options.emplace_back("size", size_text(manifest));
   // Without a batch, graphs take the default range and plans a single image.
   if (str(manifest.batch) != "1:1:8") options.emplace_back("batch", str(manifest.batch));
   for (const std::string& name : manifest.method().parameters) {

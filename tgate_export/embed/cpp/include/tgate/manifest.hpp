@@ -155,6 +155,8 @@ struct Manifest {
   std::string family;
   std::string source_kind;
   std::string source_model;
+  std::string source_config;  // of a file: whose configurations it was built with; "" unless told
+  std::string source_vae;     // of a file: that of another VAE; "" for its own
   std::string precision;
   Range batch;
   Range height;

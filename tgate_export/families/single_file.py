@@ -1,0 +1,282 @@
+"""A checkpoint in one file as a source of weights: what it is, and why (no torch).
+
+Keys say which components there are, and shapes which model it is; what neither tells, such as what
+the UNet predicts, is told by marks that trainers leave. A configuration that is named overrules all
+of that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import Argument, Hint
+from tgate_export.families import checkpoint_unet
+from tgate_export.families.checkpoint_configs import (
+    Changes,
+    Configuration,
+    given,
+    packaged,
+    title_of,
+)
+from tgate_export.families.checkpoint_kinds import Identity, identify, refuse_other_unets
+from tgate_export.families.checkpoint_parts import Part, find_parts, find_vae, shapes_of
+from tgate_export.families.model_files import PICKLES, check_file
+from tgate_export.families.safetensors_header import Header, read_header
+
+CLIP = Path(__file__).resolve().parent / "clip"
+_CLIP_TOKENS = 49408
+_EMBEDDINGS = {
+    "clip": "embeddings.token_embedding.weight",
+    "diffusers": "embeddings.token_embedding.weight",
+    "open-clip": "token_embedding.weight",
+}
+_FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper|dmd", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A checkpoint, and what its components are built with.
+
+    Attributes:
+        path: the file.
+        config: the configurations that a user named: a name, or a folder's whole path.
+        vae: the file that replaces its VAE.
+        parts: where the weights of components are; others' are in the configurations' folder.
+        configuration: what components are built with.
+        changes: entries of configurations that are other than in their files, by component.
+        findings: what it is and why, in notes for people.
+    """
+
+    path: Path
+    config: str | None
+    vae: Path | None
+    parts: Mapping[str, Part]
+    configuration: Configuration
+    changes: Changes
+    findings: tuple[Hint, ...]
+
+    def changed(self, component: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a component's configuration with what is other in this file."""
+        return {**config, **self.changes.get(component, {})}
+
+    def tokenizer(self, component: str) -> Path | None:
+        """Return the packaged folder of a tokenizer; None where the configurations have one.
+
+        OpenCLIP pads with token 0, and CLIP with the end of the text.
+        """
+        inside = (self.configuration.directory / component).is_dir()
+        if inside or not component.startswith("tokenizer"):
+            return None
+        encoder = component.replace("tokenizer", "text_encoder")
+        part = self.parts.get(encoder)
+        if part is not None and part.layout != "diffusers":
+            zero = part.layout == "open-clip"
+        else:
+            config = self.configuration.config(encoder, "transformers.CLIPTextModel")
+            zero = config.get("hidden_act") == "gelu"
+        return CLIP / ("padding-0" if zero else "padding-end")
+
+    def name_of(self, path: Path) -> str | None:
+        """Return what a file is called in fingerprints; None for one of the configurations."""
+        if path == self.path:
+            return "checkpoint.safetensors"
+        if path == self.vae:
+            return "vae.safetensors"
+        return f"clip/{path.relative_to(CLIP).as_posix()}" if path.is_relative_to(CLIP) else None
+
+
+def clip_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a packaged tokenizer."""
+    return folder / "tokenizer_config.json", CLIP / "merges.txt", CLIP / "vocab.json"
+
+
+def open_single_file(path: Path, config: str | None = None, vae: str | None = None) -> SingleFile:
+    """Find out what a checkpoint is.
+
+    Args:
+        path: the file.
+        config: a diffusers folder or a name, whose configurations are taken as they are.
+        vae: a file whose VAE replaces the checkpoint's.
+
+    Raises:
+        InvalidRequestError: `config` or `vae` are none.
+        ModelError: no checkpoint of a family that can be built.
+    """
+    header = _header(path)
+    parts = find_parts(path, header.tensors.keys())
+    unet = checkpoint_unet.of_shapes(_shapes(parts["unet"], header), parts["unet"].layout)
+    if unet is None:
+        raise ModelError(
+            f"{path} has a UNet whose blocks are not those of Stable Diffusion or SDXL "
+            f"({parts['unet'].prefix}*), or not all of them"
+        )
+    refuse_other_unets(path, unet)
+    if config is None:
+        found = identify(path, header, unet, parts["unet"].prefix, parts["unet"].layout)
+        configuration = packaged(found.config)
+    else:
+        configuration = given(config)
+        found = Identity(config)
+        expected = checkpoint_unet.of_config(configuration.config("unet"))
+        if expected is None or expected != unet:
+            why = "" if expected is None else f": {checkpoint_unet.differences(unet, expected)}"
+            raise ModelError(
+                f"{path} has another UNet than unet/config.json of {config} describes{why}",
+                "choose another ",
+                Argument("config"),
+            )
+    headers = {path: header}
+    replaced = None
+    if vae is not None:
+        replaced = Path(vae).absolute()
+        if not replaced.is_file():
+            raise InvalidRequestError(f"vae {vae} is no file", field="vae")
+        headers[replaced] = _header(replaced)
+        parts = {**parts, "vae": find_vae(replaced, headers[replaced].tensors.keys())}
+    changes = _merged(configuration.changes, found.changes)
+    single = SingleFile(
+        path,
+        config if configuration.name else str(configuration.directory) if config else None,
+        replaced,
+        parts,
+        configuration,
+        changes,
+        _findings(path, found, configuration, parts, header),
+    )
+    for component, part in parts.items():
+        _check_sizes(single, component, _shapes(part, headers[part.file]))
+    return single
+
+
+def _header(path: Path) -> Header:
+    """Read a file's header; refuse what is no safetensors in words for it."""
+    if path.suffix.lower() in PICKLES or _is_pickle(path):
+        raise ModelError(
+            f"{path} is a pickle, which is never loaded: load it with torch.load(FILE, "
+            'weights_only=True) and write its "state_dict" with safetensors.torch.save_file'
+        )
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{path} is quantised (GGUF): build from the weights in fp32 or fp16")
+    real = path.resolve()
+    check_file(real.parent, real)
+    return read_header(path)
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(9)
+    except OSError:
+        return False  # `check_file` says why
+    # Of safetensors the first eight bytes are a length, and the ninth opens an object.
+    return begin[8:] != b"{" and begin.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _shapes(part: Part, header: Header) -> dict[str, tuple[int, ...]]:
+    return shapes_of(part, {key: tensor.shape for key, tensor in header.tensors.items()})
+
+
+def _merged(first: Changes, second: Changes) -> dict[str, dict[str, Any]]:
+    return {
+        component: {**first.get(component, {}), **second.get(component, {})}
+        for component in (*first, *second)
+    }
+
+
+def _check_sizes(single: SingleFile, component: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the size of a VAE or a text encoder with its configuration."""
+    if component == "unet":
+        return
+    # A text encoder's may be part of a whole CLIP's.
+    class_name = None if component == "vae" else "transformers.CLIPTextModel"
+    config = single.changed(component, single.configuration.config(component, class_name))
+    if component == "vae":
+        names: tuple[str, ...] = ("block_out_channels", "latent_channels")
+        weight = shapes.get("decoder.conv_in.weight", ())[:2]
+        expected: tuple[Any, ...] = (config.get(names[0], [None])[-1], config.get(names[1], 4))
+    else:
+        names = ("vocab_size", "hidden_size")
+        key = _EMBEDDINGS[single.parts[component].layout]
+        weight = shapes.get(key) or shapes.get(f"text_model.{key}") or ()
+        expected = (config.get(names[0], _CLIP_TOKENS), config.get(names[1]))
+    if tuple(weight) != expected:
+        raise ModelError(
+            f"{single.parts[component].file} has a {component} of other sizes than its "
+            f"configuration: {' and '.join(names)} are {list(weight)}, expected {list(expected)}",
+            "give a diffusers folder whose configurations are its own: ",
+            Argument("config", "FOLDER"),
+        )
+
+
+def check_complete(single: SingleFile, weights: Mapping[str, str]) -> None:
+    """Check that every component has weights, and every text encoder a vocabulary.
+
+    Args:
+        single: the file.
+        weights: component -> its class.
+
+    Raises:
+        ModelError: names what is missing, and what brings it.
+    """
+    for component in weights:
+        if component.startswith("text_encoder"):
+            _check_vocabulary(single, component)
+        if component in single.parts or single.configuration.name is None:
+            continue  # a folder says itself what it lacks
+        if component == "vae":
+            raise ModelError(f"{single.path} has no VAE", "give one with ", Argument("vae", "FILE"))
+        raise ModelError(
+            f"{single.path} has no {component}",
+            "give a diffusers folder of its kind, which has one, with ",
+            Argument("config", "FOLDER"),
+        )
+
+
+def _check_vocabulary(single: SingleFile, encoder: str) -> None:
+    if single.tokenizer(encoder.replace("text_encoder", "tokenizer")) is None:
+        return
+    config = single.configuration.config(encoder, "transformers.CLIPTextModel")
+    if (tokens := config.get("vocab_size", _CLIP_TOKENS)) != _CLIP_TOKENS:
+        raise ModelError(
+            f"{single.path}: its {encoder} knows {tokens} tokens, and CLIP's vocabulary has "
+            f"{_CLIP_TOKENS}",
+            "give a diffusers folder with its tokenizer: ",
+            Argument("config", "FOLDER"),
+        )
+
+
+def _findings(
+    path: Path,
+    found: Identity,
+    configuration: Configuration,
+    parts: Mapping[str, Part],
+    header: Header,
+) -> tuple[Hint, ...]:
+    """Say what a checkpoint is, why, and what of it is read."""
+    if found.reasons:
+        what = f"is {title_of(found.config)}: {'; '.join(found.reasons)}"
+    else:
+        what = f"is built with the configurations of {found.config}"
+    notes: list[Hint] = [(f"{path.name} {what}",)]
+    for file in dict.fromkeys(part.file for part in parts.values()):
+        here = {component: part for component, part in parts.items() if part.file == file}
+        layouts = ", ".join(sorted({part.layout for part in here.values()}))
+        notes.append((f"weights from {file.name}: {', '.join(here)} (names of {layouts})",))
+    if any(key.startswith("model_ema.diffusion_model") for key in header.tensors):
+        notes.append(("it has averaged weights (EMA) beside the ones that are built",))
+    called = f"{path.stem} {header.metadata.get('modelspec.title', '')}"
+    if configuration.guidance == "classifier-free" and (few := _FEW_STEPS.search(called)):
+        notes.append(
+            (
+                f"its name says {few[0]}: if it was distilled to need no guidance, build with ",
+                Argument("guidance", "none"),
+                " and generate with its ",
+                Argument("num_inference_steps"),
+            )
+        )
+    return tuple(notes)
