@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support import checkpoints
 from tests.support.command import run
 from tests.test_import_rule import python
 from tgate_export.build import build as build_module
 from tgate_export.bundle.integrity import read_manifest
 from tgate_export.bundle.manifest import Range
 from tgate_export.common.errors import TGateError
+from tgate_export.families.source import resolve_source
 
 Capture = pytest.CaptureFixture[str]
 CALL = ("--prompt", "a circle", "--steps", 2, "--seed", 3, "--backend", "onnxruntime:cpu")
@@ -223,6 +225,32 @@ def test_sizes_have_bundles_of_their_own(
     assert (report["width"], report["height"]) == (32, 32)
     run(capsys, "run", tiny_pipeline_dir, "--size", 64, *CALL)
     assert builds.pop()["out"] == Path(f"engines/{name}-64x64")
+
+
+@pytest.mark.usefixtures("project")
+def test_a_checkpoint_in_one_file(
+    capsys: Capture, tiny_bundle: Path, tiny_pipeline_dir: Path, builds: list[Any], tmp_path: Path
+) -> None:
+    parts = checkpoints.parts_of(tiny_pipeline_dir)
+    file = checkpoints.save(checkpoints.sd1(parts), tmp_path / "mine.safetensors")
+    vae = checkpoints.save(parts["vae"], tmp_path / "vae.safetensors")
+    of_file = ("--config", tiny_pipeline_dir)
+    run(capsys, "run", file, *of_file, *CALL)
+    assert builds.pop() == {
+        "model": str(file), "config": str(tiny_pipeline_dir), "out": Path("engines/mine"),
+        "size": None, "image_to_image": False,
+    }  # fmt: skip
+    record = resolve_source(str(file), config=str(tiny_pipeline_dir)).record()
+    placed(tiny_bundle, Path("engines/mine"), **record.model_dump())
+    # The bundle knows what it was built with.
+    assert run(capsys, "run", file, *CALL).code == 0
+    assert not builds
+    run(capsys, "run", file, "--vae", vae, *CALL)
+    again = builds.pop()
+    assert (again["config"], again["vae"]) == (str(tiny_pipeline_dir), str(vae))
+    error = run(capsys, "run", tiny_bundle, "--vae", vae, *CALL)
+    assert "--vae is for a model, and" in error.err
+    assert error.code == 2
 
 
 @pytest.mark.usefixtures("project")

@@ -239,14 +239,27 @@ def test_the_same_is_refused(
     assert found.text.isprintable()
 
 
+# Where a bundle came from: a folder, or a file with what its build was told.
+SOURCES = [
+    {},
+    {"model": "/models/a b.safetensors", "config": "sd21-base"},
+    {"model": "/models/x.safetensors", "config": "/p", "vae": "/vae.safetensors"},
+]
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_bundle_is_built_again_by_the_same_command(
-    driver: Driver, tiny_bundle: Path, tiny_pipeline: TGatePipeline
+    driver: Driver, tiny_bundle_copy: Path, source: dict[str, str]
 ) -> None:
+    file = tiny_bundle_copy / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["source"] |= source
+    file.write_text(json.dumps(manifest))
     options: dict[str, Any] = {"sp_interval": 3, "fi_interval": 2, "gate_step": 8}
     with pytest.raises(InvalidRequestError) as caught:
-        tiny_pipeline("x", **options)
+        opened(tiny_bundle_copy)("x", **options)
     message = driver.error(
-        "run", bundle=str(tiny_bundle), request={"prompt": texts("x"), **options}
+        "run", bundle=str(tiny_bundle_copy), request={"prompt": texts("x"), **options}
     )
     assert message.startswith("sp_interval 3 and fi_interval 2: ")
     commands = [

@@ -133,7 +133,7 @@ def test_sd15(tmp_path: Path, dtype: str) -> None:
     assert source.defaults == resolve_source("sd15", "random").defaults
     assert source.single is not None
     (first,), (second,) = source.single.findings
-    assert first == "model.safetensors is Stable Diffusion 1.5: its UNet reads text of width 768"
+    assert first == "model.safetensors is Stable Diffusion 1.x: its UNet reads text of width 768"
     assert second == "weights from model.safetensors: unet, vae, text_encoder (names of clip, ldm)"
 
 

@@ -17,6 +17,14 @@ from tgate_export.families.names import NAMED_MODELS, NamedModel
 
 Changes = Mapping[str, Mapping[str, Any]]
 _CLASSES = {"UNet2DConditionModel", None}
+# What checkpoints of named models' architectures are, whoever trained them.
+_TITLES = {
+    "sd15": "Stable Diffusion 1.x",
+    "sd21": "Stable Diffusion 2.x of 768 pixels",
+    "sdxl": "SDXL",
+    "lcm-sd15": "an LCM of Stable Diffusion 1.x",
+    "lcm-sdxl": "an LCM of SDXL",
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,8 @@ def packaged(name: str) -> Configuration:
 
 
 def title_of(name: str) -> str:
-    """Return what people call the model with a packaged configuration."""
-    return str(_OTHERS[name]["title"] if name in _OTHERS else NAMED_MODELS[name].summary)
+    """Return what people call a model that was found to have a packaged configuration."""
+    return _TITLES.get(name) or str(_OTHERS[name]["title"])
 
 
 def given(config: str) -> Configuration:

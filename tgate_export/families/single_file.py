@@ -146,7 +146,7 @@ def open_single_file(path: Path, config: str | None = None, vae: str | None = No
         parts,
         configuration,
         changes,
-        _findings(path, found, configuration, parts, header),
+        _findings(path, found, configuration, parts, header, distilled=unet.guidance > 0),
     )
     for component, part in parts.items():
         _check_sizes(single, component, _shapes(part, headers[part.file]))
@@ -256,6 +256,8 @@ def _findings(
     configuration: Configuration,
     parts: Mapping[str, Part],
     header: Header,
+    *,
+    distilled: bool,
 ) -> tuple[Hint, ...]:
     """Say what a checkpoint is, why, and what of it is read."""
     if found.reasons:
@@ -270,7 +272,8 @@ def _findings(
     if any(key.startswith("model_ema.diffusion_model") for key in header.tensors):
         notes.append(("it has averaged weights (EMA) beside the ones that are built",))
     called = f"{path.stem} {header.metadata.get('modelspec.title', '')}"
-    if configuration.guidance == "classifier-free" and (few := _FEW_STEPS.search(called)):
+    guided = configuration.guidance == "classifier-free" and not distilled
+    if guided and (few := _FEW_STEPS.search(called)):
         notes.append(
             (
                 f"its name says {few[0]}: if it was distilled to need no guidance, build with ",
