@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.small_folder import safetensors
@@ -127,6 +127,7 @@ _KEYS = st.lists(_WORDS, min_size=1, max_size=8).map(".".join) | st.text(max_siz
 _SHAPES = st.lists(st.integers(0, 2048), max_size=4).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.sets(_KEYS, max_size=12), st.booleans())
 def test_any_keys(keys: set[str], with_unet: bool) -> None:
     keys |= {LDM_UNET} if with_unet else set()
@@ -141,6 +142,7 @@ def test_any_keys(keys: set[str], with_unet: bool) -> None:
     assert all(any(key.startswith(part.prefix) for key in keys) for part in parts.values())
 
 
+@settings(deadline=None)
 @given(st.dictionaries(_KEYS, _SHAPES, max_size=12))
 @example({"input_blocks.0.0.weight": (), "out.2.weight": ()})
 @example({"input_blocks.0.0.weight": (320, 4, 3, 3), "input_blocks.1.0.op.weight": (320,)})
@@ -151,6 +153,7 @@ def test_any_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
         assert found is None or len(found.down) == len(found.widths)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.sampled_from(["whole", "cut", "bytes"]))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, how: str) -> None:
     file = tmp_path_factory.getbasetemp() / "any.safetensors"

@@ -73,7 +73,10 @@ VALID: dict[str, Any] = {
     "requires": [],
     "name": "tiny",
     "family": "stable-diffusion",
-    "source": {"kind": "local", "model": "tiny", "revision": None, "fingerprint": "f"},
+    "source": {
+        "kind": "local", "model": "tiny", "revision": None, "fingerprint": "f",
+        "config": None, "vae": None,
+    },
     "precision": "fp32",
     "build_key": "k",
     "prediction_type": "epsilon",
