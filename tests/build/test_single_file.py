@@ -54,7 +54,7 @@ def test_the_bundle_is_that_of_the_folder(
     require(verify_bundle(found.path).differences)
 
 
-@pytest.mark.builds
+@pytest.mark.slow  # a second export of one; what is loaded is compared in tests/families
 def test_the_bundle_of_sdxl_is_that_of_the_folder(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
