@@ -44,7 +44,7 @@ def read_record(path: Path) -> PictureRecord:
     """Read how a PNG of this package was made.
 
     Args:
-        path: written by `tgate-export generate`, a bulk run, a server or Triton.
+        path: of a run, a bulk run, a server or Triton.
 
     Raises:
         InvalidRequestError: it is no such file; arrays made it, which no file holds.
