@@ -33,7 +33,7 @@ def model(name: str, extra: dict[str, Any] | None = None, **changes: Any) -> dic
     side = {"min": 64, "opt": 64, "max": 64}
     tables = USUAL | (extra or {})
     about = {
-        "family": "stable-diffusion", "loaded": True, "image_to_image": False,
+        "family": "stable-diffusion", "loaded": True, "image_to_image": False, "video": False,
         "negative_prompt": False, "size": {"width": side, "height": side, "multiple": 8},
         "schedulers": {"ddim": 1000, "euler": 40},
         "parameters": {
@@ -215,6 +215,33 @@ def test_a_free_seed_is_a_new_one_each_time(page: Page) -> None:
     assert seeds[:3] == [seeds[0]] * 3
     assert seeds[3:] == [seeds[3]] * 2
     assert seeds[3] != seeds[0]
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**64 - 1])
+def test_every_digit_of_a_seed_counts(page: Page, seed: int) -> None:
+    """Numbers of JavaScript have 53 bits."""
+    api, found = visit(page, model("x"))
+    page.fill("#prompt", "a fox")
+    page.fill("#seed", str(seed))
+    generate(page, 1)
+    page.focus("#gate")
+    page.keyboard.press("ArrowRight")  # the other picture is of the same seed, and stays
+    entries(page, 2)
+    assert [each["seed"] for each in api.sent] == [seed] * 3
+    assert f'"seed":{seed},' in str(page.locator("#curl").text_content())
+    assert f'"seed": {seed},' in str(page.locator("#python").text_content())
+    names = page.locator("a[download]").evaluate_all("all => all.map(each => each.download)")
+    assert all(f"seed{seed}" in name for name in names)
+    page.fill("#seed", "1")
+    button = page.locator("#history-list button").first
+    assert f"seed {seed}:" in str(button.get_attribute("aria-label"))
+    button.click()
+    assert page.input_value("#seed") == str(seed)
+    # The next one is another.
+    page.fill("#seed", str(seed - 1))
+    generate(page, 3)
+    assert api.sent[-1]["seed"] == seed - 1
+    assert found.complaints == []
 
 
 def test_models_have_their_own_settings(page: Page) -> None:

@@ -19,6 +19,7 @@ def model_card(model: Model) -> dict[str, Any]:
             "family": manifest.family,
             "loaded": model.batcher is not None,
             "image_to_image": "image" in manifest.parameters,
+            "video": manifest.latents.video,
             "negative_prompt": manifest.takes_negative,
             "size": manifest.size.model_dump(mode="json"),
             "schedulers": {name: each.max_steps for name, each in manifest.samplers.items()},

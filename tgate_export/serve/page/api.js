@@ -29,7 +29,7 @@ export async function models() {
  */
 export async function* generate(body, start, signal) {
   let path = "v1/images/generations";
-  let options = { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  let options = { headers: { "Content-Type": "application/json" }, body: json(body) };
   if (start) {
     path = "v1/images/edits";
     const form = new FormData();
@@ -42,6 +42,14 @@ export async function* generate(body, start, signal) {
     if (event.type === "error") throw new ServerError(event.error?.message ?? "the server failed");
     yield event;
   }
+}
+
+/** Return JSON of a body or of a value in it; a BigInt is a number there, with all its digits. */
+export function json(value) {
+  if (typeof value === "bigint") return `${value}`;
+  if (value?.constructor !== Object) return JSON.stringify(value);
+  const given = Object.entries(value).filter(([, each]) => each !== undefined);
+  return `{${given.map(([name, each]) => `${JSON.stringify(name)}:${json(each)}`).join(",")}}`;
 }
 
 /** Return names and texts of a body as a form has them: a list is several fields. */

@@ -116,3 +116,9 @@ export function numberOf(input, label) {
   if (input.validity.badInput) throw new Error(`${label} is not a number`);
   return input.value === "" ? undefined : Number(input.value);
 }
+
+/** Return an input's whole number with all its digits, of which a Number has no more than 15. */
+export function wholeOf(input, label) {
+  const number = numberOf(input, label);
+  return /^-?\d+$/.test(input.value) ? BigInt(input.value) : number;
+}

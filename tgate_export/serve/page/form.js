@@ -1,13 +1,13 @@
 // The settings: read from the page, and put back.
 
-import { makeField, numberOf, OF_GATE } from "./fields.js";
+import { makeField, numberOf, OF_GATE, wholeOf } from "./fields.js";
 
 const MAIN = ["num_inference_steps", "scheduler", "guidance_scale"];
 const SENT = [...MAIN, "strength"];
 const $ = id => document.getElementById(id);
 
 /** Return a seed that nobody chose. */
-export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+export const randomSeed = () => BigInt(crypto.getRandomValues(new Uint32Array(1))[0]);
 
 /** Return the steps that a picture of these settings runs: one that begins with a picture skips some. */
 export function executedSteps({ parameters, start }) {
@@ -17,8 +17,8 @@ export function executedSteps({ parameters, start }) {
 
 /** Whether two settings give the same picture where there is no gate; their seeds aside if asked. */
 export function alike(one, other, { seeds = true } = {}) {
-  const key = ({ start, seed, ...rest }) => JSON.stringify(seeds ? { ...rest, seed } : rest);
-  return one.start === other.start && key(one) === key(other);
+  const key = ({ start, seed, ...rest }) => JSON.stringify(rest);
+  return one.start === other.start && (!seeds || one.seed === other.seed) && key(one) === key(other);
 }
 
 /** The form's controls for one model after another. */
@@ -90,7 +90,7 @@ export class Form {
     const { tgate, id } = this.model;
     const settings = { model: id, prompt: $("prompt").value, parameters: {}, start: this.start };
     if (tgate.negative_prompt && $("negative").value) settings.negative_prompt = $("negative").value;
-    settings.seed = numberOf($("seed"), "Seed");
+    settings.seed = wholeOf($("seed"), "Seed");
     settings.width = numberOf($("width"), "Width") ?? tgate.size.width.opt;
     settings.height = numberOf($("height"), "Height") ?? tgate.size.height.opt;
     for (const field of this.fields) {

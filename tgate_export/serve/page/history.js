@@ -44,7 +44,7 @@ export class History {
     const button = document.createElement("button");
     button.type = "button";
     button.title = result.settings.prompt;
-    button.setAttribute("aria-label", `${said}, seed ${result.seed}: ${result.settings.prompt}`);
+    button.setAttribute("aria-label", `${said}, seed ${result.settings.seed}: ${result.settings.prompt}`);
     button.append(image, text);
     button.addEventListener("click", () => this.chosen(entry));
     const item = document.createElement("li");

@@ -39,7 +39,7 @@ export async function make(pane, settings, gate, signal) {
     return {
       png, url: URL.createObjectURL(png), file: fileName(settings, gate, steps),
       settings, gate, body, width, height, wall,
-      seed: event.seed, timings: event.tgate.timings, warnings: event.tgate.warnings ?? [],
+      timings: event.tgate.timings, warnings: event.tgate.warnings ?? [],
       phases: pane.phases.filter(Boolean),
     };
   }

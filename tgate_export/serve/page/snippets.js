@@ -1,6 +1,6 @@
 // The picture's request as others would send it.
 
-import { address, formFields, hasKey } from "./api.js";
+import { address, formFields, hasKey, json } from "./api.js";
 
 const quoted = text => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -12,7 +12,7 @@ export function curl(body, start) {
     lines.push("-F image=@start.png");
     for (const [name, value] of formFields(body)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
   } else {
-    lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
+    lines.push("-H 'Content-Type: application/json'", `-d ${quoted(json(body))}`);
   }
   return `${lines.join(" \\\n  ")} \\\n  | jq -r '.data[0].b64_json' | base64 -d > picture.png`;
 }
@@ -24,18 +24,17 @@ export function python(body, start) {
   const key = hasKey() ? 'os.environ["TGATE_API_KEY"]' : '"none"';
   const theirs = OPENAI.filter(name => name in body);
   const ours = Object.keys(body).filter(name => !OPENAI.includes(name));
-  const literal = value => JSON.stringify(value);
   return [
     `import base64${hasKey() ? "\nimport os" : ""}`,
     "",
     "from openai import OpenAI",
     "",
-    `client = OpenAI(base_url=${literal(address("v1"))}, api_key=${key})`,
+    `client = OpenAI(base_url=${json(address("v1"))}, api_key=${key})`,
     `result = client.images.${start ? "edit" : "generate"}(`,
     ...(start ? ['    image=open("start.png", "rb"),'] : []),
-    ...theirs.map(name => `    ${name}=${literal(body[name])},`),
+    ...theirs.map(name => `    ${name}=${json(body[name])},`),
     "    extra_body={",
-    ...ours.map(name => `        ${literal(name)}: ${literal(body[name])},`),
+    ...ours.map(name => `        ${json(name)}: ${json(body[name])},`),
     "    },",
     ")",
     'with open("picture.png", "wb") as file:',
