@@ -7,7 +7,6 @@ accepts follow from the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal
@@ -26,6 +25,9 @@ from pydantic import (
 # image             a picture [H, W, 3]; see `runtime.images`
 Type = Literal["integer", "number", "choice", "pair", "image"]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**64)] | Annotated[float, Field(allow_inf_nan=False)]
+
+
+_LARGEST = (2 - 2**-23) * 2.0**127  # number of 32 bits
 
 
 class Parameter(BaseModel):
@@ -111,10 +113,8 @@ class Declared(Parameter):
 
 
 def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that is no double
-        return False
+    """Return whether a number is finite in the 32 bits that tensors have for it."""
+    return bool(-_LARGEST <= value <= _LARGEST)
 
 
 def _is_pair(value: Any) -> bool:

@@ -123,6 +123,7 @@ def test_usage_errors_are_those_of_the_python_command(
         (["--steps", "many"], "--steps 'many' is not a number"),
         (["--steps", "99999999999"], "--steps '99999999999' is not a number"),
         (["--guidance-scale", "nan"], "guidance_scale must be a finite number, got nan"),
+        (["--guidance-scale", "-1e39"], "guidance_scale must be a finite number"),
         (["--size", "16x"], "--size '' is not a number"),
         (["--backend", "magic"], "unknown backend 'magic': choose one of auto, "),
         (["--out", "x.jpg"], "--out x.jpg must end in .png"),

@@ -105,6 +105,8 @@ def test_default_schedule_never_contradicts_itself(
         ("none", {"guidance_scale": 7.5}, "guidance_scale 7.5 has no effect"),
         ("none", {"guidance_scale": [1.5]}, "guidance_scale 1.5 has no effect"),
         ("none", {"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ("none", {"guidance_scale": 1e39}, "guidance_scale must be a finite number"),
+        ("none", {"guidance_scale": -(10**400)}, "guidance_scale must be a finite number"),
         ("none", {"cache_blend": 1.0}, "cache_blend 1.0 has no effect: .* without classifier-free"),
         ("none", {"guidance_carry": 0.5}, "guidance_carry 0.5 has no effect: .*; leave it out"),
         ("embedded", {"cache_blend": 0.5}, "cache_blend 0.5 has no effect"),

@@ -32,7 +32,10 @@ std::string limit_fault(const Parameter& parameter, const Scalar& value) {
   const auto& [min, max, above] = std::tie(parameter.min, parameter.max, parameter.above);
   const std::string got = ", got " + text_of(value);
   const long double number = wide(value);
-  if (!std::isfinite(number)) return "must be a finite number" + got;
+  // In the 32 bits that tensors have for it.
+  if (!(std::abs(number) <= std::numeric_limits<float>::max())) {
+    return "must be a finite number" + got;
+  }
   if (above && number <= wide(*above)) return "must be above " + text_of(*above) + got;
   if (min && max && (number < wide(*min) || number > wide(*max))) {
     return "must be " + text_of(*min) + " to " + text_of(*max) + got;
