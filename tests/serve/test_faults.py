@@ -3,67 +3,37 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
-import os
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
+from tests.support.http_faults import (
+    IMAGES,
+    LONG,
+    SHORT,
+    answers,
+    ask,
+    batcher_of,
+    connect,
+    head,
+    slowly,
+    start,
+)
 from tests.support.http_server import HttpServer, wait_until
-from tgate_export.runtime.batching import Batcher, BatchingOptions
-from tgate_export.serve import server as server_module
+from tgate_export.runtime.batching import BatchingOptions
 from tgate_export.serve.options import ServeOptions
-
-PROMPT = "a red circle on a blue background"
-IMAGES = "/v1/images/generations"
-SHORT: dict[str, Any] = {"prompt": PROMPT, "steps": 2, "seed": 1}
-LONG: dict[str, Any] = {"prompt": PROMPT, "steps": 100, "gate_step": 100}
-
-
-def connect(server: HttpServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
-
-
-def head(length: int | str, kind: str = "application/json") -> bytes:
-    return (
-        f"POST {IMAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-        f"Content-Length: {length}\r\n\r\n"
-    ).encode()
-
-
-def answers(server: HttpServer) -> bool:
-    return server.post(IMAGES, **SHORT)[0] == 200
-
-
-def batcher_of(server: HttpServer, name: str | None = None) -> Batcher:
-    batcher = server.pool.find(name).batcher
-    assert batcher is not None
-    return batcher
-
-
-@contextmanager
-def slowly(batcher: Batcher) -> Iterator[None]:
-    """Let every call take longer, so that a hundred steps last for seconds on any machine."""
-    run = batcher._runner.run
-
-    def slow(*arguments: Any) -> float:
-        time.sleep(0.03)
-        return run(*arguments)
-
-    with mock.patch.object(batcher._runner, "run", slow):
-        yield
 
 
 @pytest.mark.parametrize(
@@ -77,7 +47,17 @@ def slowly(batcher: Batcher) -> Iterator[None]:
         b'{"prompt": "a", "seed": 18446744073709551616}', b"[" * 100000,
         b'{"a":' * 100000, b'{"prompt": null}', b'{"prompt": "a", "stream": 1}',
         b'{"prompt": "a", "steps": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "": 1}',
-        b'{"prompt": "a", "__class__": 1}',
+        b'{"prompt": "a", "__class__": 1}', b'{"prompt": "a", "prompt": "b"}',
+        b'{"prompt": "a", "x": {"y": 1, "y": 2}}', b'{"prompt": "a", "user": -Infinity}',
+        b'{"prompt": "a", "user": -1e999}', b'{"prompt": "a", "\\udc00": 1}',
+        b'{"prompt": "a", "user": "\\ud83d \\ude00"}', b'{"prompt": "\xed\xa0\x80"}',
+        b'{"prompt": "\xc0\x80"}', '{"prompt": "a"}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"prompt": "a"}', b'{"prompt": "a",}', b'{"prompt": "a"} {}',
+        b"{'prompt': 'a'}", b'{"prompt": "a\n"}', b'{"prompt": "a\x00"}', b'{"prompt": "a',
+        b'{"prompt": "' + b'\\"' * 500000, b'{"prompt": "a", "user": [' + b"0," * 200000 + b"0]}",
+        b'{"prompt": "a", "user": ' + b"[" * 65 + b"]" * 65 + b"}", b"]" * 10**6,
+        b'{"prompt": "a", "%s": 1, "%s": 1}' % (b"k" * 5000, b"k" * 5000), b'{"prompt": 0x10}',
+        b'{"prompt": "a", "n": 01}', b'{"prompt": "a", "deadline": 1e400}',
     ],
 )  # fmt: skip
 def test_bodies_that_are_no_request(server: HttpServer, body: bytes) -> None:
@@ -173,23 +153,6 @@ def test_too_much_is_refused_with_when_to_come_again(strict: HttpServer) -> None
     assert answers(strict)
 
 
-def test_silent_connections_are_closed(
-    shapes_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "_HEAD_SECONDS", 1.0)
-    with HttpServer({"shapes": shapes_bundle}) as server:
-        with connect(server) as silent, connect(server) as slow:
-            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
-            assert silent.recv(100) == b""
-            assert slow.recv(100) == b""
-        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        kept.request("GET", "/healthz")
-        kept.getresponse().read()
-        time.sleep(0.2)
-        kept.request("GET", "/healthz")  # within the time: the connection is used again
-        assert kept.getresponse().read()
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_frees_the_place(server: HttpServer, stream: bool) -> None:
     batcher = batcher_of(server)
@@ -205,36 +168,41 @@ def test_who_leaves_frees_the_place(server: HttpServer, stream: bool) -> None:
     assert answers(server)
 
 
-def test_a_reader_that_reads_nothing(server: HttpServer) -> None:
-    fields = {**LONG, "stream": True, "progress": True, "partial_images": 64}
-    body = json.dumps(fields).encode()
-    batcher = batcher_of(server)
-    with connect(server) as client, slowly(batcher):
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(head(len(body)) + body)
-        wait_until(lambda: batcher.stats().in_flight == 1)
-        assert all(answers(server) for _ in range(3))
-
-
-def test_connections_that_come_and_go(server: HttpServer) -> None:
-    for _ in range(1000):
-        connect(server).close()
-    assert answers(server)
-
-
-def test_memory_that_runs_out_is_one_requests(
-    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("at 0x7f\nin layer 3")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_fails_is_one_requests(
+    server: HttpServer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    stream: bool,
 ) -> None:
+    """It says so in one line, the log has the reason, and who is in other calls is answered."""
     batcher = batcher_of(server)
     real = batcher._runner.run
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
 
-    def run(*arguments: Any) -> float:
-        monkeypatch.setattr(batcher._runner, "run", real)
-        raise MemoryError
+    def run(shape: Any, stage: Any, images: Any) -> float:
+        if any(image.request.prompts == ("bad",) for image in images):
+            raise error
+        return real(shape, stage, images)
 
     monkeypatch.setattr(batcher._runner, "run", run)
-    status, answer = server.post(IMAGES, **SHORT)
-    assert (status, answer["error"]["type"]) == (500, "server_error")
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    body = json.dumps({**SHORT, "prompt": "bad", "stream": stream}).encode()
+    with ThreadPoolExecutor(2) as pool:
+        good = [pool.submit(server.post, IMAGES, **{**SHORT, "steps": 30}) for _ in range(2)]
+        wait_until(lambda: batcher.stats().in_flight == 2)
+        status, _, content = server.send(IMAGES, body)
+        assert [each.result()[0] for each in good] == [200, 200]
+    assert status == (200 if stream else 500)
+    text = content.decode().strip().removeprefix("event: error\ndata: ")
+    found = json.loads(text)["error"]
+    assert found["type"] == "server_error"
+    words = {MemoryError: "out of memory: ask for fewer or smaller images",
+             RuntimeError: "RuntimeError: the server's log has the reason"}  # fmt: skip
+    assert found["message"] == words[type(error)]
+    wait_until(lambda: type(error).__name__ in log.getvalue())
     assert answers(server)
 
 
@@ -266,72 +234,55 @@ def test_models_make_room_for_one_another(shapes_bundle: Path, tiny_bundle: Path
             assert running.result()[0] == 504
 
 
-def start(bundle: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """Run the command; return its process and its address."""
-    command = [sys.executable, "-m", "tgate_export", "serve", str(bundle), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--backend", "onnxruntime:cpu", *options], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    url = next(word for word in line.split() if word.startswith("http://"))
-    wait_until(lambda: _ready(url), 60)
-    return process, url
-
-
-def _ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def ask(url: str, fields: dict[str, Any]) -> int:
-    request = urllib.request.Request(url + IMAGES, json.dumps(fields).encode())
-    request.add_header("Content-Type", "application/json")
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def test_told_to_stop_it_finishes_what_it_took(shapes_bundle: Path) -> None:
-    process, url = start(shapes_bundle)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            running = [pool.submit(ask, url, {**SHORT, "steps": 100}) for _ in range(4)]
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            assert [each.result() for each in running] == [200] * 4
+    with start(shapes_bundle) as (process, url), ThreadPoolExecutor(8) as pool:
+        host, _, port = url.removeprefix("http://").partition(":")
+        kept = http.client.HTTPConnection(host, int(port), timeout=30)
+        assert is_healthy(kept)
+        running = [pool.submit(ask, url, {**SHORT, "steps": 100}) for _ in range(8)]
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(int(port)))
+        assert not all(each.done() for each in running)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            is_healthy(kept)
+        assert [each.result() for each in running] == [200] * 8
         assert process.wait(30) == 0
         assert process.stderr is not None
         *lines, last = process.stderr.read().splitlines()
         assert last == "Stopped."
         # A line a request, without its prompt.
         logged = [json.loads(line) for line in lines if line.startswith("{")]
-        assert [entry["status"] for entry in logged] == [200] * 4
+        assert [entry["status"] for entry in logged] == [200] * 8
         assert not any("circle" in line for line in lines)
-    finally:
-        process.kill()
+
+
+def is_healthy(connection: http.client.HTTPConnection) -> bool:
+    connection.request("GET", "/healthz")
+    return bool(json.loads(connection.getresponse().read())["ok"])
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_told_to_stop_it_does_not_wait_for_ever(shapes_bundle: Path) -> None:
-    process, url = start(shapes_bundle, "--stop-seconds", "1")
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(ask, url, {**LONG, "n": 10})
-            time.sleep(0.3)
-            started = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            with suppress(OSError, http.client.HTTPException):  # cut off
-                assert running.result() in (500, 503)
-            assert process.wait(30) == 0
-            assert time.monotonic() - started < 15
-    finally:
-        process.kill()
+    with (
+        start(shapes_bundle, "--stop-seconds", "1") as (process, url),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(ask, url, {**LONG, "n": 10})
+        time.sleep(0.3)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError, http.client.HTTPException):  # cut off
+            assert running.result() in (500, 503)
+        assert process.wait(30) == 0
+        assert time.monotonic() - started < 15
 
 
 def test_a_port_that_is_taken(shapes_bundle: Path) -> None:

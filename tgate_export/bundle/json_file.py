@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 64
+MAX_DIGITS = 500  # of a whole number
 RECORD_BYTES = 4 * 2**20  # of a manifest or the record of a plan set
 TABLE_BYTES = 32 * 2**20  # of a sampler table or a tokenizer
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# One that does not end goes to the end, so that no quote in it is looked at again.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")  # as it is, or written out
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -48,17 +51,24 @@ def parse_json(text: str) -> Any:
 
     Raises:
         ValueError: it is no JSON, nested more than `MAX_DEPTH` deep, has a key twice in an object,
-            or a number that is not finite.
+            a number that is not finite or of too many digits, or half a character.
     """
     steps = (1 if bracket in "[{" else -1 for bracket in _BRACKETS.findall(_STRING.sub("", text)))
     if max(accumulate(steps), default=0) > MAX_DEPTH:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     try:
-        return json.loads(
-            text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
-        )
+        found = json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_finite,
+            parse_constant=_finite,
+        )  # fmt: skip
     except RecursionError:  # the caller's own depth counts, too
         raise ValueError("it is nested too deep") from None
+    if _SURROGATE.search(text):  # of which two make a character
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text in it is not valid Unicode") from None
+    return found
 
 
 def read_json(path: Path, limit: int) -> Any:
@@ -75,12 +85,18 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r:.60} is there twice")
     return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text:.40} is not a finite number")
     return number

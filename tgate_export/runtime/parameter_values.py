@@ -108,7 +108,7 @@ def _checked(name: str, entry: Parameter, value: Any) -> Any:
     """Return a value in the type that runs have."""
     if entry.type == "choice" and value not in entry.choices:
         raise InvalidRequestError(
-            f"unknown {name} {value!r}: this bundle has {', '.join(entry.choices)}", field=name
+            f"unknown {name} {value!r:.60}: this bundle has {', '.join(entry.choices)}", field=name
         )
     if fault := entry.fault(value):
         raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)

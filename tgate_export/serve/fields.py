@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tgate_export.bundle import json_file
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, short_name
@@ -21,25 +21,24 @@ if TYPE_CHECKING:
 _DATA_URL = re.compile(r"data:[\w/+.-]*;base64,")
 
 
+_MAX_VALUES = 100_000  # of a body: each takes many times the memory of its text
+
+
 def parse_json(raw: bytes) -> dict[str, Any]:
     """Read a body of JSON.
 
     Raises:
-        InvalidRequestError: it is none, or no object.
+        InvalidRequestError: it is none, or no object, or says something in two ways.
     """
+    if sum(map(raw.count, b",[]{}")) > _MAX_VALUES:
+        raise InvalidRequestError(f"the body has more than {_MAX_VALUES} values")
     try:
-        found = json.loads(raw, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise InvalidRequestError("the body is nested too deeply") from None
+        found = json_file.parse_json(raw.decode())
     except ValueError as error:  # of UTF-8 and of JSON
-        raise InvalidRequestError(f"the body is not JSON: {error}") from None
+        raise InvalidRequestError(f"the body is no JSON that can be used: {error}") from None
     if not isinstance(found, dict):
         raise InvalidRequestError(f"the body is a JSON {type(found).__name__}, not an object")
     return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 class Fields:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -25,12 +28,19 @@ _HEADERS = (
 )  # fmt: skip
 
 
+_SMALL_BYTES = 64 * 1024  # of a body, for which there is always room
+_BODIES = 16  # of the largest size, that there is room for at a time
+_LINGER_SECONDS = 5.0
+
+
 class Guard:
     """ASGI middleware; refuses before a body is read."""
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self._app = app
         self._options = options
+        self._requests = 0  # that are being answered
+        self._room = _Room(_BODIES * options.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -38,26 +48,45 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        started = False
+        body = _Body(receive, self._options, self._room)
+        started = closes = False
 
         async def send_guarded(message: Message) -> None:
-            nonlocal started
+            nonlocal started, closes
             if message["type"] == "http.response.start":
                 started = True
+                closes = (b"connection", b"close") in message["headers"]
                 message["headers"] = [*message["headers"], *_HEADERS]
+            elif closes and not body.whole and not message.get("more_body", False):
+                # Closed at once, it would take the answer from who is still sending.
+                await send({**message, "more_body": True})
+                await _discard(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
+        self._requests += 1
         try:
+            self._check_busy(scope["path"])
             self._check_host(headers)
             self._check_origin(headers)
             self._check_key(scope["path"], headers)
             self._check_body(scope, headers)
-            limited = _Body(receive, self._options.max_body_bytes, self._options.body_seconds)
-            await self._app(scope, limited.receive, send_guarded)
+            await self._app(scope, body.receive, send_guarded)
         except HttpError as error:
             if started:
                 raise
             await _refuse(scope["path"], error, send_guarded)
+        finally:
+            self._requests -= 1
+            body.forget()
+
+    def _check_busy(self, path: str) -> None:
+        most = self._options.max_requests
+        if self._requests > most and path.startswith(_OPEN):
+            raise HttpError(
+                503, f"the server is answering {most} requests: try again later", code="busy",
+                headers={"Retry-After": "5"},
+            )  # fmt: skip
 
     def _check_host(self, headers: Headers) -> None:
         if not self._options.hosts:
@@ -126,41 +155,76 @@ def _too_large(most: int) -> HttpError:
     )
 
 
-class _Body:
-    """A request's body, which ends in time and below a size."""
+@dataclass
+class _Room:
+    """Memory for the bodies of all requests.
 
-    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
+    Attributes:
+        left: bytes; below 0 for small bodies.
+    """
+
+    left: int
+
+
+class _Body:
+    """A request's body, which ends in time and below a size.
+
+    Attributes:
+        whole: whether all of it has come.
+    """
+
+    def __init__(self, receive: Receive, options: ServeOptions, room: _Room) -> None:
         self._receive = receive
-        self._most = most
-        self._left = most
-        self._seconds = seconds
+        self._options = options
+        self._room = room
+        self._bytes = 0
         self._until: float | None = None
-        self._whole = False
+        self.whole = False
 
     async def receive(self) -> Message:
         """Return the next message; after the body that is the client's going away."""
-        if self._whole:
+        if self.whole:
             return await self._receive()
-        clock = asyncio.get_running_loop().time
-        self._until = self._until or clock() + self._seconds
+        clock, seconds = asyncio.get_running_loop().time, self._options.body_seconds
+        self._until = self._until or clock() + seconds
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
             raise HttpError(
-                408, f"the body did not come within {self._seconds:g} s", code="too_slow",
+                408, f"the body did not come within {seconds:g} s", code="too_slow",
                 headers={"Connection": "close"},
             ) from None  # fmt: skip
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise _too_large(self._most)
-        self._whole = not message.get("more_body", False)
+        self._take(len(message.get("body", b"")))
+        self.whole = not message.get("more_body", False)
         return message
+
+    def _take(self, size: int) -> None:
+        self._bytes += size
+        self._room.left -= size
+        if self._bytes > self._options.max_body_bytes:
+            raise _too_large(self._options.max_body_bytes)
+        if self._room.left < 0 and self._bytes > _SMALL_BYTES:
+            raise HttpError(
+                503, "there is no room for a body of this size now: try again later", code="busy",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )  # fmt: skip
+
+    def forget(self) -> None:
+        """Make room: the request is answered."""
+        self._room.left += self._bytes
+        self._bytes = 0
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is still sent, for a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 async def _refuse(path: str, error: HttpError, send: Send) -> None:
-    import json
-
     content = json.dumps(body_for(path, error)).encode()
     named: Sequence[tuple[bytes, bytes]] = [
         (name.lower().encode(), value.encode()) for name, value in error.headers.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from tgate_export.serve.model_card import model_card
 from tgate_export.serve.options import ServeOptions
 from tgate_export.serve.pool import ModelPool
 
+_log = logging.getLogger("tgate_export.serve")
 _KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 # What OpenAI's models are told and these cannot be, without harm to what comes out.
 _IGNORED = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
@@ -248,7 +250,10 @@ async def _events(
             }  # fmt: skip
             yield _event(f"{call.event}.completed", about)
     except Exception as error:
-        yield _event("error", error_body(described(error)))
+        found = described(error)
+        if found.status == 500:
+            _log.exception("a streamed request failed")
+        yield _event("error", error_body(found))
 
 
 def _event(kind: str, about: Mapping[str, Any]) -> bytes:

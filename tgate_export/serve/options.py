@@ -21,7 +21,9 @@ class ServeOptions:
         max_images: of one request.
         max_body_bytes: of one request.
         body_seconds: in which a request's body must have come.
-        max_connections: open at a time; more are answered with 503.
+        max_requests: answered at a time; more get 503.
+        max_connections: open at a time; for one more, the one that has asked for nothing for
+            longest is closed. Fewer where the process may open fewer files.
         stop_seconds: that requests have to end when the server is told to stop.
     """
 
@@ -32,13 +34,14 @@ class ServeOptions:
     max_images: int = 10
     max_body_bytes: int = 32 * 2**20
     body_seconds: float = 30.0
-    max_connections: int = 1000
+    max_requests: int = 1000
+    max_connections: int = 4096
     stop_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in (
-            "memory_bytes", "max_images", "max_body_bytes", "body_seconds", "max_connections",
-            "stop_seconds",
+            "memory_bytes", "max_images", "max_body_bytes", "body_seconds", "max_requests",
+            "max_connections", "stop_seconds",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:

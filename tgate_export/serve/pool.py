@@ -106,7 +106,7 @@ class ModelPool:
         if name not in self.models:
             raise HttpError(
                 404,
-                f"unknown model {name!r}: there are {', '.join(self.models)}",
+                f"unknown model {name!r:.60}: there are {', '.join(self.models)}",
                 code="model_not_found",
                 field="model",
             )
