@@ -28,6 +28,7 @@ from tgate_export.bulk.run import Tally, run_bulk
 from tgate_export.bulk.settings import BulkSettings
 from tgate_export.bulk.worker import Result
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.locks import locked
 
 WriteLines = Callable[..., Path]
 
@@ -52,6 +53,29 @@ def test_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "physical_package_id").write_text(f"{package}\n")
     assert ray_runner.sockets() == 2
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But nothing that somebody has, a new one that is not locked yet, or a link."""
+    monkeypatch.setattr(ray_runner, "_FOLDERS", tmp_path)
+    other = tmp_path / "other"
+    for folder in ("tgate-ray-dead", "tgate-ray-used", "tgate-ray-new", "other"):
+        (tmp_path / folder / "session").mkdir(parents=True)
+        (tmp_path / folder / "session" / "log").touch()
+    (tmp_path / "tgate-ray-link").symlink_to(other)
+    with locked(tmp_path / "tgate-ray-used" / ".running"):
+        for folder in ("tgate-ray-dead", "tgate-ray-used", "other"):
+            os.utime(tmp_path / folder, (0, 0))
+        with ray_runner._folder() as own:
+            assert own.parent == tmp_path
+            found = {path.name for path in tmp_path.iterdir()} - {own.name}
+            assert found == {"tgate-ray-used", "tgate-ray-new", "tgate-ray-link", "other"}
+            os.utime(own, (0, 0))
+            with ray_runner._folder():
+                assert own.is_dir()
+        assert not own.exists()
+    assert (tmp_path / "tgate-ray-used" / "session" / "log").exists()
+    assert (other / "session" / "log").exists()
 
 
 def test_without_ray(

@@ -14,13 +14,16 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tgate_export.bulk.output_folder import RUNNING
 from tgate_export.bulk.prompt_file import PromptFile
 from tgate_export.bulk.ray_actor import Actor, ActorArguments
 from tgate_export.bulk.record import hash_of_bundle
@@ -28,6 +31,7 @@ from tgate_export.bulk.run import Place
 from tgate_export.bulk.settings import BulkSettings
 from tgate_export.bulk.worker import Result
 from tgate_export.bundle.integrity import Bundle, open_bundle
+from tgate_export.bundle.locks import LockedError, locked
 from tgate_export.common.errors import TGateError, first_line
 from tgate_export.common.install import pip_install
 from tgate_export.runtime.backends import select, specs
@@ -38,6 +42,8 @@ _BLOCKS = 8  # an actor, at least, so that all end at about the same time
 _TRIES = 3  # to start a Ray of our own
 _OBJECT_STORE_BYTES = 100 * 2**20  # of a Ray of our own, in which there is little
 _PACKAGES = Path("/sys/devices/system/cpu")
+_FOLDERS, _PREFIX = Path("/tmp"), "tgate-ray-"  # as Ray's own: paths of sockets cannot be long
+_BEGIN_SECONDS = 60.0  # in which a run has locked its folder
 
 
 @dataclass(frozen=True)
@@ -186,21 +192,40 @@ def _connected(address: str) -> Iterator[None]:
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
-    # Below /tmp, as Ray's own: paths of its sockets cannot be long.
-    folder = tempfile.mkdtemp(prefix="tgate-ray-", dir="/tmp")
-    ours = {
-        "num_cpus": processors(), "object_store_memory": _OBJECT_STORE_BYTES,
-        "include_dashboard": False, "_temp_dir": folder,
-    }  # fmt: skip
-    options = {"address": address} if address else {"address": "local", **ours}
+    with _folder() as folder:
+        ours = {
+            "num_cpus": processors(), "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False, "_temp_dir": str(folder),
+        }  # fmt: skip
+        options = {"address": address} if address else {"address": "local", **ours}
+        try:
+            # Ray lets actors import what is in the working directory, whosever that is.
+            with contextlib.chdir(folder), _no_stderr():
+                _start(options)
+            signal.signal(signal.SIGTERM, before)  # Ray has its own
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Have a folder for a Ray of our own; those that killed runs have left are removed.
+
+    A killed run's processes end with it, for Linux kills them or they miss one another.
+    """
+    for left in _FOLDERS.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, LockedError):
+            found = left.lstat()
+            mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            if mine and time.time() - found.st_mtime > _BEGIN_SECONDS:
+                with locked(left / RUNNING):
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_FOLDERS))
     try:
-        # Ray lets actors import what is in the working directory, whosever that is.
-        with contextlib.chdir(folder), _no_stderr():
-            _start(options)
-        signal.signal(signal.SIGTERM, before)  # Ray has its own
-        yield
+        with locked(folder / RUNNING):
+            yield folder
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
