@@ -1,32 +1,40 @@
 """Kill a bulk run at random moments: in the end its images are those of a run that nobody killed.
 
-    scripts/kill_bulk.py [BUNDLE] --prompts 2000 --kills 5 [-- --ray --ray-actors 2]
+    scripts/kill_bulk.py [BUNDLE] --prompts 2000 --kills 5
+    scripts/kill_bulk.py [BUNDLE] --kills 5 --lines 500 --actor-kills 3 -- --ray --ray-actors 2
 
 Generates a file of prompts that differ in everything, once undisturbed, and once with a SIGKILL to
-the whole process group now and then. After each kill no line of `images.jsonl` may be there twice,
-and each must name a file of its hash; at the end, all files must be equal by hash. Without a bundle
-`shapes` is built. Options of `generate` after -- are for the runs that are killed. Prints a table;
-exits 1 when a rule was broken.
+the command now and then. After each kill no line of `images.jsonl` may be there twice, each must
+name a file of its hash, and every process that the command had started must end by itself; at the
+end, all files must be equal by hash. The last run is not killed, but actors of it may be. Without a
+bundle `shapes` is built. Options of `generate` after -- are for the runs that are killed. Prints a
+table; exits 1 when a rule was broken.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from kill_processes import below, gone_after, kill_actor
+
+from tgate_export.bench.machine import machine, now
 
 COLORS = ("red", "green", "blue", "yellow", "white", "black")
 SHAPES = ("circle", "square", "triangle")
@@ -35,7 +43,18 @@ SCHEDULERS = ("ddim", "euler", "dpm++2m", "euler-a")
 
 @dataclass(frozen=True)
 class Kill:
-    """One killed run: when, how many images had a line before and after, and files without one."""
+    """One killed run.
+
+    Attributes:
+        seconds: after which it was killed.
+        ended: whether it was done by then.
+        before: images that had a line before it.
+        after: and after it.
+        unlisted: files without a line.
+        torn: whether a part of a line is the last.
+        processes: that it had started.
+        problems: rules that were broken.
+    """
 
     seconds: float
     ended: bool
@@ -43,6 +62,7 @@ class Kill:
     after: int
     unlisted: int
     torn: bool
+    processes: tuple[psutil.Process, ...]
     problems: tuple[str, ...]
 
     def row(self) -> str:
@@ -51,7 +71,8 @@ class Kill:
         ended = "was done" if self.ended else ""
         return (
             f"{self.seconds:8.2f} {self.before:8} {self.after:8} {self.unlisted:10} "
-            f"{'yes' if self.torn else 'no':>6}   {verdict} {ended}".rstrip()
+            f"{'yes' if self.torn else 'no':>6} {len(self.processes):9}   "
+            f"{verdict} {ended}".rstrip()
         )
 
 
@@ -80,21 +101,38 @@ def write_prompts(path: Path, count: int, *, most_steps: int = 12) -> None:
 def start(
     bundle: Path, prompts: Path, out: Path, options: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a run in a process group of its own."""
+    """Start a run."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tgate_export", "generate", str(bundle),
          "--prompts", str(prompts), "--out", str(out), *options],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def finish(bundle: Path, prompts: Path, out: Path, options: Sequence[str] = ()) -> float:
-    """Run to the end and return the seconds that it took."""
+def finish(
+    bundle: Path, prompts: Path, out: Path, options: Sequence[str] = (),
+    actor_kills: Sequence[float] = (),
+) -> float:  # fmt: skip
+    """Run to the end and return the seconds that it took.
+
+    Args:
+        bundle: the bundle's folder.
+        prompts: file of prompts.
+        out: folder for the images.
+        options: of `generate`.
+        actor_kills: parts of the prompts at which an actor is killed, in rising order.
+    """
     began = time.monotonic()
     process = start(bundle, prompts, out, options)
+    if actor_kills:
+        count = len(prompts.read_text().splitlines())
+        for part in actor_kills:
+            while process.poll() is None and len(listed(out)[0]) < part * count:
+                time.sleep(0.05)
+            kill_actor(process.pid)
     _, errors = process.communicate()
     if process.returncode:
-        raise SystemExit(f"a run that nobody killed failed: {errors.decode().strip()}")
+        raise SystemExit(f"a run that was to end failed: {errors.decode().strip()}")
     return time.monotonic() - began
 
 
@@ -105,6 +143,13 @@ def hashes(out: Path) -> dict[str, str]:
         for file in sorted((out / "images").rglob("*"))
         if file.is_file()
     }
+
+
+def has_lines(out: Path, least: int, seconds: float) -> bool:
+    """Return whether so many images have a line; `seconds` are those since a run began."""
+    del seconds
+    time.sleep(0.05)
+    return len(listed(out)[0]) >= least
 
 
 def listed(out: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -139,13 +184,15 @@ def kill_once(
     began = time.monotonic()
     while process.poll() is None and not when(time.monotonic() - began):
         time.sleep(0.005)
-    seconds, ended = time.monotonic() - began, process.poll() is not None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    seconds, ended = round(time.monotonic() - began, 2), process.poll() is not None
+    started = tuple(below(process.pid))
+    process.kill()
+    process.wait()
     entries, torn = listed(out)
     unlisted = len(hashes(out).keys() - {entry["file"] for entry in entries})
-    return Kill(seconds, ended, before, len(entries), unlisted, torn, problems(out))
+    return Kill(
+        seconds, ended, before, len(entries), unlisted, torn, started, problems(out)
+    )  # fmt: skip
 
 
 def differences(expected: Path, out: Path, count: int) -> list[str]:
@@ -172,6 +219,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("bundle", nargs="?", type=Path)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--actor-kills", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--lines", type=int,
+        help="Kill once so many more images at most have a line. Default: by time.",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="onnxruntime:cpu")
     mine, more = sys.argv[1:], []
@@ -196,18 +249,41 @@ def main() -> None:
         backend = ("--backend", options.backend)
         duration = finish(bundle, prompts, good, backend)
         print(f"{options.prompts} images take {duration:.1f} s undisturbed", flush=True)
-        print(" after s    lines    lines   unlisted   torn", flush=True)
-        print("           before    after      files   line   verdict", flush=True)
-        broken, killed = False, (*backend, *options.options)
-        for _ in range(options.kills):
-            moment = moments.uniform(0, 2 * duration / (options.kills + 1))
-            kill = kill_once(bundle, prompts, out, moment.__le__, killed)
-            broken |= bool(kill.problems)
-            print(kill.row(), flush=True)
-        seconds = finish(bundle, prompts, out, killed)
+        print(" after s    lines    lines   unlisted   torn started", flush=True)
+        print("           before    after      files   line processes   verdict", flush=True)
+        kills, gone, killed = [], [], (*backend, *options.options)
+        with ThreadPoolExecutor(max(1, options.kills)) as pool:
+            for _ in range(options.kills):
+                if options.lines:
+                    least = len(listed(out)[0]) + moments.randint(0, options.lines)
+                    when = partial(has_lines, out, least)
+                else:
+                    when = moments.uniform(0, 2 * duration / (options.kills + 1)).__le__
+                kills.append(kill_once(bundle, prompts, out, when, killed))
+                print(kills[-1].row(), flush=True)
+                gone.append(pool.submit(gone_after, kills[-1].processes))
+            there = kills[-1].after / options.prompts if kills else 0.0
+            parts = sorted(moments.uniform(there, 1) for _ in range(options.actor_kills))
+            seconds = finish(bundle, prompts, out, killed, parts)
+            ended = [each.result() for each in gone]
         found = differences(good, out, options.prompts)
+        found += [name for _, names in ended for name in names]
+        after = ", ".join(str(each) for each, _ in ended)
+        print(f"what killed runs had started was gone after {after} s")
         print(f"the last run took {seconds:.1f} s: {'; '.join(found) or 'all files are equal'}")
-    sys.exit(int(broken or bool(found)))
+    if options.json:
+        rows = [asdict(replace(each, processes=())) for each in kills]
+        for row, kill, (after_seconds, _) in zip(rows, kills, ended, strict=True):
+            row |= {"processes": len(kill.processes), "processes_gone_after": after_seconds}
+        result = {
+            "date": now(), "machine": machine().model_dump(mode="json"),
+            "prompts": options.prompts, "options": options.options,
+            "undisturbed_seconds": round(duration, 1), "kills": rows,
+            "actors_killed_at": [round(part, 3) for part in parts],
+            "last_run_seconds": round(seconds, 1), "differences": found,
+        }  # fmt: skip
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(int(bool(found) or any(each.problems for each in kills)))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import kill_bulk
+import kill_processes
 
 COUNT = 60
 OPTIONS = ("--backend", "onnxruntime:cpu")
@@ -43,6 +47,33 @@ def test_damage_is_seen(tmp_path: Path) -> None:
         "line 2 is without the file that it names", "1 of 3 files differ: images/2.png",
         "left behind: left",
     ]  # fmt: skip
+
+
+STARTS_ANOTHER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_that_stay_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS_ANOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    (child,) = kill_processes.below(process.pid)
+    monkeypatch.setattr(kill_processes, "END_SECONDS", 0.3)
+    seconds, names = kill_processes.gone_after([child])
+    assert seconds >= 0.3
+    assert len(names) == 1
+    assert names[0].startswith(f"process {child.pid} still runs: {sys.executable}")
+    process.kill()  # whose end ends its child
+    process.communicate()
+    monkeypatch.setattr(kill_processes, "END_SECONDS", 60.0)
+    assert kill_processes.gone_after([child])[1] == ()
+    assert not kill_processes.runs(child)
 
 
 def test_two_kills(tiny_bundle: Path, tmp_path: Path) -> None:
