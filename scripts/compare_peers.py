@@ -248,7 +248,7 @@ def expected_speedup(bundle: Bundle, steps: int, gate: int) -> float:
     around = graph_macs(bundle, "text_encoder") * 2 + graph_macs(bundle, "vae_decoder")
 
     def total(at: int) -> int:
-        macs: Macs = around + run_macs(bundle, METHOD.plan({"gate_step": at}, steps))
+        macs: Macs = around + run_macs(bundle, METHOD.plan({"gate_step": at}, range(steps)))
         return macs.total
 
     return total(steps) / total(gate)

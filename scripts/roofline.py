@@ -84,7 +84,7 @@ def report(model: str, folder: Path) -> None:
         for images, nodes in rows:
             step = {name: seconds(counted, gpu) for name, counted in nodes.items()}
             runs = [
-                sum(step[phase] for phase in METHOD.plan({"gate_step": gate}, STEPS).phases)
+                sum(step[phase] for phase in METHOD.plan({"gate_step": gate}, range(STEPS)).phases)
                 for gate in (STEPS, *GATES)
             ]
             caches = cached_bytes(phases["gated"][0], images)

@@ -56,7 +56,7 @@ def test_lines_are_found_again(
         ({"prompt": "a", "steps": 101}, "steps must be 1 to 100, got 101"),
         ({"prompt": "a", "steps": "4"}, "steps must be a whole number, got '4'"),
         ({"prompt": "a", "gate_step": 1, "warm_up": 2}, "give a gate_step of at least 2"),
-        ({"prompt": "a", "scheduler": "heun"}, "unknown scheduler 'heun': this bundle has"),
+        ({"prompt": "a", "scheduler": "huen"}, "unknown scheduler 'huen': this bundle has"),
         ({"prompt": "a", "scheduler": ["ddim"]}, r"unknown scheduler \['ddim'\]"),
         ({"prompt": "a", "guidance_scale": {}}, "guidance_scale must be a number, got {}"),
         ({"prompt": "a", "width": 17}, "width 17 does not fit"),

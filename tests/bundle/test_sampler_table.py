@@ -132,6 +132,21 @@ def test_a_later_start_has_rows_of_its_own_and_then_the_same() -> None:
     assert steps.starting_at(0).weights.tolist() == steps.weights.tolist()
 
 
+def test_a_later_start_of_two_evaluations_a_step() -> None:
+    steps = SamplerSteps(
+        3, make_steps(3, 2).timesteps, 1.0, 1.0, make_steps(3, 2).weights,
+        starts=make_starts(0, 2, 0), step_of_evaluation=(0, 0, 1, 1, 2),
+    )  # fmt: skip
+    assert steps.extra_evaluations == 2
+    later = steps.starting_at(1)
+    assert later.num_inference_steps == 2
+    assert later.step_of_evaluation == (0, 0, 1)
+    assert later.timesteps.tolist() == steps.timesteps[2:].tolist()
+    assert later.weights[:2].tolist() == steps.starts[1].weights.tolist()
+    assert later.weights[2:].tolist() == steps.weights[4:].tolist()
+    assert steps.starting_at(2).weights.tolist() == steps.weights[4:].tolist()
+
+
 def test_advance_is_the_documented_sum() -> None:
     weights = np.arange(1, NUM_WEIGHTS + 1, dtype=np.float32)
     history = np.array([[100.0], [1000.0], [10000.0]], dtype=np.float32)
@@ -162,7 +177,7 @@ def edit(document: dict[str, Any], path: list[Any], value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema_version"], 2, "schema_version: expected 1"),
+        (["schema_version"], 1, "schema_version: expected 2"),
         (["name"], KeyError, "name: missing"),
         (["name"], 3, "name: expected str, found int"),
         (["surprise"], 3, "surprise: unknown field"),
@@ -187,6 +202,15 @@ def edit(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["steps", 1, "weights", 0], 1.0, r"steps\[1\]\.weights\[0\]: expected a list, float"),
         (["steps", 1, "weights", 0, 2], None, r"weights\[0\]\[2\]: expected a number, NoneType"),
         (["steps", 1, "weights", 0, 2], 1e39, r"steps\[1\]\.weights: not finite"),
+        (["steps", 1, "step_of_evaluation"], KeyError, r"steps\[1\]\.step_of_evaluation: missing"),
+        (["steps", 1, "step_of_evaluation", 0], 0.0, r"evaluation\[0\]: expected a whole number"),
+        (["steps", 1, "step_of_evaluation", 0], True, r"evaluation\[0\]: expected a whole number"),
+        (["steps", 1, "step_of_evaluation", 0], 2**31, r"evaluation\[0\]: expected a whole number"),
+        (["steps", 1, "step_of_evaluation"], [], r"step_of_evaluation: expected a number or more"),
+        (["steps", 1, "step_of_evaluation"], [0], r"step_of_evaluation: expected 2 numbers"),
+        (["steps", 1, "step_of_evaluation"], [1, 1], r"step_of_evaluation: expected 2 numbers"),
+        (["steps", 1, "step_of_evaluation"], [0, 0], r"step_of_evaluation: expected 2 numbers"),
+        (["steps", 1, "step_of_evaluation"], [-1, 1], r"step_of_evaluation: expected 2 numbers"),
         (["steps", 1, "starts"], KeyError, r"steps\[1\]\.starts: missing"),
         (["steps", 1, "starts", 0], 1.0, r"steps\[1\]\.starts\[0\]\.: expected an object"),
         (["steps", 1, "starts", 0, "image_scale"], 1e39, r"starts\[0\]\.image_scale: not finite"),

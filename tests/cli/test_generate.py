@@ -98,7 +98,7 @@ def test_several_pictures_differ(generate: Generate, folder: Path) -> None:
         (["--fi-interval", -3], "fi_interval must be at least 1, got -3: 1 computes"),
         (["--warm-up", -1], "warm_up must be at least 0, got -1"),
         (["--gate-step", 1, "--warm-up", 2], "give a gate_step of at least 2, or a warm_up of at"),
-        (["--scheduler", "heun"], "unknown scheduler 'heun': this bundle has ddim, euler"),
+        (["--scheduler", "huen"], "unknown scheduler 'huen': this bundle has ddim, euler"),
         (["--num-images", 0], "num_images must be at least 1, got 0"),
         (["--guidance-scale", "nan"], "finite"),
         (["--seed", -1], "seed must be"),

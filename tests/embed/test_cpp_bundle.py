@@ -271,7 +271,7 @@ def test_a_file_that_is_used_must_be_listed(driver: Driver, file: str) -> None:
 
 def table_file(folder: Path) -> Path:
     file = folder / "pndm.json"
-    write_sampler_table(make_table(make_steps(1), make_steps(2, starts=make_starts(1, 1))), file)
+    write_sampler_table(make_table(make_steps(1), make_steps(2, 1, starts=make_starts(1, 1))), file)
     return file
 
 
@@ -298,6 +298,7 @@ def test_every_table_is_read_alike(driver: Driver, tiny_bundle: Path) -> None:
             expected = table.for_steps(count)
             assert found["timesteps"] == expected.timesteps.tolist()
             assert found["weights"] == expected.weights.tolist()
+            assert found["step_of_evaluation"] == list(expected.step_of_evaluation)
 
 
 def test_every_field_of_a_table_of_a_wrong_type(driver: Driver) -> None:

@@ -65,7 +65,8 @@ def test_step_plans(driver: Driver, values: tuple[int, ...]) -> None:
     given_ = {"num_inference_steps": steps, **method}
     raw = json.dumps(with_method(METHOD))
     call: dict[str, Any] = {
-        "text": raw, "extra_evaluations": extra, "request": {"prompt": texts("x"), **given_}
+        "text": raw, "step_of_evaluation": [*range(-extra, steps)],
+        "request": {"prompt": texts("x"), **given_},
     }  # fmt: skip
     try:
         make_request(parse_manifest(raw, Path("x")), "x", **given_)
@@ -94,21 +95,20 @@ GUARDS = st.fixed_dictionaries(
 @given(
     guards=st.lists(GUARDS, max_size=4),
     values=st.tuples(*[st.integers(1, 9) | st.sampled_from([2**62, 2**63 - 1])] * 2),
-    extra=st.integers(0, 3),
+    numbers=st.lists(st.integers(-3, 12), min_size=1),
 )
 def test_any_rule(
-    driver: Driver, guards: list[dict[str, Any]], values: tuple[int, int], extra: int
+    driver: Driver, guards: list[dict[str, Any]], values: tuple[int, int], numbers: list[int]
 ) -> None:
     guards = [*guards, {"phase": "last", "all": []}]
     raw = with_method({"parameters": list(NAMES), "rule": guards})
     parameters = dict(zip(NAMES, values, strict=True))
     found = driver(
-        "phases", text=json.dumps(raw), extra_evaluations=extra,
+        "phases", text=json.dumps(raw), step_of_evaluation=numbers,
         request={"prompt": texts("x"), "num_inference_steps": 12, "parameters": parameters},
     )  # fmt: skip
     rule = [Guard.model_validate_json(json.dumps(guard)) for guard in guards]
-    steps = range(-extra, 12)
-    assert found == {"phases": [phase_of(rule, step, parameters) for step in steps]}
+    assert found == {"phases": [phase_of(rule, step, parameters) for step in numbers]}
 
 
 def test_defaults_give_way(driver: Driver) -> None:

@@ -12,13 +12,14 @@ import diffusers
 import pytest
 
 from tests.support.small_folder import edit_json
+from tgate_export.bundle.sampler_names import EDM, EVERY
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.common.hints import in_python, worded
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
 from tgate_export.families.sampling import own_sampler, sampling_notes
 from tgate_export.families.source import ModelSource, resolve_source
-from tgate_export.samplers.specs import EDM_SAMPLERS, SAMPLERS
+from tgate_export.samplers.specs import sampler_spec
 from tgate_export.samplers.tables import make_scheduler
 
 # Of published pipelines and of what trainers save.
@@ -39,6 +40,13 @@ OWN: list[tuple[str, dict[str, Any]]] = [
     ("DEISMultistepScheduler", {}),
     ("LCMScheduler", {"original_inference_steps": 100}),
     ("HeunDiscreteScheduler", {}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("LMSDiscreteScheduler", {}),
+    ("DPMSolverSDEScheduler", {}),
+    ("DPMSolverSinglestepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+    ("TCDScheduler", {}),
     ("DDPMScheduler", {}),
     ("EDMEulerScheduler", {"sigma_data": 1.0, "prediction_type": "v_prediction"}),
     ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.5}),
@@ -64,7 +72,7 @@ def test_own_sampler_is_the_pipeline_s_own(
     source = with_scheduler(pipeline, name, config)
     effective = source.config("scheduler")
     own = told(getattr(diffusers, name).from_config(effective))
-    like = [s for s, spec in {**SAMPLERS, **EDM_SAMPLERS}.items() if spec.scheduler_class == name]
+    like = [s for s in (*EVERY, *EDM) if sampler_spec(s).scheduler_class == name]
     equal = {sampler for sampler in like if told(make_scheduler(sampler, effective)) == own}
     found = own_sampler(source)
     assert found in equal if equal else found is None

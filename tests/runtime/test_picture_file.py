@@ -15,9 +15,9 @@ import tgate_export
 from tests.runtime.test_request import manifest, request
 from tests.support.manifest import VALID
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.parameters import table_entry
 from tgate_export.runtime.picture_file import (
-    A1111_SAMPLERS,
     encode_picture,
     encode_video,
     made_with,
@@ -205,7 +205,7 @@ def test_text_of_everything() -> None:
 def test_samplers_have_the_names_that_others_know(scheduler: str) -> None:
     of = taking()
     text = parameters_text(of, request("x", of=of, scheduler=scheduler), 0)
-    name, sigmas = A1111_SAMPLERS.get(scheduler, (scheduler, None))
+    name, sigmas = a1111_name(scheduler)
     assert f", Sampler: {name}, {f'Schedule type: {sigmas}, ' if sigmas else ''}CFG" in text
 
 

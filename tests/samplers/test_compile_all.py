@@ -84,20 +84,20 @@ class Notes(Progress):
 
 
 def test_samplers_that_refuse_the_configuration_are_left_out(tmp_path: Path) -> None:
-    # DEIS knows no such algorithm, and Karras sigmas exclude the beta ones. diffusers says so in
-    # the constructors, by errors of two classes.
+    # DEIS knows no such algorithm, and spacings exclude each other. diffusers says so in the
+    # constructors, by errors of two classes.
     config = {
         "beta_schedule": "scaled_linear", "clip_sample": False, "use_beta_sigmas": True,
-        "algorithm_type": "sde-dpmsolver++",
+        "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++",
     }  # fmt: skip
     notes, folder = Notes(), tmp_path / "samplers"
-    with SamplerCompilation(config, folder, ["deis", "euler-karras", "ddim"]) as compilation:
+    with SamplerCompilation(config, folder, ["deis-karras", "euler", "ddim"]) as compilation:
         samplers = compilation.results(notes)
     assert list(samplers) == ["ddim"]
     assert [path.name for path in folder.iterdir()] == ["ddim.json"]
     first, second = notes.lines
-    assert "'deis' (DEISMultistepScheduler) is left out: NotImplementedError" in first
-    assert "'euler-karras' (EulerDiscreteScheduler) is left out: ValueError" in second
+    assert "'deis-karras' (DEISMultistepScheduler) is left out: NotImplementedError" in first
+    assert "'euler' (EulerDiscreteScheduler) is left out: ValueError" in second
 
 
 def test_no_sampler_compiles(tmp_path: Path) -> None:

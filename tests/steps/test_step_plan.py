@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,6 +9,7 @@ from tgate.tgate_utils import tgate_scheduler
 
 from tests.support.step_plans import tgate_plan
 from tgate_export.methods import tgate
+from tgate_export.methods.tgate_v2 import METHOD
 from tgate_export.steps.step_plan import Evaluation
 
 POSITIVE = st.integers(min_value=1, max_value=60)
@@ -99,7 +98,7 @@ def test_what_is_read_was_written_and_what_is_written_is_read(
 
 @given(steps=POSITIVE, gate=POSITIVE)
 def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
-    step_plan = tgate.METHOD.plan({"gate_step": gate}, steps)
+    step_plan = tgate.METHOD.plan({"gate_step": gate}, range(steps))
     assert step_plan.phases == tgate_plan(steps, gate).phases  # version 2 with intervals of 1
     full = min(gate, steps)
     assert step_plan.phases == ("full",) * full + ("gated",) * (steps - full)
@@ -110,13 +109,32 @@ def test_version_1_is_two_graphs_and_one_cache(steps: int, gate: int) -> None:
         assert evaluation == Evaluation(evaluation.phase, reads, writes)
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
-        ({"num_inference_steps": -3}, "num_inference_steps must be at least 1, got -3"),
-    ],
+@given(
+    steps=st.integers(min_value=1, max_value=20),
+    twice=st.lists(st.booleans(), min_size=20, max_size=20),
+    before=st.integers(min_value=0, max_value=2),
+    gating=gatings(),
 )
-def test_refuses(settings: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^{reason}"):
-        tgate_plan(**({"num_inference_steps": 10, "gate_step": 5} | settings))
+def test_all_evaluations_of_a_step_run_its_phase(
+    steps: int, twice: list[bool], before: int, gating: dict[str, int]
+) -> None:
+    """A gate counts steps: those before it are full, however often they evaluate."""
+    once = tgate_plan(steps, gating["gate_step"], **without_gate(gating)).phases
+    numbers = [*range(-before, 0)]
+    for step in range(steps):
+        numbers += [step] * (1 + twice[step])
+    found = METHOD.plan(gating, numbers)
+    assert found.num_inference_steps == steps
+    assert found.phases == ("full",) * before + tuple(once[step] for step in numbers[before:])
+    # What a later evaluation reads is of the last one that could write it, not of the first.
+    for index, evaluation in enumerate(found.evaluations):
+        for name in evaluation.writes:
+            after = found.evaluations[index + 1 :]
+            read = next(i for i, other in enumerate(after) if name in other.reads)
+            assert not any(name in other.writes for other in after[:read])
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_refuses(steps: int) -> None:
+    with pytest.raises(ValueError, match=r"^num_inference_steps must be at least 1"):
+        tgate_plan(steps, 5)

@@ -20,4 +20,4 @@ def tgate_plan(
         "gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
         "warm_up": warm_up,
     }  # fmt: skip
-    return METHOD.plan(values, num_inference_steps, extra_evaluations)
+    return METHOD.plan(values, range(-extra_evaluations, num_inference_steps))

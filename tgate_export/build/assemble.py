@@ -6,6 +6,7 @@ imported where everything is in the cache.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tgate_export.build.units import label, load_unit, store_unit
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
+from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG
 from tgate_export.common.errors import TGateError
 from tgate_export.common.hints import Argument
 from tgate_export.common.memory import release_memory
@@ -65,12 +67,14 @@ def assemble(
     _load_cached(work, compare_afresh=compare_afresh)
     starts = request.options.image_to_image
     with SamplerCompilation(
-        source.config("scheduler"), staging / "samplers", source.samplers, starts=starts
-    ) as compilation:
+        source.config("scheduler"), staging / "samplers", request.options.samplers,
+        family=source.family.name, starts=starts,
+    ) as compilation:  # fmt: skip
         _load(work)
         _export(work)
         tokenizers = write_tokenizers(request, cache, staging)
         _write_sampler_graph(work)
+        _write_scheduler_config(work)
         with progress.stage("compiling samplers"):
             samplers = compilation.results(progress)
     manifest = describe(
@@ -187,6 +191,17 @@ def _write_sampler_graph(work: Assembly) -> None:
     from tgate_export.samplers.graph import save_sampler_graph
 
     save_sampler_graph(work.graphs / "sampler.onnx")
+
+
+def _write_scheduler_config(work: Assembly) -> None:
+    """Write what other samplers are compiled from when they are first asked for."""
+    source = work.request.source
+    if source.samplers is not None:
+        return  # no other sampler serves it
+    file = work.staging / SCHEDULER_CONFIG
+    file.parent.mkdir()
+    content = json.dumps(dict(source.config("scheduler")), indent=2, sort_keys=True)
+    file.write_text(content + "\n", encoding="utf-8")
 
 
 def _hash(work: Assembly) -> dict[str, File]:

@@ -75,6 +75,7 @@ def build_bundle(
     guidance_carry: float | None = None,
     guidance: Literal["classifier-free", "none"] | None = None,
     image_to_image: bool = False,
+    samplers: str | None = None,
     plans: Sequence[PlanRequest] = (),
     out: Path | None = None,
     force: bool = False,
@@ -109,6 +110,9 @@ def build_bundle(
             negative prompt, no guidance scale. The model's own when not given.
         image_to_image: whether runs can begin with an image: adds the graph `vae_encoder`, and how
             every sampler begins at later steps.
+        samplers: to compile besides those that every bundle has: "all", or names with commas
+            between them (docs/samplers.md). Python and the command line compile others when they
+            are first asked for.
         plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
         out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
             size that is not the model's own.
@@ -129,7 +133,7 @@ def build_bundle(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
              "warm_up": warm_up, "cache_blend": cache_blend, "guidance_carry": guidance_carry},
-            image_to_image=image_to_image,
+            image_to_image=image_to_image, samplers=samplers,
         )  # fmt: skip
         out = out or default_folder(source, options)
         hashes = source.hashes()

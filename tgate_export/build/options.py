@@ -20,6 +20,8 @@ from tgate_export.bundle.manifest import (
     Source,
 )
 from tgate_export.bundle.manifest_graphs import Precision
+from tgate_export.bundle.sampler_names import EVERY, find_name
+from tgate_export.bundle.sampler_names import SAMPLERS as NAMES
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
@@ -31,6 +33,7 @@ from tgate_export.families.source import ModelSource
 from tgate_export.methods import tgate_v2
 from tgate_export.methods.method import Method
 from tgate_export.parameters import PARAMETERS
+from tgate_export.samplers import specs
 from tgate_export.steps.rule import at_least_fault
 
 _PACKAGES = (
@@ -51,6 +54,7 @@ class BuildOptions:
         guidance: what guides the denoiser.
         image_to_image: whether runs can begin with an image.
         method: what the denoiser's graphs are made for.
+        samplers: those that are compiled, in the order of the bundle.
     """
 
     precision: Precision
@@ -60,6 +64,7 @@ class BuildOptions:
     guidance: Guidance
     image_to_image: bool = False
     method: Method = tgate_v2.METHOD
+    samplers: tuple[str, ...] = ()
 
     @property
     def gate_step(self) -> int:
@@ -80,6 +85,7 @@ def check_options(
     settings: Mapping[str, float | None] | None = None,
     *,
     image_to_image: bool = False,
+    samplers: str | None = None,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
 
@@ -91,6 +97,7 @@ def check_options(
         settings: defaults of the method's parameters and numbers; the model's own for what is None
             or left out.
         image_to_image: whether runs can begin with an image.
+        samplers: more than those that every bundle has: "all", or names with commas between them.
 
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
@@ -140,7 +147,34 @@ def check_options(
         source.guidance,
         image_to_image,
         method,
+        _samplers(source, samplers),
     )
+
+
+def _samplers(source: ModelSource, wanted: str | None) -> tuple[str, ...]:
+    """Return what is compiled: what every bundle has, the model's own, and what is wanted."""
+    more: list[str] = []
+    if wanted == "all":
+        more = list(EVERY)
+    elif wanted is not None:
+        for text in wanted.split(","):
+            found = find_name(text)
+            if found is None or found.kind:
+                raise InvalidRequestError(
+                    f"unknown sampler {text.strip()!r:.60}: say all, or names of "
+                    f"{', '.join(NAMES)}, such as heun-karras",
+                    field="samplers",
+                )
+            specs.sampler_spec(str(found), source.family.name)
+            more.append(str(found))
+    if source.samplers is None:
+        return tuple(dict.fromkeys((*specs.SAMPLERS, source.defaults.scheduler, *more)))
+    if more:
+        raise InvalidRequestError(
+            f"{source.model} is sampled by {', '.join(source.samplers)} alone: leave samplers out",
+            field="samplers",
+        )
+    return source.samplers
 
 
 def _method_settings(
@@ -186,6 +220,7 @@ def options_of(manifest: Manifest) -> BuildOptions:
         _method_settings(tgate_v2.METHOD, manifest.defaults, manifest.guidance, {}),
         manifest.guidance,
         "vae_encoder" in manifest.graphs and manifest.takes_prompt,
+        samplers=tuple(manifest.samplers),
     )
 
 
@@ -221,6 +256,7 @@ def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str
         "settings": dict(options.settings),
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
+        "samplers": options.samplers,
         "code": code_sha256("build.assemble", family_module(source.family)),
         "versions": versions(),
     }

@@ -2,10 +2,11 @@
 
 A file holds one table, as JSON, with exactly these fields:
 
-    {"schema_version": 1, "name": str, "scheduler_class": str, "prediction_type": str,
+    {"schema_version": 2, "name": str, "scheduler_class": str, "prediction_type": str,
      "history": int, "extra_evaluations": int, "residual": number,
      "steps": [{"num_inference_steps": int, "sample_scale": number, "input_scale": number,
                 "timesteps": [N numbers], "weights": [N rows of K numbers],
+                "step_of_evaluation": [N ints],
                 "starts": [{"image_scale": number, "sample_scale": number, "input_scale": number,
                             "weights": [R rows of K numbers]}, ...]}, ...]}
 
@@ -31,7 +32,7 @@ from tgate_export.bundle.sampler_table import (
     SamplerTable,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def write_sampler_table(table: SamplerTable, path: Path) -> None:
@@ -51,6 +52,7 @@ def write_sampler_table(table: SamplerTable, path: Path) -> None:
                 "input_scale": _shortest(np.float32(steps.input_scale)),
                 "timesteps": [_shortest(value) for value in steps.timesteps],
                 "weights": _rows(steps.weights),
+                "step_of_evaluation": list(steps.step_of_evaluation),
                 "starts": [
                     {
                         "image_scale": _shortest(np.float32(start.image_scale)),
@@ -91,6 +93,7 @@ def _parse(document: Any) -> SamplerTable:
         values = _fields(entry, where, _STEPS)
         _check_numbers(values["timesteps"], f"{where}timesteps", depth=1)
         _check_numbers(values["weights"], f"{where}weights", depth=2)
+        _check_whole(values["step_of_evaluation"], f"{where}step_of_evaluation")
         count = values["num_inference_steps"]
         if count in steps:
             raise ValueError(f"{where}num_inference_steps: {count} is there twice")
@@ -99,7 +102,10 @@ def _parse(document: Any) -> SamplerTable:
             for number, start in enumerate(values["starts"])
         )
         try:
-            steps[count] = SamplerSteps(**values | {"starts": starts})
+            steps_of = tuple(values["step_of_evaluation"])
+            steps[count] = SamplerSteps(
+                **values | {"starts": starts, "step_of_evaluation": steps_of}
+            )
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
     del top["schema_version"]
@@ -127,7 +133,7 @@ _STEPS: dict[str, type] = {
     "num_inference_steps": int,
     "sample_scale": float,
     "input_scale": float,
-    **dict.fromkeys(("timesteps", "weights", "starts"), list),
+    **dict.fromkeys(("timesteps", "weights", "step_of_evaluation", "starts"), list),
 }
 _START: dict[str, type] = {
     **dict.fromkeys(("image_scale", "sample_scale", "input_scale"), float),
@@ -175,6 +181,14 @@ def _check_numbers(values: list[Any], where: str, depth: int) -> None:
             _check_numbers(value, f"{where}[{index}]", depth - 1)
         elif type(value) not in (int, float):
             raise ValueError(f"{where}[{index}]: expected a number, {type(value).__name__}")
+
+
+def _check_whole(values: list[Any], where: str) -> None:
+    if not values:
+        raise ValueError(f"{where}: expected a number or more, found none")
+    for index, value in enumerate(values):
+        if type(value) is not int or abs(value) >= 2**31:
+            raise ValueError(f"{where}[{index}]: expected a whole number of 32 bits")
 
 
 def _rows(weights: FloatArray) -> list[list[float]]:

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,8 @@ class SamplerSteps:
 
     Attributes:
         num_inference_steps: the count that was asked for.
-        timesteps: [N], what the denoiser gets at each evaluation, in training steps; N is
-            `num_inference_steps`, or one more for PNDM. May be fractional (Euler).
+        timesteps: [N], what the denoiser gets at each evaluation, in training steps. May be
+            fractional (Euler).
         sample_scale: unit-variance latents times this are the first sample
             (`init_noise_sigma` in diffusers).
         input_scale: the first sample times this is the first denoiser input.
@@ -84,6 +85,10 @@ class SamplerSteps:
         starts: how a run begins at step 0, 1, ... `num_inference_steps - 1` with an image; empty
             where the bundle was built without image-to-image.
         image_scale: what the first sample has of an image's latents.
+        step_of_evaluation: [N], the step that each evaluation belongs to: 0, 1, ...
+            `num_inference_steps - 1`, some of them twice where a sampler evaluates twice a step
+            (Heun), after -1 where it evaluates once before its first step (PNDM). When not given
+            every step has one evaluation, and what is more comes before the first.
 
     Raises:
         ValueError: for wrong shapes or numbers that are not finite; starts with the field's name.
@@ -96,6 +101,7 @@ class SamplerSteps:
     weights: FloatArray
     starts: tuple[SamplerStart, ...] = ()
     image_scale: float = 0.0
+    step_of_evaluation: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -112,14 +118,25 @@ class SamplerSteps:
                 f"weights: expected shape {[len(timesteps), NUM_WEIGHTS]}, "
                 f"found {list(weights.shape)}"
             )
+        extra = len(timesteps) - self.num_inference_steps
+        steps = self.step_of_evaluation or tuple(range(-extra, self.num_inference_steps))
+        object.__setattr__(self, "step_of_evaluation", steps)
+        grows = all(after - before in (0, 1) for before, after in pairwise(steps))
+        ends = steps[0] <= 0 and steps[-1] == self.num_inference_steps - 1
+        if len(steps) != len(timesteps) or not (grows and ends):
+            raise ValueError(
+                f"step_of_evaluation: expected {len(timesteps)} numbers that grow by 0 or 1 up to "
+                f"{self.num_inference_steps - 1}, from 0 or less on"
+            )
         if len(self.starts) not in (0, self.num_inference_steps):
             raise ValueError(
                 f"starts: expected none or {self.num_inference_steps}, found {len(self.starts)}"
             )
         for start, entry in enumerate(self.starts):
-            if len(entry.weights) > len(timesteps) - start:
+            most = len(timesteps) - self.first_evaluation(start)
+            if len(entry.weights) > most:
                 raise ValueError(
-                    f"starts[{start}].weights: expected {len(timesteps) - start} rows at most, "
+                    f"starts[{start}].weights: expected {most} rows at most, "
                     f"found {len(entry.weights)}"
                 )
         object.__setattr__(self, "timesteps", timesteps)
@@ -127,17 +144,25 @@ class SamplerSteps:
         for field in ("sample_scale", "input_scale", "image_scale"):
             object.__setattr__(self, field, float(_as_float32(field, getattr(self, field))))
 
+    def first_evaluation(self, start: int) -> int:
+        """Return with which evaluation a run begins that leaves out as many steps.
+
+        What a sampler does before its first step it does in every run.
+        """
+        return self.step_of_evaluation.index(self.step_of_evaluation[0] + start)
+
     def starting_at(self, step: int) -> SamplerSteps:
         """Return the run that begins with an image at a step, 0 to `num_inference_steps - 1`."""
-        entry = self.starts[step]
-        same = step + len(entry.weights)
+        entry, first = self.starts[step], self.first_evaluation(step)
+        same = first + len(entry.weights)
         return SamplerSteps(
             num_inference_steps=self.num_inference_steps - step,
-            timesteps=self.timesteps[step:],
+            timesteps=self.timesteps[first:],
             sample_scale=entry.sample_scale,
             input_scale=entry.input_scale,
             weights=np.concatenate([entry.weights, self.weights[same:]]),
             image_scale=entry.image_scale,
+            step_of_evaluation=tuple(each - step for each in self.step_of_evaluation[first:]),
         )
 
     @property
@@ -161,7 +186,8 @@ class SamplerTable:
         prediction_type: what `noise_pred` holds: "epsilon", "v_prediction" or "sample".
         history: past entries that the weights use, 0 to HISTORY.
         extra_evaluations: the most evaluations beyond the step count that any count has: 1 for
-            PNDM (whose single step alone has none), 0 for the others.
+            PNDM (whose single step alone has none), as many as there are steps but one for samplers
+            that evaluate twice a step, 0 for the others.
         steps: keyed by `num_inference_steps`. A count that diffusers cannot run is left out.
         residual: the largest difference between this table, replayed in 32-bit floats, and
             diffusers, relative to the largest coefficient of the sample that it is in.

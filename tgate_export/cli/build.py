@@ -130,6 +130,12 @@ if TYPE_CHECKING:
     help="Let runs begin with an image (generate --image): adds the VAE's encoder.",
 )
 @click.option(
+    "--samplers",
+    metavar="all|NAME,...",
+    help="Samplers to compile besides those that every bundle has, such as heun,dpm++2m-sde. "
+    "generate compiles others when they are first asked for.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of the bundle. "
@@ -155,6 +161,7 @@ def command(
     guidance_carry: float | None,
     guidance: str | None,
     image_to_image: bool,
+    samplers: str | None,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -191,6 +198,7 @@ def command(
         guidance_carry=guidance_carry,
         guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         image_to_image=image_to_image,
+        samplers=samplers,
         out=out,
         force=force,
         progress=RichProgress(),

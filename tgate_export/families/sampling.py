@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.bundle.manifest import Defaults
+from tgate_export.bundle.sampler_names import SAMPLERS
 from tgate_export.common.errors import ModelError
 from tgate_export.common.hints import Argument, Hint
 from tgate_export.families.names import NAMED_MODELS, named_by_hub_id
@@ -21,12 +22,25 @@ _BY_CLASS = {
     "DEISMultistepScheduler": "deis",
     "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+    "DDPMScheduler": "ddpm",
+    "LMSDiscreteScheduler": "lms",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2DiscreteScheduler": "dpm2",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
+    "DPMSolverSDEScheduler": "dpm++sde",
     "EDMEulerScheduler": "edm-euler",
     "EDMDPMSolverMultistepScheduler": "edm-dpm++2m",
 }
 # Models that these sample are preconditioned in another way: no other sampler runs them, and
 # they run no other model.
 _EDM = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
+# Names of those that have an order.
+_DPM = {
+    "DPMSolverMultistepScheduler": "dpm++{}m",
+    "DPMSolverSinglestepScheduler": "dpm++{}s",
+    "EDMDPMSolverMultistepScheduler": "edm-dpm++{}m",
+}
 _LCM_PIPELINE = "LatentConsistencyModelPipeline"
 _LCM_OF = {"stable-diffusion": "lcm-sd15", "stable-diffusion-xl": "lcm-sdxl"}
 
@@ -45,8 +59,8 @@ def own_sampler(source: ModelSource) -> str | None:
     scheduler, config = own_scheduler(source), source.config("scheduler")
     if scheduler == "PNDMScheduler":
         name = "pndm" if config.get("skip_prk_steps") else None
-    elif scheduler in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
-        name = _dpm(config, "edm-dpm++{}m" if scheduler in _EDM else "dpm++{}m")
+    elif scheduler in _DPM:
+        name = _dpm(config, _DPM[scheduler])
     else:
         name = _BY_CLASS.get(scheduler or "")
     allowed = source.family.samplers
@@ -54,17 +68,18 @@ def own_sampler(source: ModelSource) -> str | None:
 
 
 def _dpm(config: dict[str, Any], names: str) -> str | None:
-    order = config.get("solver_order", 2)
-    plain = (
-        config.get("algorithm_type", "dpmsolver++") == "dpmsolver++"
-        and config.get("solver_type", "midpoint") == "midpoint"
-    )
-    name = names.format(order)
-    return name if plain and name in ("dpm++2m", "dpm++3m", "edm-dpm++2m") else None
+    algorithms = {"dpmsolver++": "", "sde-dpmsolver++": "-sde"}
+    algorithm = algorithms.get(config.get("algorithm_type", "dpmsolver++"))
+    types = {"midpoint": ""} | ({"heun": "-heun"} if algorithm else {})
+    solver_type = types.get(config.get("solver_type", "midpoint"))
+    if algorithm is None or solver_type is None:
+        return None
+    name = names.format(config.get("solver_order", 2)) + algorithm + solver_type
+    return name if name in (*SAMPLERS, "edm-dpm++2m") else None
 
 
 def samplers(source: ModelSource) -> tuple[str, ...] | None:
-    """Return the samplers that serve a model; all that can be compiled when None.
+    """Return the samplers that serve a model; all when None.
 
     Raises:
         ModelError: its own is the only one that would do, and cannot be compiled.

@@ -5,7 +5,7 @@ A method is a file of this folder with a `METHOD`; `tgate_export/methods/tgate.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -119,15 +119,12 @@ class Method:
         read = {kind for name in phases for kind in self.phases[name].reads}
         return tuple(kind for kind in self.caches if kind in read)
 
-    def plan(
-        self, values: Mapping[str, int], num_inference_steps: int, extra_evaluations: int = 0
-    ) -> StepPlan:
+    def plan(self, values: Mapping[str, int], step_of_evaluation: Sequence[int]) -> StepPlan:
         """Plan one run, by kinds of caches.
 
         Args:
             values: of the rule's parameters.
-            num_inference_steps: denoising steps, at least 1.
-            extra_evaluations: see `plan_steps`.
+            step_of_evaluation: see `plan_steps`.
 
         Raises:
             ValueError: no steps.
@@ -135,7 +132,7 @@ class Method:
         caches = {
             name: PhaseCaches(phase.reads, phase.writes) for name, phase in self.phases.items()
         }
-        return plan_steps(self.rule, caches, values, num_inference_steps, extra_evaluations)
+        return plan_steps(self.rule, caches, values, step_of_evaluation)
 
     def described(self) -> manifest_graphs.Method:
         """Return what a bundle's manifest says of it."""

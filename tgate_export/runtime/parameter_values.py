@@ -8,6 +8,7 @@ from typing import Any
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import PARAMETERS, Parameter, short_name
+from tgate_export.runtime.sampler_choice import chosen_sampler
 from tgate_export.steps.rule import at_least_fault
 
 
@@ -34,11 +35,16 @@ def parameter_values(
         )
         if value is not None and name not in manifest.parameters and not of_image:
             _refuse_absent(manifest, name, value)
-    values = {
-        name: _each(name, entry, given.get(name), prompts)
-        for name, entry in manifest.parameters.items()
-        if entry.type != "image"
-    }
+    values: dict[str, tuple[Any, ...]] = {}
+    only = None  # number of steps that the sampler has
+    for name, entry in manifest.parameters.items():
+        if name == "scheduler" and given.get(name) is not None:
+            scheduler, only = chosen_sampler(manifest, given[name])
+            values[name] = (scheduler,) * prompts
+        elif entry.type != "image":
+            values[name] = _each(name, entry, given.get(name), prompts)
+    if only is not None and given.get("num_inference_steps") is None:
+        values["num_inference_steps"] = (only,) * prompts
     for name in sorted(manifest.graph_parameters):
         if None in values[name]:
             raise InvalidRequestError(

@@ -10,30 +10,18 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tgate_export import __version__
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.runtime.picture_record import RECORD
 from tgate_export.runtime.request import Request
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Samplers -> what that web UI calls them: "Sampler", and "Schedule type" where it has to be said,
-# which for "DPM++ 2M" would be Karras. Others keep our names.
-A1111_SAMPLERS: Mapping[str, tuple[str, str | None]] = {
-    "ddim": ("DDIM", None),
-    "euler": ("Euler", None),
-    "euler-karras": ("Euler", "Karras"),
-    "euler-a": ("Euler a", None),
-    "dpm++2m": ("DPM++ 2M", "Uniform"),
-    "dpm++2m-karras": ("DPM++ 2M", "Karras"),
-    "unipc": ("UniPC", None),
-    "lcm": ("LCM", None),
-    "pndm": ("PLMS", None),
-}
 # Parameters that have a place of their own in the text.
 _PLACED = {
     "num_inference_steps", "scheduler", "guidance_scale", "clip_skip", "strength", "gate_step",
@@ -139,7 +127,7 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
     """
     made = made_with(manifest, request, index)
     values = made["parameters"]
-    sampler, sigmas = A1111_SAMPLERS.get(request.scheduler, (request.scheduler, None))
+    sampler, sigmas = a1111_name(request.scheduler)
     fields = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler,

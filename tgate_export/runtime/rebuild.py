@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import DEFAULT_BATCH
+from tgate_export.bundle.sampler_names import EDM, USUAL
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
@@ -53,9 +54,13 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         bundle: an open bundle.
         plans: arguments of the `PlanRequest` of plans to compile, too; they are for the batch of
             the graphs, if that is not the default.
-        **changes: arguments of `build_bundle`.
+        **changes: arguments of `build_bundle`; of `samplers`, what comes to those that there are.
     """
     manifest = bundle.manifest
+    usual = {*USUAL, *EDM, manifest.defaults.scheduler}
+    samplers = [name for name in manifest.samplers if name not in usual]
+    if "samplers" in changes:
+        samplers.append(str(changes.pop("samplers")))
     arguments: dict[str, object] = {
         "model": manifest.source.model,
         "config": manifest.source.config,
@@ -75,6 +80,7 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "image_to_image": True
         if "vae_encoder" in manifest.graphs and manifest.takes_prompt
         else None,
+        "samplers": ",".join(samplers) or None,
         **changes,
     }
     given = {name: value for name, value in arguments.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest, Range
+from tgate_export.bundle.sampler_names import MOST_STEPS
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.guidance import by_prompt_alone
 from tgate_export.runtime.host_arrays import host_array
@@ -139,7 +140,8 @@ def make_request(
                 )
     begins_with_image = image is not None and "image" not in manifest.pictures
     steps = executed = values["num_inference_steps"][0]
-    largest = manifest.samplers[values["scheduler"][0]].max_steps
+    scheduler = manifest.samplers.get(values["scheduler"][0])
+    largest = MOST_STEPS if scheduler is None else scheduler.max_steps
     if not 1 <= steps <= largest:
         raise InvalidRequestError(
             f"steps must be 1 to {largest}, got {steps}", field="num_inference_steps"

@@ -9,7 +9,8 @@ from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_file import read_sampler_table
 from tgate_export.bundle.sampler_table import SamplerSteps, SamplerTable
-from tgate_export.common.errors import BundleError, InvalidRequestError
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
+from tgate_export.runtime.compiled_samplers import compile_table
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request
 from tgate_export.steps.step_plan import StepPlan, plan_steps
@@ -33,7 +34,7 @@ def step_plan_of(manifest: Manifest, values: Mapping[str, int], sampler: Sampler
     """
     return plan_steps(
         manifest.method.rule, manifest.phase_caches, values,
-        sampler.num_inference_steps, sampler.extra_evaluations,
+        sampler.step_of_evaluation,
     )  # fmt: skip
 
 
@@ -43,9 +44,10 @@ class RunPlans:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._tables: dict[str, SamplerTable] = {}
+        self._compiled: dict[tuple[str, int], SamplerTable] = {}  # that the bundle lacks
 
     def table(self, scheduler: str) -> SamplerTable:
-        """Return a scheduler's table.
+        """Return the table of a scheduler that the bundle has.
 
         Raises:
             BundleError: when the file is not a sampler table.
@@ -59,15 +61,28 @@ class RunPlans:
                 raise BundleError(f"{error}: build the bundle again") from None
         return self._tables[scheduler]
 
+    def _table_for(self, scheduler: str, steps: int) -> SamplerTable:
+        """Return a table that has a number of steps, if the scheduler can have it."""
+        if scheduler in self._bundle.manifest.samplers:
+            return self.table(scheduler)
+        key = scheduler, steps
+        if key not in self._compiled:
+            self._compiled[key] = compile_table(self._bundle, scheduler, steps)
+        return self._compiled[key]
+
     def of(self, request: Request) -> RunPlan:
         """Return what a request runs.
 
         Raises:
-            InvalidRequestError: a number of steps that the scheduler has no table for, or a graph
-                that is not in the bundle.
+            InvalidRequestError: a number of steps that the scheduler has no table for, a scheduler
+                or a graph that is not in the bundle.
+            TGateError: the scheduler is not in the bundle, and compiling it failed.
         """
         try:
-            sampler = self.table(request.scheduler).for_steps(request.num_inference_steps)
+            table = self._table_for(request.scheduler, request.num_inference_steps)
+            sampler = table.for_steps(request.num_inference_steps)
+        except TGateError:
+            raise
         except ValueError as error:
             raise InvalidRequestError(str(error)) from None
         if request.begins_with_image and sampler.starts:

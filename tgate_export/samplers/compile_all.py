@@ -17,10 +17,15 @@ from tgate_export.bundle.manifest import Sampler
 from tgate_export.bundle.manifest_graphs import Graph, Input, Tensor
 from tgate_export.bundle.origins import FromLoop, Loop
 from tgate_export.bundle.sampler_table import HISTORY, NUM_WEIGHTS, SamplerTable
-from tgate_export.common.errors import ModelError, TGateError, first_line
+from tgate_export.common.errors import ModelError, TGateError
 from tgate_export.common.progress import Progress
 from tgate_export.samplers import specs
-from tgate_export.samplers.table_cache import cached_sampler, known_sampler
+from tgate_export.samplers.table_cache import (
+    TableRequest,
+    cached_sampler,
+    known_sampler,
+    why_left_out,
+)
 
 # What stands in for a default sampler that cannot be compiled, the best first.
 _STAND_INS = ("ddim", "euler", "dpm++2m", "unipc", "deis", "pndm")
@@ -46,7 +51,7 @@ def choose_default(wanted: str, compiled: Collection[str], progress: Progress) -
 class SamplerCompilation:
     """Compiles the samplers that a scheduler configuration allows, in the background.
 
-    All of `SAMPLERS`, or those that are named. Tables that were compiled before are written at
+    Those of `SAMPLERS`, or those that are named. Tables that were compiled before are written at
     once; a process is started for the others alone, if there are any.
 
     Use as a context manager; leaving it stops what is not done. A process of its own, and not of
@@ -59,6 +64,7 @@ class SamplerCompilation:
         folder: Path,
         names: Iterable[str] | None = None,
         *,
+        family: str = "stable-diffusion",
         starts: bool = False,
     ) -> None:
         folder.mkdir()
@@ -66,15 +72,15 @@ class SamplerCompilation:
         self._known: dict[str, Sampler] = {}
         for name in self._names:
             file = folder / f"{name}.json"
-            if table := known_sampler(name, scheduler_config, file, starts=starts):
+            request = TableRequest(name, scheduler_config, family, starts)
+            if table := known_sampler(request, file):
                 self._known[name] = _entry(name, table)
             else:
                 file.unlink(missing_ok=True)
         self._process: subprocess.Popen[str] | None = None
         if left := [name for name in self._names if name not in self._known]:
-            self._start(
-                folder, {"scheduler": dict(scheduler_config), "names": left, "starts": starts}
-            )
+            config = {"scheduler_config": dict(scheduler_config), "family": family}
+            self._start(folder, {"names": left, "config": {**config, "starts": starts}})
 
     def _start(self, folder: Path, task: Mapping[str, Any]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
@@ -187,23 +193,16 @@ def _main(folder: Path) -> None:
 
     import torch
 
-    from tgate_export.samplers.tables import UnsupportedSchedulerError
-
     torch.set_num_threads(1)
     for name in task["names"]:
         file = folder / f"{name}.json"
         try:
-            table = cached_sampler(name, task["scheduler"], file, starts=task["starts"])
+            table = cached_sampler(TableRequest(name, **task["config"]), file)
         except OSError:  # the disk's: the next sampler would not fare better
             raise
         except Exception as error:  # diffusers refuses configurations by errors of any class
             file.unlink(missing_ok=True)
-            why = (
-                str(error)
-                if isinstance(error, UnsupportedSchedulerError)
-                else f"scheduler {name!r} ({specs.sampler_spec(name).scheduler_class}) is left "
-                f"out: {type(error).__name__}: {first_line(error)}"
-            )
+            why = why_left_out(name, error)
             print(json.dumps({"name": name, "refused": why}), flush=True)  # noqa: T201
             continue
         entry = _entry(name, table).model_dump()

@@ -48,8 +48,8 @@ def fit_recurrence(trace: Trace, slots: int, *, push_stored: bool) -> Array | No
         used[np.flatnonzero(direct)[column != 0] - 1 - h] = True
 
     if not direct.all():
-        samples = _compose(trace.local)
-        outputs = np.eye(n + 1)[1:]
+        samples = _compose(trace.local, trace.noise)
+        outputs = np.eye(n + 1, samples.shape[1])[1:]
         for j in np.flatnonzero(~direct).tolist():
             if not _solve_step(j, samples, outputs, push, used, slots, weights):
                 return None
@@ -94,7 +94,8 @@ def _solve_step(
     A step that goes back to an earlier sample, or further back than `slots`, can still be a
     combination of what there is: PNDM's second evaluation redoes its first step.
     """
-    target = samples[j + 1]
+    target = samples[j + 1].copy()
+    target[len(samples) + j :][:1] = 0.0  # noise of its own
     past = [j - 1 - h for h in range(min(slots, j))]
     entries = [push[i] @ (samples[i], outputs[i]) for i in past]
     current = [samples[j], outputs[j]]
@@ -122,14 +123,19 @@ def forms() -> list[tuple[int, bool]]:
     return [(0, False)] + [(h, stored) for h in range(1, HISTORY + 1) for stored in (True, False)]
 
 
-def _compose(local: Array) -> Array:
-    """Chain single steps to samples [N + 1, N + 1] over the first sample and all model outputs."""
+def _compose(local: Array, noise: Array) -> Array:
+    """Chain single steps to samples over the first sample, all model outputs and their noises.
+
+    Returns:
+        [N + 1, 1 + N], or [N + 1, 1 + 2 N] of a scheduler that draws noise.
+    """
     n = len(local)
-    samples = np.zeros((n + 1, n + 1))
+    samples = np.zeros((n + 1, 1 + n + (n if noise.any() else 0)))
     samples[0, 0] = 1.0
     for i in range(n):
         samples[i + 1] = local[i, 0] @ samples[:-1]
-        samples[i + 1, 1:] += local[i, 1]
+        samples[i + 1, 1 : n + 1] += local[i, 1]
+        samples[i + 1, n + 1 + i :][:1] += noise[i]
     return samples
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -30,6 +30,7 @@ class Trace:
 
     Attributes:
         timesteps: [N], as the denoiser gets them.
+        step_of_evaluation: [N], the step that each evaluation belongs to.
         sample_scale: `init_noise_sigma`.
         input_scales: [N], `scale_model_input` at each evaluation.
         local: [N, 2, N], row i is the sample after evaluation i as a combination of the samples
@@ -42,6 +43,7 @@ class Trace:
     """
 
     timesteps: NDArray[np.float32]
+    step_of_evaluation: tuple[int, ...]
     sample_scale: float
     input_scales: Array
     local: Array
@@ -58,13 +60,14 @@ def probe_scheduler(
 
     Half of the batch is given one-hot samples and model outputs at every step, whatever the
     scheduler returned before: that yields the coefficients of single steps as diffusers has them,
-    without the rounding of the steps before. The other half is a real run. The last row alone gets
-    noise where the scheduler draws some, and nothing else.
+    without the rounding of the steps before. The other half is a real run. The last two rows alone
+    get noise where the scheduler draws some, in turns, and nothing else: so it shows which noise a
+    step has, its own or that of the evaluation before.
 
     Args:
         scheduler: a diffusers scheduler; `set_timesteps` makes it new.
         num_inference_steps: as in `set_timesteps`.
-        start: the evaluation to begin with, as image-to-image pipelines do.
+        start: the evaluation to begin with, as image-to-image pipelines do (a step's first).
         evaluations: how many to run; all that are left when not given.
 
     Raises:
@@ -74,24 +77,26 @@ def probe_scheduler(
     scheduler.set_timesteps(num_inference_steps)
     if start and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
+    steps = step_of_evaluation(scheduler, num_inference_steps)
     timesteps = scheduler.timesteps[start:][:evaluations]
     n = len(timesteps)
     run = slice(2 * n, 3 * n + 1)
     check = slice(3 * n + 1, 3 * n + 3)  # the same random combination of the run's inputs, twice
     mix = _CHECK_SCALE * np.random.default_rng(n).standard_normal(n + 1)
-    samples = np.zeros((n + 1, 3 * n + 4))
+    samples = np.zeros((n + 1, 3 * n + 5))
     samples[0, run.start] = 1.0
     samples[0, check] = mix[0]
     input_scales = np.empty(n)
     ones = torch.ones(1, 4, 1, 1)
     with (
         torch.random.fork_rng(devices=[]),
-        _noise_in_last_row(scheduler),
+        _noise_in_last_rows(scheduler) as noise,
         _recorded_conversions(scheduler) as converted,
     ):
         for i, t in enumerate(timesteps):
-            sample, noise_pred = samples[i].copy(), np.zeros(3 * n + 4)
-            sample[: 2 * n] = sample[-1] = 0.0
+            noise.row = -1 - i % 2
+            sample, noise_pred = samples[i].copy(), np.zeros(3 * n + 5)
+            sample[: 2 * n] = sample[-2:] = 0.0
             sample[i] = noise_pred[n + i] = noise_pred[run.start + 1 + i] = 1.0
             noise_pred[check] = mix[i + 1]
             input_scales[i] = scheduler.scale_model_input(ones, t)[0, 0, 0, 0]
@@ -101,32 +106,105 @@ def probe_scheduler(
         raise ArithmeticError("its samples are not finite")
     _check_linear(samples[:, run], samples[:, check], mix)
     local = samples[1:, : 2 * n].reshape(n, 2, n)
+    drawn = _without_earlier_noise(local, samples[1:, -2:])
     return Trace(
         timesteps=timesteps.numpy().astype(np.float32),
+        step_of_evaluation=steps[start:][:evaluations],
         sample_scale=float(scheduler.init_noise_sigma),
         input_scales=input_scales,
         local=local,
         stored=_stored(local, converted),
-        noise=samples[1:, -1],
+        noise=drawn,
         trajectory=samples[:, run],
     )
 
 
-@contextlib.contextmanager
-def _noise_in_last_row(scheduler: Any) -> Iterator[None]:
-    """Let `randn_tensor`, by which diffusers' schedulers draw, give ones in the last row only."""
+def step_of_evaluation(scheduler: Any, num_inference_steps: int) -> tuple[int, ...]:
+    """Return the step of each evaluation that `set_timesteps` asked for.
 
-    def draw(shape: Any, *_args: Any, dtype: torch.dtype, **_kwargs: Any) -> torch.Tensor:
+    What is more than one a step, or than two of a scheduler of that order, comes before the first:
+    the official code counts so (`num_warmup_steps`). The last step of one of order 2 has only one.
+    """
+    found, order = len(scheduler.timesteps), scheduler.order
+    steps: Sequence[int]
+    if order == 1:
+        steps = range(num_inference_steps - found, num_inference_steps)
+    else:
+        steps = tuple(index // order for index in range(found))
+    if found < num_inference_steps or steps[-1] != num_inference_steps - 1:
+        raise ArithmeticError(f"it evaluates {found} times, {order} times a step")
+    return tuple(steps)
+
+
+def _without_earlier_noise(local: Array, rows: Array) -> Array:
+    """Take the noise of the evaluation before out of a step, where it has some of it.
+
+    That noise is what the given sample has beyond the step before (whose noise it is), so what is
+    left depends on samples and model outputs, and on noise of its own.
+
+    Args:
+        local: see `Trace`; changed in place.
+        rows: [N, 2], what the samples after the evaluations have of the noise of odd ones, and of
+            even ones.
+
+    Returns:
+        [N], what each has of its own noise.
+    """
+    n = len(local)
+    own, before = (rows[np.arange(n), -1 - (np.arange(n) + back) % 2] for back in (0, 1))
+    for i in np.flatnonzero(before[1:]) + 1:
+        share = before[i] / own[i - 1]
+        local[i] -= share * local[i - 1]
+        local[i, 0, i] += share
+    return own
+
+
+class _Noise:
+    """Gives ones in one row, and zeros in the others, in place of noise."""
+
+    row = -1
+
+    def draw(self, shape: Any, *_args: Any, dtype: torch.dtype, **_kwargs: Any) -> torch.Tensor:
+        """Stand in for `randn_tensor`."""
         noise = torch.zeros(*shape, dtype=dtype)
-        noise[-1] = 1.0
+        noise[self.row] = 1.0
         return noise
 
+    def brownian(self, sample: torch.Tensor, *_args: Any, **_kwargs: Any) -> Callable[..., Any]:
+        """Stand in for `BrownianTreeNoiseSampler`: what a path does within an interval.
+
+        Within a step, the second interval begins where the first did and ends beyond it: so it has
+        a share of the first one's noise. Other intervals have no more than an end in common.
+        """
+        last: tuple[float, float] | None = None
+
+        def path(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+            nonlocal last
+            begin, end = float(sigma), float(sigma_next)
+            known = (begin - last[1]) / (begin - end) if last and last[0] == begin else 0.0
+            last = begin, end
+            noise = torch.zeros_like(sample)
+            noise[self.row] = (1.0 - known) ** 0.5
+            noise[-3 - self.row] = known**0.5
+            return noise
+
+        return path
+
+
+@contextlib.contextmanager
+def _noise_in_last_rows(scheduler: Any) -> Iterator[_Noise]:
+    """Let all by which diffusers' schedulers draw give ones in one of the last rows only."""
+    noise = _Noise()
     modules = {sys.modules[cls.__module__] for cls in type(scheduler).__mro__}
     with contextlib.ExitStack() as stack:
         for module in modules:
-            if hasattr(module, "randn_tensor"):
-                stack.enter_context(mock.patch.object(module, "randn_tensor", draw))
-        yield
+            for name, stand_in in (
+                ("randn_tensor", noise.draw),
+                ("BrownianTreeNoiseSampler", noise.brownian),
+            ):
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, stand_in))
+        yield noise
 
 
 @contextlib.contextmanager

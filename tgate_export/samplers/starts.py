@@ -42,25 +42,26 @@ def compile_starts(
     noising.set_timesteps(count)
     starts = []
     for start in range(count):
-        image_scale, sample_scale = _noising(noising, start)
+        first = steps.first_evaluation(start)
+        image_scale, sample_scale = _noising(noising, first)
         own = start % apart == 0
         starts.append(
             SamplerStart(
                 image_scale=image_scale,
                 sample_scale=sample_scale,
-                input_scale=steps.weights[start - 1, INPUT_SCALE] if start else steps.input_scale,
+                input_scale=steps.weights[first - 1, INPUT_SCALE] if first else steps.input_scale,
                 weights=_own_rows(running, steps, form, start) if own else steps.weights[:0],
             )
         )
     return tuple(starts)
 
 
-def _noising(scheduler: Any, start: int) -> tuple[float, float]:
-    """Return what `add_noise` multiplies an image and the noise with."""
+def _noising(scheduler: Any, first: int) -> tuple[float, float]:
+    """Return what `add_noise` multiplies an image and the noise with, before an evaluation."""
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(start)
+        scheduler.set_begin_index(first)
     image, noise = torch.eye(2).reshape(2, 2, 1, 1).unbind()
-    at = scheduler.timesteps[[start, start]]
+    at = scheduler.timesteps[[first, first]]
     scales = scheduler.add_noise(image[:, None], noise[:, None], at).flatten()
     return float(scales[0]), float(scales[1])
 
@@ -77,13 +78,14 @@ def _own_rows(
     slots, push_stored = form
     most = slots + 2
     evaluations = most + 2 + slots
-    trace = probe_scheduler(scheduler, steps.num_inference_steps, start, evaluations)
+    first = steps.first_evaluation(start)
+    trace = probe_scheduler(scheduler, steps.num_inference_steps, first, evaluations)
     fitted = fit_recurrence(trace, slots, push_stored=push_stored)
     if fitted is None:
         raise NoStartError(f"step {start} of {steps.num_inference_steps} needs a longer history")
-    known = len(steps.timesteps) - start
+    known = len(steps.timesteps) - first
     rows = fitted[: known if known <= evaluations else most + 1].astype(np.float32)
-    full = steps.weights[start:][: len(rows)]
+    full = steps.weights[first:][: len(rows)]
     differs = np.abs(rows - full).max(axis=1) > _TOLERANCE * np.abs(full).max(axis=1)
     own = 1 + int(differs.nonzero()[0].max(initial=-1))
     if own > most:

@@ -11,14 +11,14 @@ from typing import Any
 import diffusers
 import numpy as np
 
+from tgate_export.bundle.sampler_names import MOST_STEPS
 from tgate_export.bundle.sampler_table import HISTORY, SamplerSteps, SamplerTable, advance
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.samplers.fit import fit_recurrence, forms
 from tgate_export.samplers.probe import NotLinearError, Trace, probe_scheduler
-from tgate_export.samplers.specs import sampler_spec
+from tgate_export.samplers.specs import SamplerSpec, sampler_spec
 from tgate_export.samplers.starts import NoStartError, compile_starts
 
-MAX_STEPS = 100
 RESIDUAL_TOLERANCE = 1e-5  # some hundred steps of 32-bit rounding, each 6e-8
 
 
@@ -29,17 +29,20 @@ class UnsupportedSchedulerError(InvalidRequestError):
 def compile_sampler(
     name: str,
     scheduler_config: Mapping[str, Any],
-    max_steps: int = MAX_STEPS,
+    step_counts: Collection[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
+    family: str = "stable-diffusion",
     starts: bool = False,
 ) -> SamplerTable:
-    """Compile one of `SAMPLERS` for step counts 1..max_steps.
+    """Compile a sampler.
 
     Args:
-        name: a key of `SAMPLERS`.
+        name: see `bundle.sampler_names`.
         scheduler_config: the configuration of the pipeline's own scheduler, of any class.
-        max_steps: the largest step count.
+        step_counts: the values of `num_inference_steps`; all that it can have, up to `MOST_STEPS`,
+            when not given.
+        family: see `sampler_spec`.
         progress: called with (step counts done, step counts in all).
         starts: also compile runs that begin at a later step, with an image.
 
@@ -47,25 +50,56 @@ def compile_sampler(
         InvalidRequestError: for an unknown name.
         UnsupportedSchedulerError: when the configuration makes the scheduler clamp.
     """
-    scheduler = make_scheduler(name, scheduler_config)
-    return compile_scheduler(name, scheduler, range(1, max_steps + 1), progress, starts=starts)
+    scheduler = make_scheduler(name, scheduler_config, family)
+    if step_counts is None:
+        only = _steps_of_list(sampler_spec(name, family))
+        step_counts = range(1, MOST_STEPS + 1) if only is None else (only,)
+    return compile_scheduler(name, scheduler, step_counts, progress, starts=starts)
 
 
-def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
-    """Make the diffusers scheduler that a name in `SAMPLERS` stands for.
+def make_scheduler(
+    name: str, scheduler_config: Mapping[str, Any], family: str = "stable-diffusion"
+) -> Any:
+    """Make the diffusers scheduler that a sampler's name stands for.
+
+    Its `set_timesteps` takes a number of steps; with a list of its own, that of the list alone.
 
     Raises:
         InvalidRequestError: for an unknown name.
     """
-    spec = sampler_spec(name)
+    spec = sampler_spec(name, family)
     scheduler_class = getattr(diffusers, spec.scheduler_class)
+    if spec.timesteps:
+        scheduler_class = _with_list(scheduler_class, spec)
     return scheduler_class.from_config(dict(scheduler_config), **spec.overrides)
+
+
+def _steps_of_list(spec: SamplerSpec) -> int | None:
+    """Return the number of steps that a list of timesteps or sigmas is for; None without."""
+    counts = [len(values) - (kind == "sigmas") for kind, values in spec.timesteps.items()]
+    return counts[0] if counts else None
+
+
+def _with_list(scheduler_class: Any, spec: SamplerSpec) -> Any:
+    """Return the class with its `set_timesteps` taking a number of steps, and meaning a list."""
+    only = _steps_of_list(spec)
+
+    def set_timesteps(self: Any, num_inference_steps: int, *of_constructor: Any) -> None:
+        if of_constructor:  # some ask for all that a model was trained with
+            scheduler_class.set_timesteps(self, num_inference_steps, *of_constructor)
+            return
+        if num_inference_steps != only:
+            raise ValueError(f"the list is for {only} steps")
+        scheduler_class.set_timesteps(self, **spec.timesteps)
+
+    members = {"set_timesteps": set_timesteps, "__module__": scheduler_class.__module__}
+    return type(scheduler_class.__name__, (scheduler_class,), members)
 
 
 def compile_scheduler(
     name: str,
     scheduler: Any,
-    step_counts: Collection[int] = range(1, MAX_STEPS + 1),
+    step_counts: Collection[int] = range(1, MOST_STEPS + 1),
     progress: Callable[[int, int], None] | None = None,
     *,
     starts: bool = False,
@@ -137,6 +171,7 @@ def _compile_steps(
                 sample_scale=trace.sample_scale,
                 input_scale=float(trace.input_scales[0]),
                 weights=weights.astype(np.float32),
+                step_of_evaluation=trace.step_of_evaluation,
             )
     raise UnsupportedSchedulerError(
         f"{label} is not supported: with {count} steps, a step needs more than the sample, "
@@ -178,6 +213,4 @@ def _refusal(scheduler: Any) -> str | None:
         return "thresholding=True rescales by the image's own quantile, which is not linear"
     if config.get("clip_sample"):
         return "clip_sample=True clamps predicted images, which is not linear"
-    if str(config.get("algorithm_type")).startswith("sde-"):
-        return f"algorithm_type={config['algorithm_type']!r} draws noise at its steps"
     return None

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import short_name
 from tgate_export.runtime.images import decode_image
 from tgate_export.serve import fields
-from tgate_export.serve.a1111_samplers import a1111_name, find_scheduler
+from tgate_export.serve.a1111_samplers import find_scheduler
 from tgate_export.serve.fields import Fields
 from tgate_export.serve.generation import Wanted
 from tgate_export.serve.options import ServeOptions

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgate_export import __version__
+from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.runtime.picture_file import made_with, parameters_text
 from tgate_export.runtime.request import Request
 from tgate_export.serve.a1111_fields import Call
-from tgate_export.serve.a1111_samplers import a1111_name
 
 
 def info(call: Call, made: Request, timestamp: str, ours: Mapping[str, Any]) -> str:

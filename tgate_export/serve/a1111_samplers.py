@@ -1,22 +1,12 @@
-"""Samplers by A1111's names: a sampler and a schedule type, apart or in one."""
+"""A bundle's samplers by A1111's names: a sampler and a schedule type, apart or in one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG, UNIFORM, a1111_name, find_name
 from tgate_export.common.errors import InvalidRequestError
-from tgate_export.runtime.picture_file import A1111_SAMPLERS
 
 AUTOMATIC = "Automatic"
-_UNIFORM, _KARRAS = "Uniform", "Karras"
-_WITHOUT_TYPE = ("DDIM", "PLMS", "UniPC")  # A1111 reads no schedule type for them
-_KARRAS_BY_ITSELF = ("DPM++ 2M",)  # what Automatic stands for; of others it is Uniform
-
-
-def a1111_name(scheduler: str) -> tuple[str, str | None]:
-    """Return A1111's sampler and schedule type of a sampler; None where it need not be said."""
-    return A1111_SAMPLERS.get(scheduler, (scheduler, None))
 
 
 def a1111_samplers(manifest: Manifest) -> dict[str, dict[str, str]]:
@@ -24,12 +14,14 @@ def a1111_samplers(manifest: Manifest) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for ours in manifest.samplers:
         sampler, type_ = a1111_name(ours)
-        found.setdefault(sampler, {})[type_ or _UNIFORM] = ours
+        found.setdefault(sampler, {})[type_ or UNIFORM] = ours
     return found
 
 
 def find_scheduler(manifest: Manifest, sampler: str, type_: str) -> str | None:
-    """Return the bundle's name of a sampler; None for its default.
+    """Return our name of a sampler; None for the bundle's default.
+
+    It may be one that the bundle has no table of, where it can be given more.
 
     Args:
         manifest: the bundle's.
@@ -45,31 +37,27 @@ def find_scheduler(manifest: Manifest, sampler: str, type_: str) -> str | None:
         if not type_:
             return None
         sampler = a1111_name(manifest.defaults.scheduler)[0]
+    more = SCHEDULER_CONFIG in manifest.files
     known = a1111_samplers(manifest)
-    for name, types in known.items():
-        if sampler.lower() == name.lower():
-            return _of_type(name, types, type_)
-        for each, ours in types.items():
-            if sampler.lower() in (f"{name} {each}".lower(), ours):
-                return ours
+    try:
+        found = find_name(sampler, type_)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(error.message, field="scheduler") from None
+    ours = sampler.lower() if found is None else str(found)
+    if ours in manifest.samplers or (found is not None and more):
+        return ours
+    types = next((types for name, types in known.items() if name.lower() == sampler.lower()), {})
+    if types and not type_:  # Automatic: the nearest that there is
+        return next(iter(types.values()))
+    if types:
+        raise InvalidRequestError(
+            f"this bundle has {sampler} with {', '.join((AUTOMATIC, *types))}, not with "
+            f"{type_!r:.60}",
+            field="scheduler",
+        )
     listed = ", ".join(
         name if len(types) == 1 else f"{name} ({', '.join(types)})" for name, types in known.items()
     )
     raise InvalidRequestError(
         f"unknown sampler {sampler!r:.60}: this bundle has {listed}", field="sampler_name"
-    )
-
-
-def _of_type(name: str, types: Mapping[str, str], type_: str) -> str:
-    if name in _WITHOUT_TYPE:
-        return next(iter(types.values()))
-    if not type_:
-        usual = _KARRAS if name in _KARRAS_BY_ITSELF else _UNIFORM
-        return types.get(usual) or next(iter(types.values()))
-    for each, ours in types.items():
-        if type_.lower() == each.lower():
-            return ours
-    raise InvalidRequestError(
-        f"this bundle has {name} with {', '.join((AUTOMATIC, *types))}, not with {type_!r:.60}",
-        field="scheduler",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,8 +54,7 @@ def plan_steps(
     rule: Rule,
     caches: Mapping[str, PhaseCaches],
     values: Mapping[str, int],
-    num_inference_steps: int,
-    extra_evaluations: int = 0,
+    step_of_evaluation: Sequence[int],
 ) -> StepPlan:
     """Plan one run.
 
@@ -63,19 +62,19 @@ def plan_steps(
         rule: says which phase a step runs.
         caches: of every phase; one that is not listed takes and gives none.
         values: of the rule's parameters.
-        num_inference_steps: denoising steps, at least 1.
-        extra_evaluations: denoiser evaluations that a sampler makes before its first counted
-            step (PNDM with `skip_prk_steps`: one). Steps are counted from after them, as the
-            official implementation counts (`cur_step = i - num_warmup_steps`).
+        step_of_evaluation: the step that each evaluation belongs to, in the order of the run. The
+            phase is chosen by the step, so that all evaluations of one step run the same. A sampler
+            may evaluate twice a step (Heun: 0, 0, 1, 1, ...), or before its first one (PNDM with
+            `skip_prk_steps`: -1, 0, 1, ..., as the official implementation counts: `cur_step =
+            i - num_warmup_steps`).
 
     Raises:
         ValueError: no steps.
     """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    steps = range(-extra_evaluations, num_inference_steps)
-    phases = [phase_of(rule, step, values) for step in steps]
-    return StepPlan(_with_caches(phases, caches), num_inference_steps)
+    if not step_of_evaluation or step_of_evaluation[-1] < 0:
+        raise ValueError("num_inference_steps must be at least 1")
+    phases = [phase_of(rule, step, values) for step in step_of_evaluation]
+    return StepPlan(_with_caches(phases, caches), step_of_evaluation[-1] + 1)
 
 
 def _with_caches(phases: list[str], caches: Mapping[str, PhaseCaches]) -> tuple[Evaluation, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.origins import FromFormula, FromImage, FromParameter
+from tgate_export.bundle.sampler_names import draws_noise
 from tgate_export.families.loading import Components, computing_in_fp32, convert
 from tgate_export.families.modules import VaeEncoder
 from tgate_export.families.source import ModelSource
@@ -19,7 +19,8 @@ from tgate_export.methods.denoiser_phases import DenoiserPhases
 from tgate_export.runtime.formulas import formula_row
 from tgate_export.runtime.guidance import by_prompt_alone, effective_scale
 from tgate_export.runtime.noise import standard_normal
-from tgate_export.samplers.specs import sampler_spec
+from tgate_export.samplers.probe import step_of_evaluation
+from tgate_export.samplers.tables import make_scheduler
 
 # Above this many denoiser weights a trajectory is a few steps long, not the whole run.
 LARGE_DENOISER = 100_000_000
@@ -85,7 +86,7 @@ def trajectory_cases(manifest: Manifest) -> tuple[TrajectoryCase, ...]:
         if comparison.modulo is not None and guard.phase in manifest.graphs
     }
     # One that draws noise cannot be compared.
-    steady = [name for name in manifest.samplers if name not in ("lcm", "euler-a")]
+    steady = [name for name in manifest.samplers if not draws_noise(name)]
     if manifest.graph("full").parameters > LARGE_DENOISER:
         steps, gate = (6, 3) if intervals else (4, 2)
         default = manifest.defaults.scheduler
@@ -279,15 +280,10 @@ def _run(
     graphs: _Graphs,
     latents: np.ndarray,
 ) -> np.ndarray:
-    spec = sampler_spec(case.scheduler)
-    scheduler = getattr(diffusers, spec.scheduler_class).from_config(
-        scheduler_config, **spec.overrides
-    )
+    scheduler = make_scheduler(case.scheduler, scheduler_config)
     scheduler.set_timesteps(case.steps)
-    # PNDM evaluates once more than asked for; steps are counted from after it.
-    extra = len(scheduler.timesteps) - case.steps * scheduler.order
     sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
-    step_plan = graphs.phases.method.plan(settings, case.steps, extra)
+    step_plan = graphs.phases.method.plan(settings, step_of_evaluation(scheduler, case.steps))
     for phase, timestep in zip(step_plan.phases, scheduler.timesteps, strict=True):
         scaled = scheduler.scale_model_input(sample, timestep)
         noise_pred = graphs(phase, scaled, timestep[None].float())

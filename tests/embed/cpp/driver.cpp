@@ -174,8 +174,7 @@ Json phases(const Json& json) {
   const tgate::Call call = tgate::make_call(manifest, request);
   Json names = Json::array();
   for (const tgate::Guard* guard :
-       tgate::plan_steps(manifest.method(), call.method, call.num_inference_steps(),
-                         json.at("extra_evaluations"))) {
+       tgate::plan_steps(manifest.method(), call.method, json.at("step_of_evaluation"))) {
     names.push_back(guard->phase);
   }
   return {{"phases", names}};
@@ -252,7 +251,9 @@ Json answer(const Json& json) {
     const auto table = tgate::parse_sampler_table(tgate::read_file(file), file);
     if (!json.contains("steps")) return {{"counts", table.steps.size()}};
     const auto& steps = table.for_steps(json["steps"]);
-    return {{"timesteps", steps.timesteps}, {"weights", steps.weights}};
+    return {{"timesteps", steps.timesteps},
+            {"weights", steps.weights},
+            {"step_of_evaluation", steps.step_of_evaluation}};
   }
   if (op == "noise") {
     return {{"values", tgate::standard_normal(json.at("count"), json.at("seed"), json.at("image"),

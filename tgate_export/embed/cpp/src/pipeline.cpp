@@ -105,8 +105,7 @@ void Pipeline::Impl::run(const Call& call, int first, int batch, const StepCallb
   const Settings& settings = call.settings;
   const SamplerSteps& sampler = sampler_steps(call.scheduler(), call.num_inference_steps());
   const std::vector<const Guard*> guards =
-      plan_steps(bundle.manifest.method(), call.method, call.num_inference_steps(),
-                 sampler.extra_evaluations());
+      plan_steps(bundle.manifest.method(), call.method, sampler.step_of_evaluation);
   check_graphs(bundle, guards, call.method);
   std::vector<std::string> phases;
   for (const Guard* guard : guards) phases.push_back(guard->phase);

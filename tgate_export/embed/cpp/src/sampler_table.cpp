@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <stdexcept>
 
 #include <tgate/error.hpp>
@@ -14,7 +16,7 @@
 namespace tgate {
 namespace {
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 
 [[noreturn]] void refuse(const std::string& path, const std::string& fault) {
   throw RecordError(path, fault);
@@ -116,17 +118,41 @@ int to_count(const Json& value) {
   return static_cast<int>(std::max(value.get<std::int64_t>(), -kMost));
 }
 
+std::vector<int> to_steps(const Json& values, const std::string& path) {
+  std::vector<int> steps;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const bool whole = values[i].is_number_integer();
+    const auto value = whole ? values[i].get<std::int64_t>() : std::int64_t{0};
+    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+    const bool huge = values[i].is_number_unsigned() && values[i].get<std::uint64_t>() > kMost;
+    if (!whole || huge || value < -kMost) refuse(inside(path, i), "it must be a whole number of 32 bits");
+    steps.push_back(static_cast<int>(value));
+  }
+  return steps;
+}
+
+// Whether numbers, at least one, end with the last step and leave none out.
+bool are_steps(const std::vector<int>& numbers, int num_inference_steps) {
+  const auto gap = [](int before, int after) {
+    return after != before && std::int64_t{after} != std::int64_t{before} + 1;
+  };
+  return !numbers.empty() && numbers.front() <= 0 && numbers.back() == num_inference_steps - 1 &&
+         std::adjacent_find(numbers.begin(), numbers.end(), gap) == numbers.end();
+}
+
 SamplerSteps read_steps(const Json& entry, const std::string& path,
                         const std::map<int, SamplerSteps>& before) {
   check_fields(entry, path,
                {{"num_inference_steps", Kind::integer}, {"sample_scale", Kind::number},
                 {"input_scale", Kind::number}, {"timesteps", Kind::list},
-                {"weights", Kind::list}, {"starts", Kind::list}});
+                {"weights", Kind::list}, {"step_of_evaluation", Kind::list},
+                {"starts", Kind::list}});
   const auto at = [&](const char* field) { return inside(path, field); };
   const Json& timesteps = entry["timesteps"];
   check_numbers(timesteps, at("timesteps"));
   check_rows(entry["weights"], at("weights"));
   SamplerSteps steps;
+  steps.step_of_evaluation = to_steps(entry["step_of_evaluation"], at("step_of_evaluation"));
   steps.num_inference_steps = to_count(entry["num_inference_steps"]);
   const std::string count = std::to_string(steps.num_inference_steps);
   if (before.count(steps.num_inference_steps)) {
@@ -151,14 +177,23 @@ SamplerSteps read_steps(const Json& entry, const std::string& path,
     refuse(at("weights"), "it must have " + evaluations + " rows, one for each timestep, not " +
                               std::to_string(steps.weights.size()));
   }
+  const std::vector<int>& numbers = steps.step_of_evaluation;
+  if (numbers.size() != timesteps.size() || !are_steps(numbers, steps.num_inference_steps)) {
+    refuse(at("step_of_evaluation"), "it must have " + evaluations +
+                                         " numbers that grow by 0 or 1 up to the last step, from "
+                                         "0 or less on");
+  }
   if (!starts.empty() && starts.size() != static_cast<std::size_t>(steps.num_inference_steps)) {
     refuse(at("starts"),
            "it must have no entry or " + count + ", not " + std::to_string(starts.size()));
   }
   for (std::size_t i = 0; i < starts.size(); ++i) {
-    if (starts[i] > timesteps.size() - i) {
+    const int first = numbers.front() + static_cast<int>(i);  // what is before step 0 always is
+    const auto most = static_cast<std::size_t>(
+        numbers.end() - std::lower_bound(numbers.begin(), numbers.end(), first));
+    if (starts[i] > most) {
       refuse(inside(inside(at("starts"), i), "weights"),
-             "it must have " + std::to_string(timesteps.size() - i) + " rows at most, not " +
+             "it must have " + std::to_string(most) + " rows at most, not " +
                  std::to_string(starts[i]));
     }
   }
@@ -174,7 +209,7 @@ SamplerTable read_table(const Json& json) {
                 {"scheduler_class", Kind::text}, {"prediction_type", Kind::text},
                 {"residual", Kind::number}, {"steps", Kind::list}});
   if (json["schema_version"] != kSchemaVersion) {
-    refuse("schema_version", "it must be 1, not " + json["schema_version"].dump());
+    refuse("schema_version", "it must be 2, not " + json["schema_version"].dump());
   }
   SamplerTable table;
   table.name = json["name"].get<std::string>();

@@ -23,6 +23,7 @@ struct SamplerSteps {
   float sample_scale = 0;        // unit-variance latents times this are the first sample
   float input_scale = 0;         // that times this is the first denoiser input
   std::vector<WeightRow> weights;
+  std::vector<int> step_of_evaluation;  // ends with the last step; some are there twice (Heun)
 
   int extra_evaluations() const { return static_cast<int>(timesteps.size()) - num_inference_steps; }
   bool draws_noise() const;

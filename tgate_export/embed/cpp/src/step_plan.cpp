@@ -43,11 +43,9 @@ const Guard& guard_of(const Method& method, std::int64_t step, const Values& val
 }
 
 std::vector<const Guard*> plan_steps(const Method& method, const Values& values,
-                                     std::int64_t num_inference_steps, int extra_evaluations) {
+                                     const std::vector<int>& step_of_evaluation) {
   std::vector<const Guard*> guards;
-  for (std::int64_t step = -extra_evaluations; step < num_inference_steps; ++step) {
-    guards.push_back(&guard_of(method, step, values));
-  }
+  for (const int step : step_of_evaluation) guards.push_back(&guard_of(method, step, values));
   return guards;
 }
 

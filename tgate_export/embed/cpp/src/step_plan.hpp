@@ -14,9 +14,9 @@ namespace tgate {
 const Guard& guard_of(const Method& method, std::int64_t step,
                       const std::map<std::string, std::int64_t>& values);
 
-// The guard of every evaluation: `extra_evaluations` before step 0 (PNDM: one), then the steps.
+// The guard of every evaluation, by the step that it belongs to: all of a step run one phase.
 std::vector<const Guard*> plan_steps(const Method& method,
                                      const std::map<std::string, std::int64_t>& values,
-                                     std::int64_t num_inference_steps, int extra_evaluations);
+                                     const std::vector<int>& step_of_evaluation);
 
 }  // namespace tgate

@@ -1,0 +1,80 @@
+"""Tables of samplers that a bundle lacks, made where diffusers is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.json_file import RECORD_BYTES, read_json
+from tgate_export.bundle.sampler_file import read_sampler_table
+from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG
+from tgate_export.bundle.sampler_table import SamplerTable
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
+from tgate_export.runtime.rebuild import rebuild
+
+_PROGRAM = "tgate_export.samplers.on_demand"
+_SECONDS = 600  # far above what a table takes
+
+
+def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
+    """Return a table that the bundle lacks, for one number of steps, from the user's cache or anew.
+
+    Compiling takes diffusers, and seconds; a process of its own does it, so that this one need
+    not load PyTorch.
+
+    Args:
+        bundle: the bundle.
+        scheduler: a name as `chosen_sampler` returns it.
+        steps: how many.
+
+    Raises:
+        InvalidRequestError: diffusers is not here, or has no such sampler for the model.
+        BundleError: the model's configuration cannot be read.
+        TGateError: the process failed.
+    """
+    missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidRequestError(
+            f"this bundle has no table of {scheduler}, and {missing[0]} is not installed here to "
+            "make one",
+            "where it is: ",
+            rebuild(bundle, samplers=scheduler),
+            field="scheduler",
+        )
+    task = {
+        "name": scheduler,
+        "scheduler_config": _scheduler_config(bundle),
+        "family": bundle.manifest.family,
+        "starts": "vae_encoder" in bundle.manifest.graphs and bundle.manifest.takes_prompt,
+        "steps": steps,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.json"
+        try:
+            done = subprocess.run(
+                # Not "-m" alone: that looks for every module in the working directory first.
+                [sys.executable, "-P", "-m", _PROGRAM, str(file)],
+                input=json.dumps(task), capture_output=True, text=True, timeout=_SECONDS,
+                check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise TGateError(f"compiling {scheduler} failed: {error}") from None
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()
+            raise TGateError(f"compiling {scheduler} failed: {reason[-1] if reason else 'killed'}")
+        if not file.is_file():
+            raise InvalidRequestError(done.stdout.strip(), field="scheduler")
+        return read_sampler_table(file)
+
+
+def _scheduler_config(bundle: Bundle) -> object:
+    try:
+        with bundle.reading(SCHEDULER_CONFIG):
+            return read_json(bundle.file(SCHEDULER_CONFIG), RECORD_BYTES)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{error}: build the bundle again") from None

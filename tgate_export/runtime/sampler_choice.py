@@ -1,0 +1,50 @@
+"""Which sampler a call means, by whatever name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG, find_name
+from tgate_export.common.errors import InvalidRequestError
+
+
+def chosen_sampler(manifest: Manifest, text: Any) -> tuple[str, int | None]:
+    """Return the sampler that a call means, and the one number of steps that it has, if it has one.
+
+    It may be one that the bundle has no table of, see `compiled_samplers`.
+
+    Args:
+        manifest: the bundle's.
+        text: its name, ours or that of AUTOMATIC1111's web UI.
+
+    Raises:
+        InvalidRequestError: there is none of that name, or the bundle has not and cannot have it.
+    """
+    found = None
+    if isinstance(text, str):
+        if text in manifest.samplers:
+            return text, None
+        found = find_name(text)
+    more = SCHEDULER_CONFIG in manifest.files
+    if found is None or (str(found) not in manifest.samplers and not more):
+        raise InvalidRequestError(
+            f"unknown scheduler {text!r:.200}: this bundle has {', '.join(manifest.samplers)}",
+            field="scheduler",
+        )
+    return str(found), found.steps
+
+
+def refuse_lists(scheduler: str) -> None:
+    """Refuse a list of timesteps or sigmas from who is not the user of this machine.
+
+    Each is compiled, and kept, so that strangers' would fill it.
+
+    Raises:
+        InvalidRequestError: it is one.
+    """
+    if "@" in scheduler:
+        raise InvalidRequestError(
+            "timesteps and sigmas of one's own are for Python and the command line: name a sampler",
+            field="scheduler",
+        )
