@@ -35,6 +35,8 @@ def test_equal_time_on_a_machine_with_slow_moments() -> None:
     assert equal_time_steps(20, runs, {"full": 20}, {"full": 5, "gated": 15}) == 12
     # PNDM evaluates once more whatever the number of steps: 13.5 evaluations of 21, less one.
     assert equal_time_steps(20, runs, {"full": 21}, {"full": 6, "gated": 15}) == 13
+    # Heun evaluates twice a step but for the last: 24.5 evaluations of 39 are 12 steps.
+    assert equal_time_steps(20, runs, {"full": 39}, {"full": 10, "gated": 29}) == 12
 
 
 def test_latencies_are_of_each_runs_own_steps() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,9 +17,14 @@ from tests.support import tiny
 from tests.support.once import made_once
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG
+from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.families.source import resolve_source
+from tgate_export.runtime import run_plan
 from tgate_export.runtime.noise import standard_normal
+from tgate_export.samplers.tables import compile_sampler
 
 PROMPTS = ["a red circle on a blue background", "an umbrella"]
 # fp32 on both sides; 6e-7 was measured.
@@ -121,6 +129,68 @@ def test_samplers_that_draw_noise(
         for _ in range(2)
     ]
     np.testing.assert_array_equal(*again)
+
+
+@pytest.mark.parametrize("steps", [4, 10, 25])
+@pytest.mark.parametrize(
+    ("scheduler", "cls", "overrides", "evaluations"),
+    [
+        ("heun", "HeunDiscreteScheduler", {}, 2),
+        ("DPM2 a", "KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}, 2),
+        ("dpm++2m-sde", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 1),
+        ("LMS Karras", "LMSDiscreteScheduler", {"use_karras_sigmas": True}, 1),
+    ],
+)
+def test_samplers_that_the_bundle_lacks(
+    unguided: TGatePipeline,
+    tiny_pipeline_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    cls: str,
+    overrides: dict[str, Any],
+    evaluations: int,
+    steps: int,
+) -> None:
+    """Two evaluations a step, or noise with a history, across a gate; compiled when asked for."""
+    monkeypatch.setattr(run_plan, "compile_table", compile_here)
+    pipe = hooked_diffusers.load(tiny_pipeline_dir)
+    pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **overrides)
+    evaluation = -1
+
+    def counted(*_args: Any) -> None:
+        nonlocal evaluation
+        evaluation += 1
+
+    def documented(shape: Any, **_kwargs: Any) -> torch.Tensor:
+        noise = [standard_normal(tuple(shape[1:]), 5, image, evaluation + 1) for image in range(2)]
+        return torch.from_numpy(np.stack(noise))
+
+    pipe.unet.register_forward_pre_hook(counted)
+    module = sys.modules[type(pipe.scheduler).__module__]
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", documented)
+    gate_step = steps // 2
+    expected = hooked_diffusers.gated_latents(
+        pipe, prompt=PROMPTS, num_inference_steps=steps, gate_step=gate_step, guidance_scale=1.0,
+        latents=np.stack([standard_normal((4, 8, 8), 5, image) for image in range(2)]),
+        evaluations=evaluations,
+    )  # fmt: skip
+    assert evaluation + 1 == (2 * steps - 1 if evaluations == 2 else steps)
+    phases = []
+    ours = unguided(
+        PROMPTS, num_inference_steps=steps, gate_step=gate_step, seed=5, scheduler=scheduler,
+        output_type="latent", callback_on_step_end=lambda info: phases.append(info.phase),
+    )  # fmt: skip
+    assert phases == ["full"] * (gate_step * evaluations) + ["gated"] * (
+        evaluation + 1 - gate_step * evaluations
+    )
+    assert_equal(ours, expected)
+
+
+def compile_here(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
+    """Compile in this process, which has PyTorch already."""
+    config = json.loads(bundle.file(SCHEDULER_CONFIG).read_text())
+    return compile_sampler(scheduler, config, (steps,), family=bundle.manifest.family)
 
 
 @pytest.mark.parametrize("gate_step", [1, 4, 99])

@@ -21,13 +21,16 @@ def load(directory: Path, scheduler: str = "DDIMScheduler") -> Any:
     return pipe
 
 
-def gated_latents(pipe: Any, *, gate_step: int, latents: np.ndarray, **call: Any) -> np.ndarray:
+def gated_latents(
+    pipe: Any, *, gate_step: int, latents: np.ndarray, evaluations: int = 1, **call: Any
+) -> np.ndarray:
     """Return final latents; from `gate_step` on, `attn2` gives what it gave in the step before.
 
     Args:
         pipe: a pipeline that runs one pass a step.
         gate_step: the first gated step.
         latents: [B, C, h, w] of unit variance.
+        evaluations: of the UNet in a step, all of which are gated or none.
         **call: further arguments of the pipeline's call.
     """
     step, kept = 0, {}
@@ -39,7 +42,7 @@ def gated_latents(pipe: Any, *, gate_step: int, latents: np.ndarray, **call: Any
 
     def count(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal step
-        step = index + 1
+        step = (index + 1) // evaluations
         return tensors
 
     handles = [

@@ -62,5 +62,8 @@ def equal_time_steps(
             whole, part = (sum(n * seconds[p] for p, n in each.items()) for each in (plain, gated))
             shares.append(part / whole)
     evaluations = sum(plain.values())
+    affordable = round(median(shares) * evaluations)
+    if steps > 2 and evaluations == 2 * steps - 1:  # twice a step, but for the last
+        return min(steps, max(1, (affordable + 1) // 2))
     extra = evaluations - steps  # of the sampler, made whatever the number of steps
-    return min(steps, max(1, round(median(shares) * evaluations) - extra))
+    return min(steps, max(1, affordable - extra))

@@ -5,7 +5,7 @@ A name is a sampler, how its noise levels are spaced, and a list of one's own in
     NAME[-karras | -exponential | -beta][-linspace | -leading | -trailing][-zsnr][-ays]
     NAME@timesteps=T,T,...    NAME@sigmas=S,S,...
 
-`-zsnr` rescales the noise schedule so that a run begins with nothing but noise; `-ays` takes the 10
+`-zsnr` rescales the noise levels so that a run begins with nothing but noise; `-ays` takes the 10
 steps of "Align Your Steps" (arXiv 2404.14507). Without a part the model's own configuration says.
 """
 
@@ -64,7 +64,7 @@ EVERY = tuple(
     for name in (sampler, *(f"{sampler}-{part}" for part in SIGMAS if part in parts))
 )
 
-_DRAWING = frozenset(
+_WITH_NOISE = frozenset(
     {
         "euler-a", "lcm", "ddpm", "dpm2-a", "dpm++sde", "dpm++2m-sde", "dpm++2m-sde-heun",
         "dpm++3m-sde", "tcd",
@@ -121,7 +121,7 @@ class SamplerName:
 def draws_noise(name: str) -> bool:
     """Return whether a sampler draws noise at its steps."""
     found = parse_name(name)
-    return found is not None and found.sampler in _DRAWING
+    return found is not None and found.sampler in _WITH_NOISE
 
 
 def parse_name(text: str) -> SamplerName | None:
@@ -153,25 +153,25 @@ def parse_name(text: str) -> SamplerName | None:
     return SamplerName(sampler, (), kind, values)
 
 
-def find_name(text: str, schedule_type: str = "") -> SamplerName | None:
+def find_name(text: str, type_: str = "") -> SamplerName | None:
     """Find a sampler by our name, or by the web UI's; None when nobody calls one so.
 
     "dpm2" is ours; in capitals it is the web UI's, with Karras' spacing.
 
     Args:
         text: as "dpm++2m-karras", "DPM++ 2M Karras" or "DPM++ 2M".
-        schedule_type: of the web UI, where it is not in the text, which stands above it; "" and
-            "Automatic" leave the choice to the sampler.
+        type_: schedule type of the web UI, where it is not in the text, which stands above it; ""
+            and "Automatic" leave the choice to the sampler.
 
     Raises:
-        InvalidRequestError: the sampler cannot have the schedule.
+        InvalidRequestError: the sampler cannot have the type.
     """
-    if text in SAMPLERS and not schedule_type:
+    if text in SAMPLERS and not type_:
         return SamplerName(text)
     wanted = " ".join(text.lower().split())
     for sampler, theirs in A1111_SAMPLERS.items():
         if wanted == theirs.lower():
-            return SamplerName(sampler, _parts_of_type(sampler, schedule_type))
+            return SamplerName(sampler, _parts_of_type(sampler, type_))
     for sampler, theirs in A1111_SAMPLERS.items():
         for part, types in _types(sampler):
             if wanted in [f"{theirs} {each}".lower() for each in types]:
@@ -198,8 +198,8 @@ def a1111_name(name: str) -> tuple[str, str | None]:
     return theirs, _TYPES[part][0] if said else None
 
 
-def _parts_of_type(sampler: str, schedule_type: str) -> tuple[str, ...]:
-    wanted = schedule_type.lower()
+def _parts_of_type(sampler: str, type_: str) -> tuple[str, ...]:
+    wanted = type_.lower()
     if wanted in ("", "automatic"):
         part = _AUTOMATIC.get(sampler, "")
         return (part,) if part else ()
@@ -210,7 +210,7 @@ def _parts_of_type(sampler: str, schedule_type: str) -> tuple[str, ...]:
         if wanted in [each.lower() for each in types]:
             return (part,) if part else ()
     names = ", ".join(each for _, types in known for each in types)
-    raise _fault(f"{A1111_SAMPLERS[sampler]} has Automatic, {names}, not {schedule_type!r:.60}")
+    raise _fault(f"{A1111_SAMPLERS[sampler]} has Automatic, {names}, not {type_!r:.60}")
 
 
 def _types(sampler: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.json_file import RECORD_BYTES, read_json
@@ -19,13 +22,24 @@ from tgate_export.runtime.rebuild import rebuild
 
 _PROGRAM = "tgate_export.samplers.on_demand"
 _SECONDS = 600  # far above what a table takes
+_MOST_TRAINED = 10**5  # timesteps of a model; they have 1,000
+_one = threading.Lock()  # such a process has PyTorch in memory
+
+
+def _renew_lock() -> None:
+    """Let a fork compile though another thread of its parent was at it."""
+    global _one
+    _one = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
     """Return a table that the bundle lacks, for one number of steps, from the user's cache or anew.
 
-    Compiling takes diffusers, and seconds; a process of its own does it, so that this one need
-    not load PyTorch.
+    Compiling takes diffusers, and seconds; a process of its own does it, one at a time, so that
+    this one need not load PyTorch.
 
     Args:
         bundle: the bundle.
@@ -39,11 +53,11 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
     """
     missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
     if missing:
+        hint = () if "@" in scheduler else ("where it is: ", rebuild(bundle, samplers=scheduler))
         raise InvalidRequestError(
             f"this bundle has no table of {scheduler}, and {missing[0]} is not installed here to "
             "make one",
-            "where it is: ",
-            rebuild(bundle, samplers=scheduler),
+            *hint,
             field="scheduler",
         )
     task = {
@@ -53,7 +67,7 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
         "starts": "vae_encoder" in bundle.manifest.graphs and bundle.manifest.takes_prompt,
         "steps": steps,
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with _one, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.json"
         try:
             done = subprocess.run(
@@ -72,9 +86,14 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
         return read_sampler_table(file)
 
 
-def _scheduler_config(bundle: Bundle) -> object:
+def _scheduler_config(bundle: Bundle) -> dict[str, Any]:
+    file = bundle.file(SCHEDULER_CONFIG)
     try:
         with bundle.reading(SCHEDULER_CONFIG):
-            return read_json(bundle.file(SCHEDULER_CONFIG), RECORD_BYTES)
+            found = read_json(file, RECORD_BYTES)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{error}: build the bundle again") from None
+        raise BundleError(f"{file} cannot be read: {error}: build the bundle again") from None
+    trained = found.get("num_train_timesteps", 0) if isinstance(found, dict) else None
+    if not isinstance(trained, int) or trained > _MOST_TRAINED:
+        raise BundleError(f"{file} is not a scheduler's configuration: build the bundle again")
+    return dict(found)

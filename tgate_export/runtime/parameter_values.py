@@ -43,7 +43,13 @@ def parameter_values(
             values[name] = (scheduler,) * prompts
         elif entry.type != "image":
             values[name] = _each(name, entry, given.get(name), prompts)
-    if only is not None and given.get("num_inference_steps") is None:
+    steps = given.get("num_inference_steps")
+    if only is not None and steps is not None and steps != only:
+        raise InvalidRequestError(
+            f"{scheduler} has {only} steps, not {steps}: leave steps out",
+            field="num_inference_steps",
+        )
+    if only is not None:
         values["num_inference_steps"] = (only,) * prompts
     for name in sorted(manifest.graph_parameters):
         if None in values[name]:

@@ -15,6 +15,8 @@ from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request
 from tgate_export.steps.step_plan import StepPlan, plan_steps
 
+_MOST_COMPILED = 200  # tables of one number of steps that are kept in memory
+
 
 @dataclass(frozen=True, eq=False)
 class RunPlan:
@@ -66,9 +68,12 @@ class RunPlans:
         if scheduler in self._bundle.manifest.samplers:
             return self.table(scheduler)
         key = scheduler, steps
-        if key not in self._compiled:
-            self._compiled[key] = compile_table(self._bundle, scheduler, steps)
-        return self._compiled[key]
+        table = self._compiled.get(key)
+        if table is None:
+            table = compile_table(self._bundle, scheduler, steps)
+            if len(self._compiled) < _MOST_COMPILED:  # others come from the user's cache
+                self._compiled[key] = table
+        return table
 
     def of(self, request: Request) -> RunPlan:
         """Return what a request runs.

@@ -158,6 +158,7 @@ class Batcher:
 
         Raises:
             InvalidRequestError: the bundle cannot do it, or it can never fit.
+            TGateError: the sampler is not in the bundle, and compiling it failed.
             QueueFullError: `max_pending` images are pending.
             ClosedError: the batcher is closing, or this is a fork of its process.
 
