@@ -197,7 +197,7 @@ REFUSALS: list[dict[str, Any]] = [
     {"guidance_rescale": -1e-20},
     {"clip_skip": -1},
     {"clip_skip": 99},
-    {"scheduler": "heun"},
+    {"scheduler": "huen"},
     {"scheduler": "it's"},
     {"scheduler": "\n\u200b'\""},
     {"height": 18},
