@@ -19,7 +19,7 @@ from tgate_export.common.errors import BundleError, InvalidRequestError, TGateEr
 from tgate_export.common.hints import in_python, worded
 from tgate_export.runtime import compiled_samplers
 from tgate_export.runtime.compiled_samplers import compile_table
-from tgate_export.runtime.sampler_choice import refuse_lists
+from tgate_export.runtime.sampler_choice import require_table
 from tgate_export.samplers.tables import compile_sampler
 
 
@@ -62,9 +62,14 @@ def test_a_list_says_how_many_steps() -> None:
     with pytest.raises(InvalidRequestError, match="has 3 steps, not 4") as caught:
         request(of=open_to_more(), scheduler=listed, num_inference_steps=4)
     assert caught.value.field == "num_inference_steps"
-    with pytest.raises(InvalidRequestError, match="for Python and the command line"):
-        refuse_lists(asked.scheduler)
-    refuse_lists("euler")
+
+
+def test_servers_compile_nothing() -> None:
+    for name in ("heun", "euler@timesteps=900,500,100"):
+        with pytest.raises(InvalidRequestError, match="bundle was built without ") as caught:
+            require_table(open_to_more(), request(of=open_to_more(), scheduler=name).scheduler)
+        assert caught.value.field == "scheduler"
+    require_table(open_to_more(), "ddim")
 
 
 def test_another_process_compiles_it_once(

@@ -35,16 +35,21 @@ def chosen_sampler(manifest: Manifest, text: Any) -> tuple[str, int | None]:
     return str(found), found.steps
 
 
-def refuse_lists(scheduler: str) -> None:
-    """Refuse a list of timesteps or sigmas from who is not the user of this machine.
+def require_table(manifest: Manifest, scheduler: str) -> None:
+    """Refuse a sampler that would have to be compiled, for who is not the user of this machine.
 
-    Each is compiled, and kept, so that strangers' would fill it.
+    Each takes seconds and PyTorch's memory, and is kept: strangers' would take a server's.
+
+    Args:
+        manifest: the bundle's.
+        scheduler: a name as `chosen_sampler` returns it.
 
     Raises:
-        InvalidRequestError: it is one.
+        InvalidRequestError: the bundle has no table of it.
     """
-    if "@" in scheduler:
+    if scheduler not in manifest.samplers:
         raise InvalidRequestError(
-            "timesteps and sigmas of one's own are for Python and the command line: name a sampler",
+            f"this server's bundle was built without {scheduler:.60}: it has "
+            f"{', '.join(manifest.samplers)}",
             field="scheduler",
         )

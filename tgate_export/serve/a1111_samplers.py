@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG, UNIFORM, a1111_name, find_name
+from tgate_export.bundle.sampler_names import UNIFORM, a1111_name, find_name
 from tgate_export.common.errors import InvalidRequestError
 
 AUTOMATIC = "Automatic"
@@ -19,9 +19,7 @@ def a1111_samplers(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 
 def find_scheduler(manifest: Manifest, sampler: str, type_: str) -> str | None:
-    """Return our name of a sampler; None for the bundle's default.
-
-    It may be one that the bundle has no table of, where it can be given more.
+    """Return the bundle's name of a sampler; None for its default.
 
     Args:
         manifest: the bundle's.
@@ -37,14 +35,13 @@ def find_scheduler(manifest: Manifest, sampler: str, type_: str) -> str | None:
         if not type_:
             return None
         sampler = a1111_name(manifest.defaults.scheduler)[0]
-    more = SCHEDULER_CONFIG in manifest.files
     known = a1111_samplers(manifest)
     try:
         found = find_name(sampler, type_)
     except InvalidRequestError as error:
         raise InvalidRequestError(error.message, field="scheduler") from None
     ours = sampler.lower() if found is None else str(found)
-    if ours in manifest.samplers or (found is not None and more):
+    if ours in manifest.samplers:
         return ours
     types = next((types for name, types in known.items() if name.lower() == sampler.lower()), {})
     if types and not type_:  # Automatic: the nearest that there is

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from tgate_export.runtime.batching import BatchedOutput, Batcher, StepProgress
 from tgate_export.runtime.output import to_pil
 from tgate_export.runtime.picture_file import encode_picture
-from tgate_export.runtime.sampler_choice import refuse_lists
+from tgate_export.runtime.sampler_choice import require_table
 from tgate_export.serve.errors import HttpError
 from tgate_export.serve.pool import Model, ModelPool
 
@@ -83,7 +83,7 @@ def _submit(
     batcher: Batcher, wanted: Wanted, on_step: StepCallback | None
 ) -> Future[BatchedOutput]:
     request = batcher.request(output_type="np", **wanted.arguments)
-    refuse_lists(request.scheduler)
+    require_table(batcher.manifest, request.scheduler)
     return batcher.submit(request, deadline=wanted.deadline, on_step=on_step)
 
 

@@ -14,7 +14,7 @@ from tgate_export.embed.triton import interface
 from tgate_export.embed.triton.interface import DEFAULT_FORMAT, FORMATS, Format, single
 from tgate_export.runtime.buffers import NEGATIVE
 from tgate_export.runtime.request import Request, make_request
-from tgate_export.runtime.sampler_choice import refuse_lists
+from tgate_export.runtime.sampler_choice import require_table
 from tgate_export.runtime.serving import read_text
 
 MAX_TEXTS_BYTES = 131072  # of a request, so that others need not wait while it is tokenized
@@ -83,7 +83,7 @@ def parse(manifest: Manifest, tensors: Mapping[str, np.ndarray], max_images: int
         raise InvalidRequestError(f"{images} images in a request, at most {max_images} are served")
     output_type = "latent" if format_ == "latents" else "np"
     request = make_request(manifest, prompts, output_type=output_type, **arguments)
-    refuse_lists(request.scheduler)
+    require_table(manifest, request.scheduler)
     return Call(
         request,
         format_,
