@@ -17,7 +17,7 @@ ROOT = Path(tgate_export.__file__).parent
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "polygraphy")
 # Room -> the rooms of ours that it may import, itself besides: one way, the lazy imports included.
 RUNTIME = ("common", "parameters", "steps", "bundle", "runtime")
-MODELS = ("common", "parameters", "steps", "bundle", "methods", "families")
+MODELS = ("common", "parameters", "steps", "bundle", "adapters", "methods", "families")
 BUILD = (*MODELS, "runtime", "export", "samplers", "verify", "compile", "build")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "common": (),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "steps": (),
     "bundle": ("common", "parameters", "steps"),
     "runtime": RUNTIME,
+    "adapters": ("common",),
     "methods": ("common", "steps", "bundle"),
     "families": MODELS,
     "export": MODELS,

@@ -63,7 +63,7 @@ def refused(*keys: str) -> str:
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "is a LoRA: merge it"),
+        (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "a LoRA, which"),
         (["unet.down_blocks.0.attentions.0.to_q.lora_A.weight"], "is a LoRA"),
         (["base_model.model.to_k.hada_w1_a"], "is a LoRA"),
         ([LDM_VAE, "encoder.conv_in.weight"], "is a VAE alone, which `vae` takes: build the"),

@@ -30,6 +30,7 @@ from tgate_export.common.errors import BundleError, TGateError
 from tgate_export.common.hints import Argument
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
+from tgate_export.families.loras import GivenLora, notes
 from tgate_export.families.sampling import sampling_notes
 from tgate_export.families.source import Weights, resolve_source
 
@@ -64,6 +65,7 @@ def build_bundle(
     weights: Weights = "pretrained",
     config: str | None = None,
     vae: str | None = None,
+    loras: Sequence[GivenLora] = (),
     precision: Precision = "fp32",
     size: tuple[Range, Range] | None = None,
     batch: Range | None = None,
@@ -93,6 +95,8 @@ def build_bundle(
             in place of those that the file's keys and shapes ask for; the folder's weights stand in
             for components that the file lacks.
         vae: of a file, another one with the VAE to build.
+        loras: LoRA files, each with the number that its change of the weights is multiplied by, in
+            the order in which they are applied; the file's own alpha counts besides.
         precision: of the weights and the computation; inputs and outputs that matter stay f32.
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call, dynamic unless fixed; when not given 1 to 8, or one video.
@@ -128,7 +132,8 @@ def build_bundle(
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
-        source = resolve_source(model, weights, config=config, vae=vae).guided_by(guidance)
+        source = resolve_source(model, weights, config=config, vae=vae, loras=loras)
+        source = source.guided_by(guidance)
         options = check_options(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
@@ -145,6 +150,8 @@ def build_bundle(
         ready = _prepare_plans(plans, options)
         for finding in source.single.findings if source.single else ():
             progress.note(*finding)
+        for note in notes(source.loras):
+            progress.note(*note)
         steps = source.defaults.num_inference_steps
         if options.gate_step >= steps:
             progress.note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tgate_export.build.options import folder_of
@@ -9,6 +10,7 @@ from tgate_export.bundle.integrity import Bundle, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
+from tgate_export.families.loras import GivenLora, are_applied
 from tgate_export.families.reference import Reference
 from tgate_export.families.source import resolve_source
 
@@ -53,6 +55,7 @@ def is_of_same_files(
     known: Reference,
     config: str | None = None,
     vae: str | None = None,
+    loras: Sequence[GivenLora] | None = None,
 ) -> bool:
     """Whether a model's files still are what its bundle was built from.
 
@@ -64,16 +67,24 @@ def is_of_same_files(
         known: what that stands for.
         config: of a file, whose configurations to use; those of the bundle when None.
         vae: of a file, another one with its VAE; that of the bundle when None.
+        loras: LoRA files and their scales; those of the bundle when None.
 
     Raises:
         ModelError: it can no longer be built.
     """
     source = bundle.manifest.source
     if known.kind == "hub":
+        if loras is not None and not are_applied(loras, source.loras):
+            return False
         if known.revision in (None, source.revision):
             return True
         return resolve_source(model).revision == source.revision
-    found = resolve_source(model, config=config or source.config, vae=vae or source.vae)
+    found = resolve_source(
+        model,
+        config=config or source.config,
+        vae=vae or source.vae,
+        loras=source.given_loras() if loras is None else loras,
+    )
     return found.record(found.hashes(cached=True)).fingerprint == source.fingerprint
 
 

@@ -128,9 +128,15 @@ def _verify(
 def _source(manifest: Manifest, override: str | None, *, download: bool = False) -> ModelSource:
     recorded = manifest.source
     weights: Weights = "random" if recorded.kind == "random" else "pretrained"
+    loras = recorded.given_loras()
+    for file, _ in loras:
+        if not Path(file).is_file():
+            raise ModelError(f"lora {file}, which the bundle was built with, is not there any more")
     try:
         if override:  # whoever asks has named it
-            source = resolve_source(override, weights, config=recorded.config, vae=recorded.vae)
+            source = resolve_source(
+                override, weights, config=recorded.config, vae=recorded.vae, loras=loras
+            )
         else:
             revision = recorded.revision if recorded.kind == "hub" else None
             source = resolve_source(
@@ -140,6 +146,7 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
                 download=download,
                 config=recorded.config,
                 vae=recorded.vae,
+                loras=loras,
             )
     except InvalidRequestError:
         raise ModelError(
@@ -147,7 +154,11 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
             "give the pipeline's folder or file with ",
             Argument("source"),
         ) from None
-    if source.record().fingerprint != recorded.fingerprint:
+    record = source.record()
+    for lora, known in zip(record.loras, recorded.loras, strict=True):
+        if lora.sha256 != known.sha256:
+            raise ModelError(f"lora {lora.file} is not the file that the bundle was built with")
+    if record.fingerprint != recorded.fingerprint:
         raise ModelError(
             f"{override or recorded.model} is not what the bundle was built from "
             "(its files differ)",

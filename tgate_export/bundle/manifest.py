@@ -114,6 +114,14 @@ class Defaults(BundleModel):
     guidance_carry: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class AppliedLora(BundleModel):
+    """A LoRA file that changed the weights."""
+
+    file: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    scale: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Source(BundleModel):
     """Where the weights came from."""
 
@@ -125,6 +133,13 @@ class Source(BundleModel):
         default=None, description="of a file: whose configurations it was built with, if told"
     )
     vae: str | None = Field(default=None, description="of a file: that of another VAE")
+    loras: tuple[AppliedLora, ...] = Field(
+        default=(), description="LoRA files that changed the weights, in this order"
+    )
+
+    def given_loras(self) -> tuple[tuple[str, float], ...]:
+        """Return the LoRA files with their scales, as `build_bundle` takes them."""
+        return tuple((lora.file, lora.scale) for lora in self.loras)
 
 
 class Sampler(BundleModel):

@@ -1,4 +1,4 @@
-"""Options for a model that is a checkpoint in one file."""
+"""Options of commands that build: a checkpoint in one file, and files that change the weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from typing import Any
 
 import click
 
+from tgate_export.cli._types import LoraFile
+
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--config` and `--vae` to a command that builds."""
+    """Add `--config`, `--vae` and `--lora` to a command that builds."""
     for option in (
+        click.option(
+            "--lora",
+            "loras",
+            type=LoraFile(),
+            multiple=True,
+            metavar="FILE[:SCALE]",
+            help="Build the model with the weights that this LoRA (.safetensors) makes of its own; "
+            "SCALE, 1 without, is what the change is multiplied by. Repeat for several.",
+        ),
         click.option(
             "--vae",
             type=click.Path(),

@@ -16,6 +16,7 @@ _OPTIONS = {
     "gpus": "gpu",
     "layer_info": "keep-layer-info",
     "library": "target",
+    "loras": "lora",
     "num_inference_steps": "steps",
     "weights_stripped": "strip-weights",
     "workspace_bytes": "workspace",
@@ -41,6 +42,9 @@ def _words(name: str, value: object) -> list[str]:
         return [f"--{'' if value else 'no-'}{_option(name)}"]
     if name == "size":
         return ["--size", _size(value)]
+    if name == "loras":
+        loras = cast("tuple[tuple[str, float], ...]", value)
+        return [word for file, scale in loras for word in ("--lora", f"{file}:{scale}")]
     values = value if isinstance(value, tuple) else (value,)
     return [word for one in values for word in (f"--{_option(name)}", str(one))]
 

@@ -63,6 +63,32 @@ class ModelOrBundle(Model):
         return super()._names() | _built()
 
 
+class LoraFile(click.ParamType):
+    """A LoRA file, and after a colon what its change of the weights is multiplied by: 1 without."""
+
+    name = "lora"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Return the file and its scale."""
+        file, colon, scale = str(value).rpartition(":")
+        if not colon or Path(value).is_file():
+            return str(value), 1.0
+        try:
+            return file, float(scale)
+        except ValueError:
+            if Path(file).is_file():
+                self.fail(f"{file}: its scale must be a number, got {scale!r}", param, ctx)
+            return str(value), 1.0  # no such file, as the build says
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the shell's own files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class BackendName(click.ParamType):
     """A backend; `select` refuses what is none."""
 

@@ -43,7 +43,8 @@ def command(bundle: Path, as_json: bool) -> None:
         f"{megabytes(total)} in {len(manifest.files)} files\n"
         f"source     {source.kind} {source.model}"
         f"{f' at {source.revision}' if source.revision else ''}\n"
-        f"size       {manifest.size.width}x{manifest.size.height} pixels, "
+        + "".join(f"lora       {lora.file} scale {lora.scale:g}\n" for lora in source.loras)
+        + f"size       {manifest.size.width}x{manifest.size.height} pixels, "
         f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
         f"defaults   {defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "
         f"{_self_attention(defaults)}"

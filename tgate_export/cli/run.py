@@ -40,7 +40,12 @@ if TYPE_CHECKING:
     "Default: engines/NAME, or engines/NAME-WxH for a size that is not the model's own.",
 )
 def command(
-    model: str, bundle: Path | None, config: str | None, vae: str | None, **options: Any
+    model: str,
+    bundle: Path | None,
+    config: str | None,
+    vae: str | None,
+    loras: tuple[tuple[str, float], ...],
+    **options: Any,
 ) -> None:
     """Generate images in one command, with a model or its bundle.
 
@@ -50,7 +55,7 @@ def command(
     own size or --size, with image-to-image where --image is given. A bundle that is there is used,
     however and by whichever version it was built, and built again when the model's files changed.
     """
-    given = {"config": config, "vae": vae}
+    given: dict[str, Any] = {"config": config, "vae": vae, "loras": loras or None}
     of_file = {name: value for name, value in given.items() if value is not None}
     generate(_bundle(model, bundle, of_file, options), **options)
 
@@ -63,7 +68,7 @@ def _bundle(
     Args:
         model: what was asked for.
         folder: of the bundle.
-        of_file: `config` and `vae` of a checkpoint in one file, those that were given.
+        of_file: `config` and `vae` of a checkpoint in one file, and `loras`, those that were given.
         options: of `generate`.
     """
     given = _given_bundle(model)
@@ -71,7 +76,8 @@ def _bundle(
         if folder is not None:
             raise click.UsageError(f"--bundle is for a model, and {model} is a bundle already")
         for name in of_file:
-            raise click.UsageError(f"--{name} is for a model, and {model} is a bundle already")
+            option = on_command_line(Argument(name))
+            raise click.UsageError(f"{option} is for a model, and {model} is a bundle already")
         return given
     # What is wrong with a call is found before a build of minutes, where it can be.
     check_writable(options["out"])
@@ -165,7 +171,12 @@ def _build_again(
     from tgate_export.runtime.rebuild import rebuild
 
     arguments: dict[str, Any] = {**rebuild(bundle).arguments, **of_file, "model": model}
-    source = resolve_source(model, config=arguments.get("config"), vae=arguments.get("vae"))
+    source = resolve_source(
+        model,
+        config=arguments.get("config"),
+        vae=arguments.get("vae"),
+        loras=arguments.get("loras", ()),
+    )
     _announce(f"{bundle.path} is built again: {why}", source)
     if image_to_image:
         arguments["image_to_image"] = True

@@ -15,6 +15,7 @@ from tgate_export.bundle.manifest import File, Range, Size
 from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Precision
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
+from tgate_export.families.loras import file_hashes
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
 from tgate_export.families.spec import TokenizerSpec
@@ -109,6 +110,7 @@ def unit_key(
             "pipeline": source.pipeline,
             "weights": "random" if source.kind == "random" else "files",
             "files": {name: _files(source, name, hashes) for name in unit.components},
+            "loras": {name: file_hashes(source.loras, hashes, name) for name in unit.components},
             "configurations": {
                 name: source.config(name) for name in (*family.weights, *family.extras)
             },

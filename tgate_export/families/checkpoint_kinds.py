@@ -9,6 +9,7 @@ from typing import Any
 
 from tgate_export.common.errors import ModelError
 from tgate_export.common.hints import Argument
+from tgate_export.common.safetensors_header import Header, read_values
 from tgate_export.families.checkpoint_configs import Changes, packaged
 from tgate_export.families.checkpoint_unet import (
     Depths,
@@ -17,7 +18,6 @@ from tgate_export.families.checkpoint_unet import (
     differences,
     of_config,
 )
-from tgate_export.families.safetensors_header import Header, read_values
 
 # The UNet's width of text, and whether it takes pooled text and sizes beside it -> configuration.
 _BASES = {(768, False): "sd15", (1024, False): "sd21", (2048, True): "sdxl"}

@@ -85,8 +85,7 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 # Of files without a UNet.
 _WITHOUT_UNET: tuple[tuple[str, str], ...] = (
     (r"lora|lokr_|hada_w",
-     "a LoRA: merge it into its pipeline (load_lora_weights, fuse_lora, unload_lora_weights), save "
-     "that with save_pretrained(FOLDER), and build the folder"),
+     "a LoRA, which `loras` takes: build the model that it was made for"),
     (r"^(emb_params|string_to_param|clip_[lg])\b", "a textual inversion, and no model"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, which is not supported"),
     (r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(mid|conv_in|mid_block)\b",

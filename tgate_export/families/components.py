@@ -86,8 +86,8 @@ def _instead(directory: Path, names: Collection[str]) -> str:
             )
     if any("lora" in name.lower() or name == "adapter_config.json" for name in names):
         return (
-            "it is a LoRA; merge it into its pipeline (load_lora_weights, fuse_lora, "
-            "unload_lora_weights), save that with save_pretrained(FOLDER), and build the folder"
+            "it is a LoRA; build the model that it was made for, which takes the LoRA's file as "
+            "`loras`"
         )
     if {"snapshots", "blobs"} <= set(names):
         return "it is a repository of the hub's cache; give one of the folders in its snapshots/"

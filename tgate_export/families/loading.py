@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tgate_export.adapters.apply import apply_loras
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import ModelError, first_line
 from tgate_export.families.random_tokenizers import random_tokenizer
@@ -92,10 +93,11 @@ def load_tokenizer(source: ModelSource, spec: TokenizerSpec) -> Any:
 
 
 def load_component(source: ModelSource, component: str, precision: Precision) -> nn.Module:
-    """Load one part with weights, as `load` does.
+    """Load one part with weights, as `load` does, and change it as the model's LoRA files say.
 
     Raises:
-        ModelError: when a weight file cannot be read or does not fit its configuration.
+        ModelError: when a weight file cannot be read or does not fit its configuration, or a LoRA
+            file does not fit it.
     """
     dtype = TORCH_DTYPES[precision]
     cls = _class(source.family.weights[component])
@@ -104,7 +106,9 @@ def load_component(source: ModelSource, component: str, precision: Precision) ->
     else:
         make = _pretrained if source.part(component) is None else _of_file
     module: nn.Module = make(cls, source, component, dtype)
-    return convert(module.eval().requires_grad_(False), dtype)
+    convert(module.eval().requires_grad_(False), dtype)
+    apply_loras(module, component, source.loras)
+    return module
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:

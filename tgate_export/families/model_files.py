@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.common.errors import ModelError
-from tgate_export.families.safetensors_header import read_header
+from tgate_export.common.safetensors_header import read_header
 
 # In the order of preference: what has most digits first, and what people mean when both are there.
 VARIANTS = (None, "fp32", "bf16", "fp16")

@@ -15,6 +15,7 @@ from typing import Any
 
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.common.hints import Argument, Hint
+from tgate_export.common.safetensors_header import Header, read_header
 from tgate_export.families import checkpoint_unet
 from tgate_export.families.checkpoint_configs import (
     Changes,
@@ -26,7 +27,6 @@ from tgate_export.families.checkpoint_configs import (
 from tgate_export.families.checkpoint_kinds import Identity, identify, refuse_other_unets
 from tgate_export.families.checkpoint_parts import Part, find_parts, find_vae, shapes_of
 from tgate_export.families.model_files import PICKLES, check_file
-from tgate_export.families.safetensors_header import Header, read_header
 
 CLIP = Path(__file__).resolve().parent / "clip"
 _CLIP_TOKENS = 49408

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from tgate_export.adapters.lora_file import Lora
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
@@ -23,6 +24,7 @@ from tgate_export.families import hub
 from tgate_export.families.checkpoint_parts import Part
 from tgate_export.families.components import check_components, inner_config, pipeline_class
 from tgate_export.families.locate import Kind, Weights, locate
+from tgate_export.families.loras import GivenLora, applied, with_loras
 from tgate_export.families.model_files import (
     WeightFiles,
     check_file,
@@ -62,6 +64,7 @@ class ModelSource:
         guidance: how the denoiser is told to follow the prompt.
         parts: components that are folders of their own -> the folder.
         single: the checkpoint in one file that it is; `directory` has its configurations.
+        loras: LoRA files that change its weights, in this order.
     """
 
     kind: Kind
@@ -76,6 +79,7 @@ class ModelSource:
     guidance: Guidance = "classifier-free"
     parts: Mapping[str, Path] = field(default_factory=dict)
     single: SingleFile | None = None
+    loras: tuple[Lora, ...] = ()
 
     def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
         """Return this model with another kind of guidance; its own when None.
@@ -173,6 +177,7 @@ class ModelSource:
         found = [self.directory / "model_index.json"]
         for component in self.family.components(self):
             found += self.component_paths(component)
+        found += [lora.path for lora in self.loras]
         return tuple(dict.fromkeys(found))
 
     def files(self) -> tuple[str, ...]:
@@ -181,6 +186,9 @@ class ModelSource:
 
     def file_name(self, path: Path) -> str:
         """Return the name of one of `paths`: the same wherever the model lies."""
+        for index, lora in enumerate(self.loras):
+            if path == lora.path:
+                return f"lora/{index}.safetensors"
         name = self.single.name_of(path) if self.single else None
         return name or Path(os.path.relpath(path, self.directory)).as_posix()
 
@@ -231,6 +239,8 @@ class ModelSource:
             digest.update(f"{name}\0{hashes[path].sha256}\n".encode())
         if self.single:
             digest.update(json.dumps(self.single.changes, sort_keys=True).encode())
+        for lora in self.loras:
+            digest.update(f"{lora.scale!r}\n".encode())
         return Source(
             kind=self.kind,
             model=self.model,
@@ -238,6 +248,7 @@ class ModelSource:
             fingerprint=digest.hexdigest(),
             config=self.single.config if self.single else None,
             vae=str(self.single.vae) if self.single and self.single.vae else None,
+            loras=applied(self.loras, hashes),
         )
 
 
@@ -249,6 +260,7 @@ def resolve_source(
     download: bool = True,
     config: str | None = None,
     vae: str | None = None,
+    loras: Sequence[GivenLora] = (),
 ) -> ModelSource:
     """Find a model by name, folder, file or Hugging Face id, and check that it can be built.
 
@@ -262,9 +274,11 @@ def resolve_source(
         download: whether anything may be downloaded that is not in the cache.
         config: of a file, a folder or a name whose configurations overrule what is found out.
         vae: of a file, another one with the VAE to build.
+        loras: LoRA files that change the weights, each with its scale.
 
     Raises:
-        InvalidRequestError: an unknown name, or `config` or `vae` of what is no file.
+        InvalidRequestError: an unknown name, `config` or `vae` of what is no file, or LoRA files
+            that `with_loras` refuses.
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
@@ -300,6 +314,7 @@ def resolve_source(
     if located.defaults is None:
         source = replace(source, defaults=own_defaults(source))
     samplers(source)  # refuses a model that none serves
+    source = with_loras(source, loras)
     if located.hub:
         hub.fetch_weights(located.hub, family.weights, download=download)
     if source.kind != "random":

@@ -73,6 +73,7 @@ class Family:
             `force_upcast`.
         latents_by_channel: its pipelines read the VAE's `latents_mean` and `latents_std`.
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
+        loras: LoRA files can change the weights of its UNet and text encoders.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
         samplers: those that serve it; all that can be compiled when None.
@@ -99,6 +100,7 @@ class Family:
     vae_upcast: bool = False
     latents_by_channel: bool = False
     image_to_image: bool = False
+    loras: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False
 

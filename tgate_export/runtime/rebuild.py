@@ -65,6 +65,7 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "model": manifest.source.model,
         "config": manifest.source.config,
         "vae": manifest.source.vae,
+        "loras": manifest.source.given_loras() or None,
         "weights": "random" if manifest.source.kind == "random" else "pretrained",
         "precision": manifest.precision,
         "size": (manifest.size.width, manifest.size.height),

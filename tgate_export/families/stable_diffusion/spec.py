@@ -92,5 +92,6 @@ FAMILY = Family(
     conditioning=_conditioning,
     prompt_encoder=_prompt_encoder,
     image_to_image=True,
+    loras=True,
     clip_skips=_clip_skips,
 )

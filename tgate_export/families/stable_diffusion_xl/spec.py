@@ -129,6 +129,7 @@ FAMILY = Family(
     prompt_encoder=_prompt_encoder,
     parameters=lambda _source: declared("original_size", "crops_coords_top_left", "target_size"),
     image_to_image=True,
+    loras=True,
     clip_skips=_clip_skips,
     vae_upcast=True,
     latents_by_channel=True,

@@ -105,6 +105,16 @@ Manifest read_manifest(const Json& json, Unknown unknown) {
       manifest.source_config = config->string();
     }
     if (const auto vae = source.optional_not_null("vae")) manifest.source_vae = vae->string();
+    if (const auto loras = source.optional("loras")) {
+      for (const Value& entry : loras->array()) {
+        Fields lora(entry);
+        AppliedLora& applied = manifest.source_loras.emplace_back();
+        applied.file = lora.required("file").string();
+        lora.required("sha256").sha256();
+        applied.scale = lora.required("scale").number();
+        lora.end();
+      }
+    }
     source.end();
   }
   manifest.precision = read_precision(fields.required("precision"));

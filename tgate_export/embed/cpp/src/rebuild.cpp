@@ -33,6 +33,9 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   BuildOptions options{{"model", manifest.source_model}};
   if (!manifest.source_config.empty()) options.emplace_back("config", manifest.source_config);
   if (!manifest.source_vae.empty()) options.emplace_back("vae", manifest.source_vae);
+  for (const AppliedLora& lora : manifest.source_loras) {
+    options.emplace_back("lora", lora.file + ":" + text_of(lora.scale));
+  }
   options.emplace_back("weights", manifest.source_kind == "random" ? "random" : "pretrained");
   options.emplace_back("precision", manifest.precision);
   options.emplace_back("size", size_text(manifest));

@@ -150,6 +150,12 @@ struct FileRecord {
   std::uint64_t bytes;
 };
 
+// A LoRA file that changed the weights.
+struct AppliedLora {
+  std::string file;
+  double scale;
+};
+
 struct Manifest {
   std::string name;
   std::string family;
@@ -157,6 +163,7 @@ struct Manifest {
   std::string source_model;
   std::string source_config;  // of a file: whose configurations it was built with; "" unless told
   std::string source_vae;     // of a file: that of another VAE; "" for its own
+  std::vector<AppliedLora> source_loras;
   std::string precision;
   Range batch;
   Range height;

@@ -16,7 +16,9 @@ from tgate_export.common.errors import ModelError
 
 _MAX_HEADER = 100_000_000
 _SMALL = 1 << 16  # bytes of a tensor that is read for its values
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _entry(entry: Mapping[str, Any], start: int) -> TensorEntry:
 
 
 def read_values(path: Path, entry: TensorEntry) -> NDArray[np.float32] | None:
-    """Read a small tensor of a file whose header was read; None for a large one, or of integers."""
+    """Read a small tensor of a file whose header was read; None for a large one."""
     dtype = _DTYPES.get(entry.dtype)
     size = entry.end - entry.begin
     if dtype is None or not 0 < size <= _SMALL or size % np.dtype(dtype).itemsize:

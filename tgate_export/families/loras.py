@@ -1,0 +1,116 @@
+"""LoRA files that a model is built with (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tgate_export.adapters.lora_file import Lora, few_steps, open_lora
+from tgate_export.bundle.hashing import hash_file
+from tgate_export.bundle.manifest import AppliedLora, File
+from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.hints import Argument, Hint
+from tgate_export.families.unets import context_width
+
+if TYPE_CHECKING:
+    from tgate_export.families.source import ModelSource
+
+# A LoRA file and what its change of the weights is multiplied by.
+GivenLora = tuple[str, float]
+
+
+def with_loras(source: ModelSource, given: Sequence[GivenLora]) -> ModelSource:
+    """Return a model with the weights that LoRA files make of its own.
+
+    Args:
+        source: the model.
+        given: the files, in the order in which they are applied.
+
+    Raises:
+        InvalidRequestError: no such file, the same file twice, a scale that is no finite number, or
+            a model that takes none.
+        ModelError: a file that cannot be read, or is for another model.
+    """
+    loras = tuple(open_lora(file, scale) for file, scale in given)
+    if loras and not source.family.loras:
+        raise InvalidRequestError(
+            f"{source.model}: LoRA is for Stable Diffusion and SDXL, and this is "
+            f"{source.family.title}",
+            "leave ",
+            Argument("loras"),
+            " out",
+            field="loras",
+        )
+    seen: set[Path] = set()
+    for lora in loras:
+        if (real := lora.path.resolve()) in seen:
+            raise InvalidRequestError(
+                f"lora {lora.path} is given twice: add up its scales", field="loras"
+            )
+        seen.add(real)
+        _check(source, lora)
+    return replace(source, loras=loras)
+
+
+def _check(source: ModelSource, lora: Lora) -> None:
+    """Refuse a file for another model, as far as it can be told without the model's layers."""
+    for component in lora.layers:
+        if component not in source.family.weights:
+            raise ModelError(
+                f"lora {lora.path} is not for this model: it changes {component}, and "
+                f"{source.family.title} has none"
+            )
+    width = context_width(source.config("unet"))
+    found = lora.text_width()
+    if found is not None and found[1] != width:
+        raise ModelError(
+            f"lora {lora.path} is not for this model: {found[0]} reads text of width {found[1]}, "
+            f"and the model's has {width}"
+        )
+
+
+def file_hashes(
+    loras: Sequence[Lora], hashes: Mapping[Path, File], component: str
+) -> list[tuple[str, float]]:
+    """Return what a component's weights depend on, beside its own files.
+
+    Args:
+        loras: the files.
+        hashes: theirs.
+        component: its name.
+    """
+    return [(hashes[lora.path].sha256, lora.scale) for lora in loras if component in lora.layers]
+
+
+def applied(loras: Sequence[Lora], hashes: Mapping[Path, File]) -> tuple[AppliedLora, ...]:
+    """Return what the manifest says of LoRA files."""
+    return tuple(
+        AppliedLora(file=str(lora.path), sha256=hashes[lora.path].sha256, scale=lora.scale)
+        for lora in loras
+    )
+
+
+def are_applied(given: Sequence[GivenLora], recorded: Sequence[AppliedLora]) -> bool:
+    """Whether LoRA files and scales are those that a bundle was built with, wherever they lie."""
+    loras = [open_lora(file, scale) for file, scale in given]
+    found = [(hash_file(lora.path).sha256, lora.scale) for lora in loras]
+    return found == [(lora.sha256, lora.scale) for lora in recorded]
+
+
+def notes(loras: Sequence[Lora]) -> list[Hint]:
+    """Say what people should know of files that make a model need few steps."""
+    return [
+        (
+            f"{lora.path.name}: its name says {word}. The bundle keeps the model's own sampler and "
+            "guidance: generate with what the file's page says, such as ",
+            Argument("scheduler", "lcm"),
+            ", ",
+            Argument("num_inference_steps", 4),
+            " and ",
+            Argument("guidance_scale", 1),
+        )
+        for lora in loras
+        if (word := few_steps(lora)) is not None
+    ]
