@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -46,7 +47,6 @@ def components(pipe: Any) -> dict[str, nn.Module]:
 
 def fused(name: str, *files: tuple[Path, float]) -> Any:
     """Return the pipeline with LoRA files fused by diffusers and PEFT."""
-    pytest.importorskip("peft")
     pipe = pipeline(name)
     for index, (file, scale) in enumerate(files):
         pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=f"a{index}")
@@ -169,7 +169,6 @@ def test_settings_of_peft_in_the_metadata(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_a_folder_of_peft(tmp_path: Path, stabilised: bool) -> None:
-    peft = pytest.importorskip("peft")
     expected = pipeline("sd15")
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["to_q", "conv1"], use_rslora=stabilised

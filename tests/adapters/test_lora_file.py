@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.loras import save
-from tgate_export.adapters.lora_file import few_steps, open_lora
+from tgate_export.adapters.lora_file import open_lora
 from tgate_export.common.errors import InvalidRequestError, ModelError, TGateError
 
 LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -190,8 +190,3 @@ def test_any_keys_are_read_or_refused_in_a_line(
         key for layers in lora.layers.values() for layer in layers.values() for key in layer.shapes
     ]
     assert sorted(read) == sorted(key for key in tensors if not key.endswith(".alpha"))
-
-
-def test_few_steps(tmp_path: Path) -> None:
-    assert few_steps(open_lora(str(save(PAIR, tmp_path / "lcm-lora.safetensors")))) == "lcm"
-    assert few_steps(open_lora(str(save(PAIR, tmp_path / "fox.safetensors")))) is None

@@ -34,7 +34,6 @@ def test_a_bundle_with_a_lora(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("peft")
     from tgate_export.export import export_unit
 
     exported: list[str] = []

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from tests.support import checkpoints
+from tests.support import checkpoints, loras
 from tests.support.command import run
 from tests.test_import_rule import python
 from tgate_export.build import build as build_module
@@ -251,6 +252,38 @@ def test_a_checkpoint_in_one_file(
     error = run(capsys, "run", tiny_bundle, "--vae", vae, *CALL)
     assert "--vae is for a model, and" in error.err
     assert error.code == 2
+
+
+@pytest.mark.usefixtures("project")
+def test_a_lora(
+    capsys: Capture,
+    tiny_bundle: Path,
+    tiny_pipeline_dir: Path,
+    builds: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "fox.safetensors"
+    loras.save(loras.peft("unet.", {"conv_in": (torch.ones(1, 4), torch.ones(32, 1))}), file)
+    run(capsys, "run", tiny_pipeline_dir, "--lora", f"{file}:-0.5", *CALL)
+    assert builds.pop() == {
+        "model": str(tiny_pipeline_dir), "loras": ((str(file), -0.5),),
+        "out": Path("engines") / tiny_pipeline_dir.name, "size": None, "image_to_image": False,
+    }  # fmt: skip
+    source = resolve_source(str(tiny_pipeline_dir), loras=[(str(file), -0.5)])
+    record = source.record().model_dump(mode="json")
+    placed(tiny_bundle, Path("engines") / tiny_pipeline_dir.name, **record)
+    for given in ((), ("--lora", f"{file}:-0.5")):
+        assert run(capsys, "run", tiny_pipeline_dir, *given, *CALL).code == 0
+    assert not builds
+    result = run(capsys, "run", tiny_pipeline_dir, "--lora", file, *CALL)
+    assert "is built again: it was built from other files." in result.err.splitlines()[0]
+    assert builds.pop()["loras"] == ((str(file), 1.0),)
+    error = run(capsys, "run", tiny_bundle, "--lora", file, *CALL)
+    assert "--lora is for a model, and" in error.err
+    # Of a model on the hub the LoRA alone is asked after.
+    hub = {**record, "kind": "hub", "model": "stabilityai/sd-turbo", "revision": COMMIT}
+    placed(tiny_bundle, Path("engines/sd-turbo"), **hub)
+    assert run(capsys, "run", "sd-turbo", "--lora", f"{file}:-0.5", *CALL).code == 0
 
 
 @pytest.mark.usefixtures("project")

@@ -240,16 +240,22 @@ def test_the_same_is_refused(
 
 
 # Where a bundle came from: a folder, or a file with what its build was told.
-SOURCES = [
+SOURCES: list[dict[str, Any]] = [
     {},
     {"model": "/models/a b.safetensors", "config": "sd21-base"},
     {"model": "/models/x.safetensors", "config": "/p", "vae": "/vae.safetensors"},
+    {
+        "loras": [
+            {"file": f"/l/{name}.safetensors", "sha256": "0" * 64, "scale": scale}
+            for name, scale in (("a b", 1.0), ("c", -0.35), ("d", 1e-7))
+        ]
+    },
 ]
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_bundle_is_built_again_by_the_same_command(
-    driver: Driver, tiny_bundle_copy: Path, source: dict[str, str]
+    driver: Driver, tiny_bundle_copy: Path, source: dict[str, Any]
 ) -> None:
     file = tiny_bundle_copy / "manifest.json"
     manifest = json.loads(file.read_text())

@@ -220,9 +220,3 @@ def _value(path: Path, key: str, tensor: TensorEntry) -> float:
     if values is None or values.size != 1 or not math.isfinite(values.item()):
         raise ModelError(f"lora {path}: {key} is not one finite number")
     return float(values.item())
-
-
-def few_steps(lora: Lora) -> str | None:
-    """Return a word of a file's name that says that it makes a model need few steps."""
-    found = re.search(r"turbo|lightning|lcm|hyper|dmd", lora.path.stem, re.IGNORECASE)
-    return found[0] if found else None

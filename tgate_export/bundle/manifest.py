@@ -128,7 +128,9 @@ class Source(BundleModel):
     kind: Literal["packaged", "local", "hub", "random"]
     model: str
     revision: str | None
-    fingerprint: str = Field(description="sha256 over the configuration and weight files")
+    fingerprint: str = Field(
+        description="sha256 over the configuration, weight and LoRA files, and scales"
+    )
     config: str | None = Field(
         default=None, description="of a file: whose configurations it was built with, if told"
     )

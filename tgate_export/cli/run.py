@@ -99,7 +99,7 @@ def _bundle(
             return _build(model, known, size, folder, of_file, options)
         lacks = _lacks_image(found, options["image"])
         if not is_of_same_files(found, model, known, **of_file):
-            why = "the model's files changed"
+            why = "it was built from other files" if of_file else "the model's files changed"
             return _build_again(found, model, why, of_file, image_to_image=lacks)
         if lacks:
             why = "it lacks image-to-image"

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgate_export.adapters.lora_file import Lora, few_steps, open_lora
+from tgate_export.adapters.lora_file import Lora, open_lora
 from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.manifest import AppliedLora, File
 from tgate_export.common.errors import InvalidRequestError, ModelError
 from tgate_export.common.hints import Argument, Hint
+from tgate_export.families.single_file import FEW_STEPS
 from tgate_export.families.unets import context_width
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def notes(loras: Sequence[Lora]) -> list[Hint]:
     """Say what people should know of files that make a model need few steps."""
     return [
         (
-            f"{lora.path.name}: its name says {word}. The bundle keeps the model's own sampler and "
-            "guidance: generate with what the file's page says, such as ",
+            f"{lora.path.name}: its name says {few[0]}. The bundle keeps the model's own sampler, "
+            "steps and guidance: generate with those of the file's page, such as ",
             Argument("scheduler", "lcm"),
             ", ",
             Argument("num_inference_steps", 4),
@@ -112,5 +113,5 @@ def notes(loras: Sequence[Lora]) -> list[Hint]:
             Argument("guidance_scale", 1),
         )
         for lora in loras
-        if (word := few_steps(lora)) is not None
+        if (few := FEW_STEPS.search(lora.path.stem))
     ]

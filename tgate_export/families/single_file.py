@@ -35,7 +35,7 @@ _EMBEDDINGS = {
     "diffusers": "embeddings.token_embedding.weight",
     "open-clip": "token_embedding.weight",
 }
-_FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper|dmd", re.IGNORECASE)
+FEW_STEPS = re.compile(r"turbo|lightning|lcm|hyper|dmd", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def _findings(
         notes.append(("it has averaged weights (EMA) beside the ones that are built",))
     called = f"{path.stem} {header.metadata.get('modelspec.title', '')}"
     guided = configuration.guidance == "classifier-free" and not distilled
-    if guided and (few := _FEW_STEPS.search(called)):
+    if guided and (few := FEW_STEPS.search(called)):
         notes.append(
             (
                 f"its name says {few[0]}: if it was distilled to need no guidance, build with ",
