@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
 
@@ -22,6 +23,7 @@ from tgate_export.adapters.lora_file import open_lora
 from tgate_export.common.errors import ModelError
 from tgate_export.common.safetensors_header import read_header
 from tgate_export.families.registry import FAMILIES
+from tgate_export.families.source import resolve_source
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 # Tiny pipelines of the families whose models take LoRA.
@@ -287,3 +289,19 @@ def test_numbers_that_are_not_finite(tmp_path: Path, value: float) -> None:
     if value == 3e38:
         file = loras.save(loras.kohya("lora_unet_", made, 1e9), tmp_path / "a.safetensors")
     assert f"weights of {path} in unet are infinite or no numbers" in refused("sd15", file)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_names_of_published_sizes(name: str) -> None:
+    config = resolve_source(name, "random").config("unet")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    made = {
+        path: (part.weight, part.weight)
+        for path, part in unet.named_modules()
+        if isinstance(part, (nn.Linear, nn.Conv2d))
+    }
+    names = layer_names("unet", made)
+    for tensors in (loras.sgm(made, unet), loras.kohya("lora_unet_", made)):
+        found = [key.partition(".")[0].removeprefix("lora_unet_") for key in tensors]
+        assert [names[name] for name in found[::2]] == list(made)
