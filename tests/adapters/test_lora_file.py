@@ -117,7 +117,7 @@ def test_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], reason: str) 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     file = save(PAIR, tmp_path / "a.safetensors")
-    for scale in (float("nan"), float("inf"), -float("inf")):
+    for scale in (float("nan"), float("inf"), -float("inf"), 10**400):
         assert "its scale must be a finite number" in refused(InvalidRequestError, file, scale)
     assert "no such file" in refused(InvalidRequestError, tmp_path / "b.safetensors")
     assert "no such file" in refused(InvalidRequestError, tmp_path)
@@ -141,6 +141,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ({}, None),  # nothing of the UNet
         ({"unet.r": 2}, "no finite numbers"),
         ({"unet.lora_alpha": "3"}, "no finite numbers"),
+        ({"unet.lora_alpha": 10**400}, "no finite numbers"),
+        ({"unet.lora_alpha": float("nan")}, "no finite numbers"),
         ({"unet.lora_alpha": 3, "unet.alpha_pattern": [3]}, "alpha_pattern is no JSON object"),
         ({"unet.lora_alpha": 3, "unet.alpha_pattern": {"to_q": 3}}, "names 'to_q', which is no"),
         ({"unet.lora_alpha": 3, "unet.use_dora": True}, "says use_dora: DoRA is not supported"),

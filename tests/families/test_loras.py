@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,19 @@ def test_it_is_the_content_that_counts(model: str, tmp_path: Path) -> None:
     assert not are_applied([], records[0].loras)
     file_of(other, unet=32, text_encoder=32)
     assert not are_applied([(str(other), 2.0)], records[0].loras)
+
+
+def test_alpha_beside_a_file_counts(model: str, tmp_path: Path) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    pair = torch.ones(2, 32), torch.ones(32, 2)
+    file = loras.save(loras.peft("base_model.model.", {layer: pair}), tmp_path / "a.safetensors")
+    found = []
+    for alpha in (2, 3):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        source = resolve_source(model, loras=[(str(file), 1.0)])
+        found.append((keys(source), source.record().fingerprint))
+    assert changed(found[0][0], found[1][0]) == {"denoiser"}
+    assert found[0][1] != found[1][1]
 
 
 def test_random_weights_are_changed_too(tmp_path: Path) -> None:

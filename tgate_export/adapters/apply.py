@@ -47,8 +47,8 @@ def _apply(module: nn.Module, component: str, lora: Lora, layers: Mapping[str, L
                 mid = file.get_tensor(layer.mid).float() if layer.mid else None
                 weight = weights[path]
                 change = _product(up, down, mid).reshape(weight.shape)
-                factor = lora.scale * layer.alpha / layer.rank
-                changed = weight.data.float().add(change, alpha=factor).to(weight.dtype)
+                exact = weight.data.float().add(change, alpha=lora.factor(layer))
+                changed = exact.to(weight.dtype)
                 if not changed.isfinite().all():
                     raise ModelError(
                         f"lora {lora.path}: with {layer.down} and {layer.up} weights of {path} in "

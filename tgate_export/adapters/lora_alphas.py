@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tgate_export.common.errors import ModelError
 from tgate_export.common.safetensors_header import Header
@@ -113,4 +114,5 @@ def _checked(settings: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return whole and abs(cast(float, value)) <= sys.float_info.max

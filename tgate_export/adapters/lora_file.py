@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ class Lora:
     scale: float
     layers: Mapping[str, Mapping[str, Layer]]
 
+    def factor(self, layer: Layer) -> float:
+        """Return what the product of a layer's two tensors is multiplied by."""
+        return self.scale * layer.alpha / layer.rank
+
+    def factors(self, component: str) -> list[float]:
+        """Return those of a component's layers: alpha need not be in the file itself."""
+        return [self.factor(layer) for layer in self.layers.get(component, {}).values()]
+
     def text_width(self) -> tuple[str, int] | None:
         """Return a cross-attention layer, and the width of text that it reads; None without one."""
         for name, layer in self.layers.get("unet", {}).items():
@@ -125,7 +134,7 @@ def open_lora(file: str, scale: float = 1.0) -> Lora:
     path = Path(file).absolute()
     if not path.is_file():
         raise InvalidRequestError(f"lora {file}: no such file", field="loras")
-    if isinstance(scale, bool) or not math.isfinite(scale):
+    if not abs(scale) <= sys.float_info.max:  # nor NaN
         raise InvalidRequestError(
             f"lora {file}: its scale must be a finite number, got {scale}", field="loras"
         )

@@ -74,7 +74,7 @@ def _check(source: ModelSource, lora: Lora) -> None:
 
 def file_hashes(
     loras: Sequence[Lora], hashes: Mapping[Path, File], component: str
-) -> list[tuple[str, float]]:
+) -> list[tuple[str, list[float]]]:
     """Return what a component's weights depend on, beside its own files.
 
     Args:
@@ -82,7 +82,11 @@ def file_hashes(
         hashes: theirs.
         component: its name.
     """
-    return [(hashes[lora.path].sha256, lora.scale) for lora in loras if component in lora.layers]
+    return [
+        (hashes[lora.path].sha256, lora.factors(component))
+        for lora in loras
+        if component in lora.layers
+    ]
 
 
 def applied(loras: Sequence[Lora], hashes: Mapping[Path, File]) -> tuple[AppliedLora, ...]:

@@ -240,7 +240,8 @@ class ModelSource:
         if self.single:
             digest.update(json.dumps(self.single.changes, sort_keys=True).encode())
         for lora in self.loras:
-            digest.update(f"{lora.scale!r}\n".encode())
+            factors = {component: lora.factors(component) for component in lora.layers}
+            digest.update(json.dumps([lora.scale, factors]).encode())
         return Source(
             kind=self.kind,
             model=self.model,
