@@ -127,6 +127,7 @@ def test_refused(
     assert not out.parent.exists()
 
 
+@pytest.mark.builds
 def test_a_file_that_does_not_fit_leaves_nothing(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     pair = torch.ones(1, 2), torch.ones(2, 1)
     file = loras.save(loras.peft("unet.", {"no_such_layer": pair}), tmp_path / "a.safetensors")

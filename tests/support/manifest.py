@@ -75,7 +75,7 @@ VALID: dict[str, Any] = {
     "family": "stable-diffusion",
     "source": {
         "kind": "local", "model": "tiny", "revision": None, "fingerprint": "f",
-        "config": None, "vae": None,
+        "config": None, "vae": None, "loras": [],
     },
     "precision": "fp32",
     "build_key": "k",
