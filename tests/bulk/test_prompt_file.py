@@ -61,7 +61,7 @@ def test_lines_are_found_again(
         ({"prompt": "a", "guidance_scale": {}}, "guidance_scale must be a number, got {}"),
         ({"prompt": "a", "width": 17}, "width 17 does not fit"),
         ({"prompt": "a", "seed": -1}, "seed must be 0 to"),
-        ({"prompt": "\ud800"}, "prompt must be text"),
+        ({"prompt": "\ud800"}, "a text in it is not valid Unicode"),
         ({"prompt": "a", "fps": 9}, "fps 9 has no effect"),
         ({"prompt": "a", "strength": 0.5}, "strength 0.5 has no effect"),
         ({"prompt": "a", "image": "none.png"}, "image .*none.png does not exist"),

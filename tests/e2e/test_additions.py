@@ -229,7 +229,7 @@ def test_triton(bundle: Path, gated: np.ndarray, tmp_path: Path) -> None:
         "scheduler": np.array([b"ddim"], dtype=np.object_),
         "format": np.array([b"latents"], dtype=np.object_),
     }  # fmt: skip
-    call = parse(manifest, tensors)
+    call = parse(manifest, tensors, max_images=2)
     with Batcher.from_bundle(bundle, "onnxruntime:cpu") as batcher:
         found = np.asarray(batcher.submit(call.request).result().images)
     np.testing.assert_allclose(found, gated, atol=1e-4)

@@ -96,7 +96,7 @@ def test_without_json_stdout_is_empty(generate: Generate, tmp_path: Path) -> Non
     [
         ["--gate-step", "0"],
         ["--steps", "0"],
-        ["--scheduler", "heun"],
+        ["--scheduler", "magic"],
         ["--seed", "-1"],
         ["--num-images", "0"],
         ["--sp-interval", "3", "--steps", "9", "--gate-step", "8"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,20 @@ def test_a_thumbnail_brings_its_settings_back(visit: Visit) -> None:
     assert visit.complaints == []
 
 
-def test_escape_stops_the_server_too(visit: Visit, server: Any) -> None:
+def test_escape_stops_the_server_too(
+    visit: Visit, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.support.http_server import wait_until
 
     page = visit.page
-    stats = next(iter(server.pool.models.values())).batcher.stats
+    batcher = next(iter(server.pool.models.values())).batcher
+    stats, step = batcher.stats, batcher._runner.run
+
+    def slow(*arguments: Any) -> float:
+        time.sleep(0.05)  # so that a key is pressed before a hundred of them are over
+        return float(step(*arguments))
+
+    monkeypatch.setattr(batcher._runner, "run", slow)
     before = stats().outcomes.get("cancelled", 0)
     steps(page, 100)
     page.click("#generate")
