@@ -157,7 +157,8 @@ class Server:
                 self.ready_seconds = time.monotonic() - self.started
                 return
             time.sleep(0.05)
-        raise RuntimeError(f"tritonserver is not ready{self.ending()}:\n{self.last_words()}")
+        end = "" if self.ending() else f"\n{self.log.read_text(errors='replace')[-3000:].strip()}"
+        raise RuntimeError(f"tritonserver is not ready{self.ending()}:\n{self.last_words()}{end}")
 
     def ending(self) -> str:
         """Return how it has ended, as the end of a sentence, if it has."""
