@@ -55,6 +55,7 @@ class Nested(torch.nn.Module):
             return x.float() * 2
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize(
     ("module", "decomposed"), [(Plain, 0), (InPlace, 1), (Unknown, 1), (Nested, 1)]
 )
