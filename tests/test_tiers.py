@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,15 @@ def test_what_is_quick(fixtures: tuple[str, ...], marks: tuple[str, ...], quick:
         fixturenames=fixtures, get_closest_marker=lambda name: name if name in marks else None
     )
     assert tiers.is_quick(item) == quick  # type: ignore[arg-type]
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """As pytest passes over what is called "build", unless it is told otherwise."""
+    folders = {file.parent for file in (ROOT / "tests").rglob("test_*.py")}
+    names = {part for folder in folders for part in folder.relative_to(ROOT).parts}
+    passed_over = pytestconfig.getini("norecursedirs")
+    assert "build" in names
+    assert not [name for name in names for each in passed_over if fnmatch(name, each)]
 
 
 def test_a_quick_run_collects_no_bundle() -> None:

@@ -142,7 +142,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ({"unet.r": 2}, "no finite numbers"),
         ({"unet.lora_alpha": "3"}, "no finite numbers"),
         ({"unet.lora_alpha": 10**400}, "no finite numbers"),
-        ({"unet.lora_alpha": float("nan")}, "no finite numbers"),
+        ({"unet.lora_alpha": float("nan")}, "is no JSON object"),
         ({"unet.lora_alpha": 3, "unet.alpha_pattern": [3]}, "alpha_pattern is no JSON object"),
         ({"unet.lora_alpha": 3, "unet.alpha_pattern": {"to_q": 3}}, "names 'to_q', which is no"),
         ({"unet.lora_alpha": 3, "unet.use_dora": True}, "says use_dora: DoRA is not supported"),

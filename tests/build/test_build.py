@@ -45,7 +45,8 @@ def test_gated_has_no_text_and_no_cross_attention(
     graphs = tiny_bundle_copy / "graphs"
     model = onnx.load(graphs / "gated.onnx", load_external_data=False)
     assert [entry.name for entry in model.graph.input] == [
-        "sample", "timestep", "cross_cache_0", "cross_cache_1",
+        "sample", "timestep", "guidance_scale", "cache_blend", "guidance_carry", "cross_cache_0",
+        "cross_cache_1", "guidance_delta",
     ]  # fmt: skip
     full = initializer_hashes(graphs / "full.onnx")
     gated = initializer_hashes(graphs / "gated.onnx")

@@ -24,6 +24,7 @@ class Notes(Progress):
 
 
 @pytest.mark.builds
+@pytest.mark.slow  # exports a whole pipeline twice
 def test_graphs_are_proven_on_a_reduced_copy(
     tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

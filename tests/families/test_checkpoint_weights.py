@@ -56,8 +56,7 @@ def test_every_tensor_is_the_pipelines(
     pipelines: Callable[[str], Path], tmp_path: Path, name: str, layout: str, precision: str
 ) -> None:
     folder = pipelines(name)
-    tensors = checkpoints.WRITERS[layout](checkpoints.parts_of(folder))
-    file = checkpoints.save(tensors, tmp_path / "model.safetensors")
+    file = checkpoints.write(folder, layout, tmp_path / "model.safetensors")
     found = loaded(file, precision, config=str(folder))
     assert same(found, loaded(folder, precision))
 
@@ -71,8 +70,7 @@ def test_diffusers_loads_the_same(
 ) -> None:
     """The files are what others read, too, and are read alike."""
     folder = pipelines(name)
-    tensors = checkpoints.WRITERS[layout](checkpoints.parts_of(folder))
-    file = checkpoints.save(tensors, tmp_path / "model.safetensors")
+    file = checkpoints.write(folder, layout, tmp_path / "model.safetensors")
     theirs = getattr(diffusers, pipeline).from_single_file(
         str(file), config=str(folder), local_files_only=True
     )

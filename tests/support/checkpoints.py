@@ -237,3 +237,14 @@ def save_header(
             kind = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}[dtype]
             stream.write(tensor.to(kind).reshape(-1).view(torch.uint8).numpy().tobytes())
     return path
+
+
+def write(folder: Path, layout: str, path: Path) -> Path:
+    """Write the weights of a diffusers folder as one file; return it.
+
+    Args:
+        folder: the pipeline's.
+        layout: a key of `WRITERS`.
+        path: the file.
+    """
+    return save(WRITERS[layout](parts_of(folder)), path)

@@ -6,7 +6,6 @@ PEFT has them in `adapter_config.json` beside the file.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tgate_export.common.errors import ModelError
+from tgate_export.common.json_file import parse_json, read_regular
 from tgate_export.common.safetensors_header import Header
 
 _METADATA = "lora_adapter_metadata"
@@ -84,17 +84,19 @@ def read_alphas(path: Path, header: Header, *, peft: bool) -> Alphas:
     if not peft:
         return Alphas({})
     file = path.parent / _CONFIG
-    if not file.is_file() or file.stat().st_size > _LARGEST:
+    try:
+        text = read_regular(file, _LARGEST).decode()
+    except (OSError, ValueError):
         raise ModelError(
             f"lora {path} has PEFT's names, and its alpha is in {_CONFIG}: put that beside it"
-        )
-    return Alphas({"": _checked(_read(file.read_bytes(), str(file)), str(file))})
+        ) from None
+    return Alphas({"": _checked(_read(text, str(file)), str(file))})
 
 
-def _read(text: str | bytes, where: str) -> dict[str, Any]:
+def _read(text: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise ModelError(f"{where} is no JSON object")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.bulk.settings import BulkSettings
-from tgate_export.bundle.json_file import parse_json
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
+from tgate_export.common.json_file import parse_json
 from tgate_export.parameters import PARAMETERS, short_name
 
 MAX_ID = 200  # characters

@@ -13,9 +13,9 @@ from tgate_export import __version__
 from tgate_export.bulk.output_folder import PARTIAL, RECORD, RUNNING, write_file
 from tgate_export.bulk.settings import BulkSettings
 from tgate_export.bundle.hashing import hash_file
-from tgate_export.bundle.json_file import RECORD_BYTES, read_json
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest
 from tgate_export.common.errors import InvalidRequestError, TGateError
+from tgate_export.common.json_file import RECORD_BYTES, read_json
 from tgate_export.common.versions import versions_of
 
 # What rounds: the packages that compute, and the one that makes files.

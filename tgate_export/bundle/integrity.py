@@ -10,12 +10,12 @@ from pathlib import Path
 from tgate_export.bundle.bystanders import is_bystander
 from tgate_export.bundle.hash_cache import Stamp, cached_hashes, stamp_of
 from tgate_export.bundle.hashing import hash_file, hash_files
-from tgate_export.bundle.json_file import RECORD_BYTES, read_regular
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest
 from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.bundle.plans import PLANS_FOLDER, check_plan_sets
 from tgate_export.common.errors import BundleError
 from tgate_export.common.hints import Build
+from tgate_export.common.json_file import RECORD_BYTES, read_regular
 
 # Derived from the bundle's own files, and recorded by themselves.
 DERIVED_FOLDERS = (PLANS_FOLDER,)

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tgate_export.bundle.json_file import parse_json
 from tgate_export.bundle.manifest import SCHEMA_MINOR, SCHEMA_VERSION, Manifest
 from tgate_export.bundle.manifest_checks import ReferenceFaultError
 from tgate_export.common.errors import BundleError
+from tgate_export.common.json_file import parse_json
 
 # Abilities beyond those of 2.0 that this reader has.
 ABILITIES: frozenset[str] = frozenset()

@@ -21,7 +21,6 @@ from tgate_export.bundle.bystanders import is_bystander
 from tgate_export.bundle.fields import MAX_RANK
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
-from tgate_export.bundle.json_file import RECORD_BYTES, read_json
 from tgate_export.bundle.manifest import (
     BundleModel,
     File,
@@ -32,6 +31,7 @@ from tgate_export.bundle.manifest import (
 )
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import BundleError
+from tgate_export.common.json_file import RECORD_BYTES, read_json
 
 PLANS_FOLDER = "plans"
 RECORD_NAME = "plans.json"

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from tgate_export.bundle.json_file import TABLE_BYTES, read_json
 from tgate_export.bundle.sampler_table import (
     NUM_WEIGHTS,
     FloatArray,
@@ -31,6 +30,7 @@ from tgate_export.bundle.sampler_table import (
     SamplerSteps,
     SamplerTable,
 )
+from tgate_export.common.json_file import TABLE_BYTES, read_json
 
 SCHEMA_VERSION = 2
 

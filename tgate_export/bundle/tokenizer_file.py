@@ -12,7 +12,7 @@ import binascii
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.json_file import TABLE_BYTES, parse_json, read_regular
+from tgate_export.common.json_file import TABLE_BYTES, parse_json, read_regular
 
 MAX_ENTRIES = 2**20  # of a vocabulary, and of its merges
 MAX_ADDED = 4096

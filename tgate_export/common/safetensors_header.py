@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgate_export.common.errors import ModelError
+from tgate_export.common.json_file import parse_json
 
 _MAX_HEADER = 100_000_000
 _SMALL = 1 << 16  # bytes of a tensor that is read for its values
@@ -63,15 +63,13 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(_MAX_HEADER, size):
                 raise ValueError("its header is too long")
-            content: dict[str, Any] = json.loads(stream.read(length))
+            content: dict[str, Any] = parse_json(stream.read(length).decode())
         metadata = content.pop("__metadata__", None) or {}
         tensors = {key: _entry(entry, 8 + length) for key, entry in content.items()}
         texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror})") from None
-    except (
-        ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
-    ):  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise ModelError(f"{path} is not a safetensors file: download the model again") from None
     expected = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if size != expected:

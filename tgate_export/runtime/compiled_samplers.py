@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.json_file import RECORD_BYTES, read_json
 from tgate_export.bundle.sampler_file import read_sampler_table
 from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG
 from tgate_export.bundle.sampler_table import SamplerTable
 from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
+from tgate_export.common.json_file import RECORD_BYTES, read_json
 from tgate_export.runtime.rebuild import rebuild
 
 _PROGRAM = "tgate_export.samplers.on_demand"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tgate_export.bundle.json_file import read_regular
 from tgate_export.common.errors import InvalidRequestError, first_line
+from tgate_export.common.json_file import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.json_file import parse_json, read_regular
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.json_file import parse_json, read_regular
 
 _MOST_BYTES = 256 * 2**20  # of a PNG file, or of a video in one
 RECORD = "tgate-export"  # the text of a PNG that `picture_file` writes

@@ -11,13 +11,13 @@ import asyncio
 import base64
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tgate_export.common.memory import resident_bytes
 from tgate_export.runtime.request import make_request
 from tgate_export.serve import fields
 from tgate_export.serve.a1111_fields import INERT_SETTINGS, Call, Kind, Settings, parse
@@ -201,8 +201,7 @@ def _constant(value: Any) -> Callable[[Request], Any]:
 async def _memory(request: Request) -> Response:
     """Say what memory this process takes, in bytes."""
     del request
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES")
-    used = page * int(Path("/proc/self/statm").read_text().split()[1])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    used = resident_bytes() or 0
     ram = {"free": total - used, "used": used, "total": total}
     return JSONResponse({"ram": ram, "cuda": {"error": "unavailable"}})

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tgate_export.bundle import json_file
 from tgate_export.bundle.manifest import Manifest
+from tgate_export.common import json_file
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import Parameter, short_name
 from tgate_export.runtime.images import decode_image

@@ -27,16 +27,11 @@ class Notes(Progress):
         self.said.append("".join(part if isinstance(part, str) else str(part) for part in text))
 
 
-def checkpoint(folder: Path, layout: str, path: Path) -> Path:
-    tensors = checkpoints.WRITERS[layout](checkpoints.parts_of(folder))
-    return checkpoints.save(tensors, path)
-
-
 @pytest.mark.builds
 def test_the_bundle_is_that_of_the_folder(
     tiny_pipeline_dir: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    file = checkpoint(tiny_pipeline_dir, "sd1", tmp_path / "mine.safetensors")
+    file = checkpoints.write(tiny_pipeline_dir, "sd1", tmp_path / "mine.safetensors")
     notes = Notes()
     found = build_bundle(
         str(file), config=str(tiny_pipeline_dir), out=tmp_path / "bundle", progress=notes
@@ -59,7 +54,7 @@ def test_the_bundle_of_sdxl_is_that_of_the_folder(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     folder = made_once(tmp_path_factory, "pipelines/sdxl", lambda folder: tiny.save("sdxl", folder))
-    file = checkpoint(folder, "sdxl", tmp_path / "mine.safetensors")
+    file = checkpoints.write(folder, "sdxl", tmp_path / "mine.safetensors")
     with tiny.only_samplers("ddim", "euler", "dpm++2m"):  # as others build it
         expected = made_once(
             tmp_path_factory, "bundles/sdxl", lambda out: tiny.build("sdxl", folder, out)
