@@ -16,8 +16,16 @@ from onnxscript import rewriter
 from onnxscript.rewriter import _matcher, rewrite
 from torch.onnx._internal import exporter
 from torch.onnx._internal.exporter import _core, _fx_passes
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+from torch.onnx._internal.fx.passes import type_promotion
 
-from tgate_export.export.quick_export import _few_decompositions, _quick_matching
+from tgate_export.export.quick_export import (
+    _few_decompositions,
+    _known_values,
+    _one_registry,
+    _quick_matching,
+    _without_traces,
+)
 from tgate_export.export.translations import TRANSLATIONS
 
 SLOW = "cannot be told to {} .*: large models take longer"
@@ -87,6 +95,12 @@ def test_only_what_has_to_is_decomposed(
 
 def export(module: torch.nn.Module) -> onnx.ModelProto:
     """Export a module of x [rows, 4] f32 as denoisers are."""
+    with _one_registry():  # which takes longer than all else
+        return exported(module)
+
+
+def exported(module: torch.nn.Module) -> onnx.ModelProto:
+    """Export one as torch does."""
     program = torch.onnx.export(
         module.eval(), (torch.zeros(2, 4),), dynamo=True, opset_version=23, input_names=["x"],
         dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=8)},), verbose=False,
@@ -117,24 +131,122 @@ def test_decomposing_where_torch_has_other_internals(
         assert _core._fx_passes.decompose_with_registry(None, None) == "as usual"
 
 
+class Promoting(torch.nn.Module):
+    """Numbers of several types that meet: what the exporter has to write casts for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halves, whole = x.half(), (10 * x).to(torch.int64)
+        same = (x + 1.5).sigmoid() * x
+        mixed = halves * x + whole / 3 + (whole > 2) * 0.5 + 7 * halves
+        return torch.where(whole > 0, same + mixed, halves) + torch.cat([x, x.abs()]).mean()
+
+
+@pytest.mark.builds
+def test_casts_are_written_without_running_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    interpreter = type_promotion._TypePromotionInterpreter
+    call = interpreter.call_function
+
+    def noted(self: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        ran.append(str(target))
+        return call(self, target, args, kwargs)
+
+    monkeypatch.setattr(interpreter, "call_function", noted)
+    usual = export(Promoting())
+    of_usual = [*ran]
+    ran.clear()
+    with _known_values():
+        quick = export(Promoting())
+    assert quick == usual
+    assert "Cast" in operators(usual)
+    # What casts were written for ran, and the casts.
+    assert {"aten.mul.Tensor", "prims.convert_element_type.default"} <= set(ran) < set(of_usual)
+    assert not {"aten.sigmoid.default", "aten.cat.default"} & set(ran)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 4), dtype=np.float32))
+    found = onnxruntime.InferenceSession(
+        quick.SerializeToString(), providers=["CPUExecutionProvider"]
+    ).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(found, Promoting()(x), rtol=2e-3)  # a product in 16 bits
+
+
+@pytest.mark.builds
+def test_translations_are_read_once_and_none_is_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    usual = ONNXRegistry.from_torchlib
+
+    def noted(opset_version: int) -> ONNXRegistry:
+        made.append(opset_version)
+        return usual(opset_version)
+
+    expected = exported(Plain())
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", staticmethod(noted))
+    monkeypatch.setattr("tgate_export.export.quick_export._REGISTRIES", {})
+    with _one_registry():
+        target = torch.ops.aten.silu.default
+        first, second = (ONNXRegistry.from_torchlib(23) for _ in range(2))
+        first.register_op(target, lambda x: x)
+        assert len(first.get_decomps(target)) == len(second.get_decomps(target)) + 1
+        assert ONNXRegistry.from_torchlib(23).functions == second.functions
+        assert ONNXRegistry.from_torchlib(20).opset_version == 20
+        assert exported(Plain()) == expected
+    assert made == [23, 20]
+
+
+@pytest.mark.builds
+def test_without_traces_of_the_source() -> None:
+    usual = export(Plain())
+    with _without_traces():
+        quick = export(Plain())
+
+    def without(model: onnx.ModelProto) -> onnx.ModelProto:
+        for entry in (*model.graph.node, *model.graph.value_info):
+            entry.ClearField("metadata_props")
+        return model
+
+    assert __file__ in str(usual)
+    assert __file__ not in str(quick)
+    assert without(quick) == without(usual)
+
+
+@pytest.mark.parametrize(
+    ("missing", "way", "what"),
+    [
+        ("torch.onnx._internal.exporter._registration.ONNXRegistry", _one_registry, "read its"),
+        ("torch.onnx._internal.fx.passes.type_promotion._TypePromotionInterpreter", _known_values,
+         "run no call twice"),
+        ("torch.fx.config.do_not_emit_stack_traces", _without_traces, "leave stack traces out"),
+    ],
+)  # fmt: skip
+def test_where_torch_lacks(
+    missing: str, way: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(missing)
+    with pytest.warns(UserWarning, match=SLOW.format(what)), way():
+        pass
+
+
 def test_quick_matching_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxscript has one pattern of several ends: two slices that are a split."""
-    looked_at: list[str] = []
+    looked_at: list[tuple[bool, str]] = []  # with a pattern of several ends?
     matcher = _matcher.SimplePatternMatcher
     match = matcher.match
 
     def noted(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        if len(self.pattern.output_nodes) > 1:
-            looked_at.append(node.op_type)
+        looked_at.append((len(self.pattern.output_nodes) > 1, node.op_type))
         return match(self, model, graph, node, **options)
 
     monkeypatch.setattr(matcher, "match", noted)
     usual = rewrite(halves())
-    assert {"Relu", "Slice"} <= set(looked_at)
+    assert {(several, name) for several in (True, False) for name in ("Relu", "Slice")} <= set(
+        looked_at
+    )
     looked_at.clear()
     with _quick_matching():
         quick = rewrite(halves())
-    assert set(looked_at) == {"Slice"}
+    assert {name for several, name in looked_at if several} == {"Slice"}
+    assert looked_at.count((False, "Relu")) < 5  # those patterns that end with any operator
     assert matcher.match is noted
     assert quick == usual
 
