@@ -74,6 +74,11 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     sd15 = next(row for row in rows if row["name"] == "sd15")
     assert sd15["denoiser_parameters"] == 859_520_964  # of the published weights
     assert sd15["defaults"]["gate_step"] == 10
+    # 4.13 GB were built, and the VAE's encoder, which was not, has 34 M parameters (docs/build.md).
+    assert sd15["build"]["bundle_bytes"] == pytest.approx(4.13e9 + 4 * 34.2e6, rel=0.01)
+    assert sd15["build"]["download_bytes"] == sd15["build"]["bundle_bytes"]
+    assert sd15["build"]["memory_bytes"] == pytest.approx(7.1 * 2**30, rel=0.1)
+    assert rows[0]["build"]["download_bytes"] == 0  # of `shapes`, which is packaged
     table = run(capsys, "models")
     assert table.code == 0
     assert all(f"{name} " in table.out for name in NAMED_MODELS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,29 @@ from tgate_export.families.source import resolve_source
 PUBLISHED = {"sd15": 859.520, "sd21": 865.9, "sdxl": 2567.46, "pixart-alpha": 611.350}
 
 
+@cache
+def count_of(class_name: str, config: str) -> int:
+    """Count the weights of a component of this class and configuration."""
+    library, _, name = class_name.partition(".")
+    cls, values = getattr(importlib.import_module(library), name), json.loads(config)
+    with torch.device("meta"):
+        made = (
+            cls.from_config(values)
+            if library == "diffusers"
+            else cls(cls.config_class.from_dict(values))
+        )
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
 @pytest.mark.parametrize("name", NAMED_MODELS)
 def test_parameters(name: str) -> None:
     named, source = NAMED_MODELS[name], resolve_source(name, "random")
-    library, _, cls = source.family.weights[source.family.denoiser].partition(".")
-    with torch.device("meta"):
-        denoiser = getattr(importlib.import_module(library), cls).from_config(
-            source.config(source.family.denoiser)
-        )
-    count = sum(parameter.numel() for parameter in denoiser.parameters())
-    assert count == named.denoiser_parameters
+    counts = {
+        component: count_of(class_name, json.dumps(source.config(component)))
+        for component, class_name in source.family.weights.items()
+    }
+    assert counts == named.parameters
+    count = named.denoiser_parameters
     assert count / 1e6 == pytest.approx(PUBLISHED.get(name, count / 1e6), rel=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tgate_export.cli._console import print_json
+from tgate_export.cli._console import megabytes, print_json
 
 
 @click.command(name="models")
@@ -16,8 +16,10 @@ def command(as_json: bool) -> None:
     2.x or XL pipeline, of PixArt-alpha or PixArt-Sigma, or of Stable Video Diffusion, and
     checkpoints of Stable Diffusion and XL in one .safetensors file.
     """
+    from tgate_export.build.estimate import estimate_named
     from tgate_export.families.names import NAMED_MODELS
 
+    needs = {name: estimate_named(model) for name, model in NAMED_MODELS.items()}
     rows = [
         {
             "name": model.name,
@@ -25,11 +27,19 @@ def command(as_json: bool) -> None:
             "summary": model.summary,
             "hugging_face": model.hub_id,
             "denoiser_parameters": model.denoiser_parameters,
+            "parameters": dict(model.parameters),
+            "build": {
+                "download_bytes": build.bytes if model.hub_id else 0,
+                "bundle_bytes": build.bytes,
+                "memory_bytes": memory,
+                "minutes": build.minutes,
+            },
             "size": "{}x{}".format(*model.size),
             "defaults": model.defaults.model_dump(),
             "origin": model.origin,
         }
         for model in NAMED_MODELS.values()
+        for build, memory in [needs[model.name]]
     ]
     if as_json:
         print_json(rows)
@@ -51,11 +61,28 @@ def command(as_json: bool) -> None:
             "none" if model.guidance == "none" else f"{defaults.guidance_scale:g}",
             defaults.scheduler,
         )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
+    numbers = (
+        Column(title, justify="right")
+        for title in ("denoiser", "download", "bundle", "memory", "minutes")
+    )
+    costs = Table("to build", *numbers, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for model in NAMED_MODELS.values():
-        console.print(
-            f"[bold]{model.name}[/]: {model.summary}; {model.denoiser_parameters / 1e6:.2f} M "
-            f"parameters. Defaults: {model.origin}."
+        build, memory = needs[model.name]
+        costs.add_row(
+            model.name,
+            f"{model.denoiser_parameters / 1e6:.1f} M",
+            megabytes(build.bytes) if model.hub_id else "none",
+            megabytes(build.bytes),
+            megabytes(memory),
+            str(build.minutes),
         )
+    console = Console(highlight=False)
+    for part in (table, costs):
+        console.print(part)
+        console.print()
+    console.print(
+        "To build is in fp32, on two cores, where nothing is in the caches: about. In fp16 a bundle "
+        "is half as large.\n"
+    )
+    for model in NAMED_MODELS.values():
+        console.print(f"[bold]{model.name}[/]: {model.summary}. Defaults: {model.origin}.")

@@ -30,7 +30,8 @@ class NamedModel:
         summary: one line for people.
         directory: packaged pipeline; only its configuration when `hub_id` is set.
         hub_id: Hugging Face id of the pretrained weights; None when they are packaged.
-        denoiser_parameters: weights of the denoiser.
+        parameters: how many weights each component has.
+        build_gib: peak of memory of a build in fp16 at its size, GiB, as it was measured.
         size: default width and height in pixels.
         defaults: how it is sampled unless told otherwise.
         origin: where the defaults come from.
@@ -43,12 +44,18 @@ class NamedModel:
     summary: str
     directory: Path
     hub_id: str | None
-    denoiser_parameters: int
+    parameters: Mapping[str, int]
+    build_gib: float
     size: tuple[int, int]
     defaults: Defaults
     origin: str
     shared: Mapping[str, Path] = field(default_factory=dict)
     guidance: Guidance = "classifier-free"
+
+    @property
+    def denoiser_parameters(self) -> int:
+        """How many weights its denoiser has."""
+        return self.parameters[FAMILIES[self.family].denoiser]
 
 
 def _named_models() -> dict[str, NamedModel]:
@@ -66,7 +73,8 @@ def _named_models() -> dict[str, NamedModel]:
             summary=table["summary"],
             directory=folders[name],
             hub_id=table.get("hub_id"),
-            denoiser_parameters=table["denoiser_parameters"],
+            parameters=table["parameters"],
+            build_gib=table["build_gib"],
             size=tuple(table["size"]),
             defaults=family.defaults.model_copy(update=table.get("defaults", {})),
             origin=table["origin"],
