@@ -7,6 +7,7 @@ imported where everything is in the cache.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -200,7 +201,13 @@ def _write_scheduler_config(work: Assembly) -> None:
         return  # no other sampler serves it
     file = work.staging / SCHEDULER_CONFIG
     file.parent.mkdir()
-    content = json.dumps(dict(source.config("scheduler")), indent=2, sort_keys=True)
+    # diffusers writes the default of `lambda_min_clipped` as -Infinity, which is no JSON.
+    config = {
+        name: value
+        for name, value in source.config("scheduler").items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
+    content = json.dumps(config, indent=2, sort_keys=True, allow_nan=False)
     file.write_text(content + "\n", encoding="utf-8")
 
 
