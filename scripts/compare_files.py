@@ -94,11 +94,11 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
     yield "# What people bring, beside diffusers"
     yield ""
     yield (
-        f"Final latents (of other VAEs: images) of small random pipelines of the true architectures, {report['steps']} steps "
-        f"without a gate in fp32: the largest error, relative to the largest value. *Apart* is how far diffusers' result "
-        "without the files is from that with them, of what is added to a model: the error of a row that ignored them. "
-        "Seconds are of the build, from nothing, "
-        f"with one sampler. {versions}, {report['date']}."
+        f"Final latents (of other VAEs: images) of small random pipelines of the true"
+        f" architectures, {report['steps']} steps without a gate in fp32: the largest error,"
+        " relative to the largest value. *Apart* is how far diffusers' result without the files is"
+        " from that with them, of what is added to a model: the error of a row that ignored them."
+        f" Seconds are of the build, from nothing, with one sampler. {versions}, {report['date']}."
     )
     yield ""
     yield "| what | built with | error | apart | seconds |"
