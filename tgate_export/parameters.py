@@ -27,6 +27,7 @@ Type = Literal["integer", "number", "choice", "pair", "image"]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**64)] | Annotated[float, Field(allow_inf_nan=False)]
 
 
+SYNTAXES = ("plain", "a1111")  # of prompts
 _LARGEST = (2 - 2**-23) * 2.0**127  # number of 32 bits
 
 
@@ -103,12 +104,13 @@ class Declared(Parameter):
 
     Attributes:
         short: its name where names are short: an option of the command line, an input of Triton.
-        inert: values up to this change nothing, so that bundles without the parameter accept them.
+        inert: values up to this, or this name, change nothing, so that bundles without the
+            parameter accept them.
         absent: why a bundle has none.
     """
 
     short: str = ""
-    inert: int | float | None = None
+    inert: int | float | str | None = None
     absent: str = "this bundle has none"
 
 
@@ -192,6 +194,13 @@ PARAMETERS: Mapping[str, Declared] = {
         absent="this bundle's text encoder cannot skip layers",
         help="Skip this many of the CLIP text encoder's last layers; negative prompts skip none, "
         "as in diffusers.",
+    ),
+    "prompt_syntax": Declared(
+        type="choice", default="plain", choices=SYNTAXES, inert="plain",
+        absent="this bundle's text encoder is not CLIP, or an earlier version built it and it is "
+        "to be built again",
+        help="How prompts are read. plain: as they are, as in diffusers; a1111: with weights such "
+        "as (word:1.3), BREAK and chunks of tokens, as in A1111's web UI.",
     ),
     "scheduler": Declared(
         type="choice", help='Sampler that the bundle holds, such as "ddim" or "dpm++2m".',

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.support.manifest import VALID, WHERE, changed, refused
-from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest import SCHEMA_MINOR, Manifest
 from tgate_export.bundle.manifest_reader import parse_manifest
 
 
@@ -26,14 +26,15 @@ def test_older_schema_version_says_to_build_again() -> None:
 
 
 def test_a_newer_minor_version_may_have_more_fields() -> None:
-    raw = copy.deepcopy(VALID) | {"schema_minor": 1, "surprise": {"a": 1}}
+    raw = copy.deepcopy(VALID) | {"schema_minor": SCHEMA_MINOR + 1, "surprise": {"a": 1}}
     raw["graphs"]["full"]["surprise"] = 1
     raw["graphs"]["full"]["inputs"][0]["from"]["surprise"] = 1
     raw["parameters"]["gate_step"]["surprise"] = 1
     raw["methods"]["tgate"]["rule"][0]["all"][0]["surprise"] = 1
     found = parse_manifest(json.dumps(raw), WHERE)
-    assert found == Manifest.model_validate_json(json.dumps(VALID | {"schema_minor": 1}))
-    assert "Extra" in refused(raw | {"schema_minor": 0})
+    newer = VALID | {"schema_minor": SCHEMA_MINOR + 1}
+    assert found == Manifest.model_validate_json(json.dumps(newer))
+    assert "Extra" in refused(raw | {"schema_minor": SCHEMA_MINOR})
 
 
 def test_an_ability_that_this_reader_lacks_is_named() -> None:

@@ -33,13 +33,23 @@ GRAPH = {
             "name": "prompt_embeds",
             "dtype": "float32",
             "shape": ["batch", 77, 32],
-            "from": {"graph": "text_encoder", "output": "prompt_embeds", "of": "prompt"},
+            "from": {
+                "graph": "text_encoder",
+                "output": "prompt_embeds",
+                "of": "prompt",
+                "chunks": 1,
+            },
         },
         {
             "name": "negative_prompt_embeds",
             "dtype": "float32",
             "shape": ["batch", 77, 32],
-            "from": {"graph": "text_encoder", "output": "prompt_embeds", "of": "negative_prompt"},
+            "from": {
+                "graph": "text_encoder",
+                "output": "prompt_embeds",
+                "of": "negative_prompt",
+                "chunks": 1,
+            },
         },
         {
             "name": "guidance_scale",
@@ -69,7 +79,7 @@ ENCODER = GRAPH | {
 FILE = {"sha256": "0" * 64, "bytes": 3}
 VALID: dict[str, Any] = {
     "schema_version": 2,
-    "schema_minor": 0,
+    "schema_minor": 1,
     "requires": [],
     "name": "tiny",
     "family": "stable-diffusion",
@@ -95,7 +105,7 @@ VALID: dict[str, Any] = {
     "tokenizers": {
         "input_ids": {
             "file": "tokenizer/tokenizer.json", "max_length": 77, "pad_token_id": 1,
-            "eos_token_id": 1,
+            "eos_token_id": 1, "columns": [0, 32],
         },
     },
     "guidance": "classifier-free",

@@ -78,6 +78,8 @@ def build_bundle(
     guidance: Literal["classifier-free", "none"] | None = None,
     image_to_image: bool = False,
     samplers: str | None = None,
+    prompt_chunks: int = 1,
+    prompt_syntax: str | None = None,
     plans: Sequence[PlanRequest] = (),
     out: Path | None = None,
     force: bool = False,
@@ -117,6 +119,11 @@ def build_bundle(
         samplers: to compile besides those that every bundle has: "all", or names with commas
             between them (docs/samplers.md). Python and the command line compile others when they
             are first asked for.
+        prompt_chunks: how many times the text encoder's tokens a prompt can have, for prompts in
+            A1111's syntax; more make cross-attention dearer for all prompts (docs/prompts.md).
+            Stable Diffusion and SDXL.
+        prompt_syntax: the bundle's default of how prompts are read: "plain" (when not given) or
+            "a1111".
         plans: TensorRT or TensorRT-RTX plans to compile from the graphs.
         out: the bundle's folder; when not given `engines/<name>`, or `engines/<name>-<size>` for a
             size that is not the model's own.
@@ -133,12 +140,12 @@ def build_bundle(
     progress = progress or Progress()
     with progress.stage("checking the source"):
         source = resolve_source(model, weights, config=config, vae=vae, loras=loras)
-        source = source.guided_by(guidance)
+        source = source.guided_by(guidance).reading(prompt_chunks)
         options = check_options(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
              "warm_up": warm_up, "cache_blend": cache_blend, "guidance_carry": guidance_carry},
-            image_to_image=image_to_image, samplers=samplers,
+            image_to_image=image_to_image, samplers=samplers, prompt_syntax=prompt_syntax,
         )  # fmt: skip
         out = out or default_folder(source, options)
         hashes = source.hashes()

@@ -36,9 +36,14 @@ def describe(
     """
     source, options = request.source, request.options
     graphs = _merged(unit.graphs for unit in units.values())
+    requires = [
+        *(["prompt-chunks"] if source.prompt_chunks > 1 else []),
+        *(["prompt-syntax"] if options.prompt_syntax not in (None, "plain") else []),
+    ]
     return Manifest(
         schema_version=2,
         schema_minor=SCHEMA_MINOR,
+        requires=tuple(requires),
         name=source.name,
         family=source.family.name,
         source=request.record,
@@ -94,6 +99,8 @@ def parameter_table(
         table["guidance_rescale"] = table_entry("guidance_rescale")
     if skips := source.family.clip_skips(source):
         table["clip_skip"] = table_entry("clip_skip", max=skips)
+    if options.prompt_syntax is not None:
+        table["prompt_syntax"] = table_entry("prompt_syntax", default=options.prompt_syntax)
     if options.image_to_image:
         table |= {name: table_entry(name) for name in ("image", "strength")}
     return table | dict(source.family.parameters(source))

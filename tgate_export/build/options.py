@@ -55,6 +55,7 @@ class BuildOptions:
         image_to_image: whether runs can begin with an image.
         method: what the denoiser's graphs are made for.
         samplers: those that are compiled, in the order of the bundle.
+        prompt_syntax: how prompts are read that say nothing of it; None where there is one way.
     """
 
     precision: Precision
@@ -65,6 +66,7 @@ class BuildOptions:
     image_to_image: bool = False
     method: Method = tgate_v2.METHOD
     samplers: tuple[str, ...] = ()
+    prompt_syntax: str | None = None
 
     @property
     def gate_step(self) -> int:
@@ -86,6 +88,7 @@ def check_options(
     *,
     image_to_image: bool = False,
     samplers: str | None = None,
+    prompt_syntax: str | None = None,
 ) -> BuildOptions:
     """Fill in a build's settings from the model's own, and check them.
 
@@ -98,6 +101,7 @@ def check_options(
             or left out.
         image_to_image: whether runs can begin with an image.
         samplers: more than those that every bundle has: "all", or names with commas between them.
+        prompt_syntax: the bundle's default of how prompts are read; "plain" when not given.
 
     Raises:
         InvalidRequestError: names the setting, and a value near it that would do.
@@ -148,7 +152,25 @@ def check_options(
         image_to_image,
         method,
         _samplers(source, samplers),
+        _syntax(source, prompt_syntax),
     )
+
+
+def _syntax(source: ModelSource, wanted: str | None) -> str | None:
+    """Return how prompts are read by default; None where there is one way."""
+    if wanted is not None and (fault := PARAMETERS["prompt_syntax"].fault(wanted)):
+        raise InvalidRequestError(f"prompt_syntax {fault}", field="prompt_syntax")
+    if source.by_token:
+        return wanted or "plain"
+    if wanted not in (None, "plain"):
+        raise InvalidRequestError(
+            f"{source.model} is a {source.pipeline}, whose prompts have no weights",
+            "leave ",
+            Argument("prompt_syntax"),
+            " out",
+            field="prompt_syntax",
+        )
+    return None
 
 
 def _samplers(source: ModelSource, wanted: str | None) -> tuple[str, ...]:
@@ -221,6 +243,9 @@ def options_of(manifest: Manifest) -> BuildOptions:
         manifest.guidance,
         "vae_encoder" in manifest.graphs and manifest.takes_prompt,
         samplers=tuple(manifest.samplers),
+        prompt_syntax=str(manifest.parameters["prompt_syntax"].default)
+        if "prompt_syntax" in manifest.parameters
+        else None,
     )
 
 
@@ -257,6 +282,7 @@ def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
         "samplers": options.samplers,
+        "prompts": [source.prompt_chunks, options.prompt_syntax],
         "code": code_sha256("build.assemble", family_module(source.family)),
         "versions": versions(),
     }

@@ -166,4 +166,5 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
             Argument("source"),
             ", or build the bundle again",
         )
+    source = source.reading(manifest.prompt_chunks)
     return source if manifest.guidance == "embedded" else source.guided_by(manifest.guidance)

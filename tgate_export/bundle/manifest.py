@@ -28,7 +28,7 @@ from tgate_export.steps.step_plan import PhaseCaches
 
 # A newer minor version adds fields, which older readers ignore; what a reader cannot ignore is in
 # `requires` as well.
-SCHEMA_VERSION, SCHEMA_MINOR = 2, 0
+SCHEMA_VERSION, SCHEMA_MINOR = 2, 1
 MANIFEST_NAME = "manifest.json"
 
 # How the denoiser is told to follow the prompt: by a second pass without it, by an embedding of the
@@ -160,6 +160,11 @@ class Tokenizer(BundleModel):
     max_length: Annotated[int, Field(gt=0, le=2**16)]
     pad_token_id: Count
     eos_token_id: Count
+    columns: tuple[Count, Positive] | None = Field(
+        default=None,
+        description="of the text encoder's output by token [B, T, D], those that come of these "
+        "ids: from the first to before the second; weights of a prompt act on each tokenizer's",
+    )
 
 
 class File(BundleModel):
@@ -263,6 +268,21 @@ class Manifest(BundleModel):
             for graph in self.graphs.values()
             for tensor in graph.inputs
         )
+
+    @cached_property
+    def chunks(self) -> Mapping[str, int]:
+        """The prompt encoder's outputs by token, and of how many runs the denoiser reads them."""
+        return {
+            tensor.origin.output: tensor.origin.chunks
+            for phase in self.phases
+            for tensor in self.graphs[phase].inputs
+            if isinstance(tensor.origin, FromGraph) and tensor.origin.chunks is not None
+        }
+
+    @property
+    def prompt_chunks(self) -> int:
+        """How many runs of the prompt encoder a prompt can have."""
+        return max(self.chunks.values(), default=1)
 
     @cached_property
     def takes_prompt(self) -> bool:

@@ -14,6 +14,7 @@ from tgate_export.bundle.origins import (
     FromParameter,
     FromTokens,
 )
+from tgate_export.parameters import SYNTAXES
 
 if TYPE_CHECKING:
     from tgate_export.bundle.manifest import Manifest
@@ -64,6 +65,8 @@ def check_references(manifest: Manifest) -> None:
                 )
     _check_methods(manifest)
     _check_parameters(manifest)
+    if "prompt_syntax" in manifest.parameters:
+        _check_syntax(manifest)
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -106,9 +109,16 @@ def _fault(manifest: Manifest, tensor: Input) -> str:
         shapes = {} if made is None else _shapes(made.outputs)
         if origin.output not in shapes:
             return f"is output {origin.output!r} of graph {origin.graph!r}, which is not there"
-        return (
-            "" if shapes[origin.output] == tensor.shape else f"is not of {origin.output!r}'s shape"
-        )
+        shape = shapes[origin.output]
+        if origin.graph == manifest.prompt_encoder and origin.chunks != manifest.chunks.get(
+            origin.output
+        ):
+            return f"has other chunks of {origin.output!r} than another input"
+        if origin.chunks is not None:
+            if len(shape) != 3 or isinstance(shape[1], str):
+                return f"is of chunks of {origin.output!r}, which is not by token"
+            shape = (shape[0], origin.chunks * shape[1], shape[2])
+        return "" if shape == tensor.shape else f"is not of {origin.output!r}'s shape"
     if isinstance(origin, FromCache):
         cache = manifest.caches.get(origin.cache)
         if cache is None:
@@ -183,6 +193,39 @@ def _check_parameters(manifest: Manifest) -> None:
             raise ReferenceFaultError(f"parameters.{name}.default", f"it {fault}")
     if set(manifest.parameters["scheduler"].choices) != set(manifest.samplers):
         raise ReferenceFaultError("parameters.scheduler.choices", "they are not the samplers")
+
+
+def _check_syntax(manifest: Manifest) -> None:
+    """Check what weights and chunks of prompts need."""
+    parameter = manifest.parameters["prompt_syntax"]
+    if parameter.type != "choice" or not {*parameter.choices} <= {*SYNTAXES}:
+        raise ReferenceFaultError("parameters.prompt_syntax", "it is no syntax that is known")
+    if len(manifest.chunks) != 1:
+        raise ReferenceFaultError(
+            "parameters.prompt_syntax", "no one output has the prompt's tokens"
+        )
+    (output,) = manifest.chunks
+    (width,) = (
+        tensor.shape[-1]
+        for tensor in manifest.graph(manifest.prompt_encoder).outputs
+        if tensor.name == output
+    )
+    last = 0
+    for name, tokenizer in sorted(
+        manifest.tokenizers.items(), key=lambda entry: entry[1].columns or (0, 0)
+    ):
+        columns = tokenizer.columns or (0, 0)
+        if columns[0] != last or columns[1] <= last:
+            raise ReferenceFaultError(
+                f"tokenizers.{name}.columns", f"they do not begin at {last}, where others end"
+            )
+        if tokenizer.max_length < 3:
+            raise ReferenceFaultError(
+                f"tokenizers.{name}.max_length", "there is no room between start and end"
+            )
+        last = columns[1]
+    if last != width:
+        raise ReferenceFaultError("tokenizers", f"their columns end at {last}, not at {width}")
 
 
 def _shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:

@@ -13,7 +13,7 @@ from tgate_export.common.errors import BundleError
 from tgate_export.common.json_file import parse_json
 
 # Abilities beyond those of 2.0 that this reader has.
-ABILITIES: frozenset[str] = frozenset()
+ABILITIES: frozenset[str] = frozenset({"prompt-chunks", "prompt-syntax"})
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:

@@ -24,6 +24,8 @@ Formula = Literal[
 ]  # fmt: skip
 Loop = Literal["sample", "timestep", "noise_pred", "history", "weights", "noise", "latents"]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Runs of the text encoder that a denoiser reads the outputs of, at most: 1232 tokens of CLIP.
+MOST_CHUNKS = 16
 # What an encoder reads: the same graph runs for either.
 Of = Literal["prompt", "negative_prompt"]
 
@@ -62,6 +64,11 @@ class FromGraph(_Origin):
     graph: Name
     output: Name
     of: Of | None = None
+    chunks: Annotated[int, Field(ge=1, le=MOST_CHUNKS)] | None = Field(
+        default=None,
+        description="of an output by token [B, T, D]: the input is those of so many runs, one "
+        "after another [B, chunks * T, D]",
+    )
 
 
 class FromImage(_Origin):

@@ -45,7 +45,8 @@ def parameter_options(function: F) -> F:
 
 def _option(name: str, entry: Declared) -> Callable[[F], F]:
     kinds: dict[str, Any] = {
-        "integer": int, "number": float, "choice": SchedulerName(), "pair": _Pair(),
+        "integer": int, "number": float, "pair": _Pair(),
+        "choice": click.Choice(entry.choices) if entry.choices else SchedulerName(),
         "image": click.Path(path_type=Path),
     }  # fmt: skip
     flag = f"--{short_name(name).replace('_', '-')}"
@@ -71,7 +72,7 @@ def check_declared(values: Mapping[str, Any]) -> None:
     """
     for name, entry in PARAMETERS.items():
         value = values.get(name)
-        if value is None or entry.type == "choice":  # the bundle has the names
+        if value is None or (entry.type == "choice" and not entry.choices):  # the bundle has them
             continue
         if fault := entry.fault(value):
             raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)

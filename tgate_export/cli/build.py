@@ -20,6 +20,7 @@ from tgate_export.cli._console import (
 from tgate_export.cli._file_options import file_options
 from tgate_export.cli._plan_options import plan_options, plan_requests
 from tgate_export.cli._types import Model
+from tgate_export.parameters import SYNTAXES
 
 if TYPE_CHECKING:
     from tgate_export.build.build import BuildResult
@@ -130,6 +131,21 @@ if TYPE_CHECKING:
     help="Let runs begin with an image (generate --image): adds the VAE's encoder.",
 )
 @click.option(
+    "--prompt-chunks",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many times the text encoder's 77 tokens a prompt in A1111's syntax can have. More "
+    "make every step before the gate dearer, whatever the prompt (docs/prompts.md).",
+)
+@click.option(
+    "--prompt-syntax",
+    type=click.Choice(SYNTAXES),
+    help="Default of the bundle: how generate reads prompts that say nothing of it. "
+    "Default: plain.",
+)
+@click.option(
     "--samplers",
     metavar="all|NAME,...",
     help="Samplers to compile besides those that every bundle has, such as heun,dpm++2m-sde. "
@@ -163,6 +179,8 @@ def command(
     guidance: str | None,
     image_to_image: bool,
     samplers: str | None,
+    prompt_chunks: int,
+    prompt_syntax: str | None,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -201,6 +219,8 @@ def command(
         guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         image_to_image=image_to_image,
         samplers=samplers,
+        prompt_chunks=prompt_chunks,
+        prompt_syntax=prompt_syntax,
         out=out,
         force=force,
         progress=RichProgress(),

@@ -43,4 +43,5 @@ def export_tokenizer(spec: TokenizerSpec, tokenizer: Any, file: Path) -> Tokeniz
         max_length=spec.max_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        columns=spec.columns,
     )

@@ -96,11 +96,12 @@ def unit_key(
         phases: its graphs, of the method's.
     """
     family = source.family
-    # Guidance and the method are the denoiser's alone. Nothing that is exported imports the method:
-    # it is named.
+    # Guidance, chunks of prompts and the method are the denoiser's alone. Nothing that is exported
+    # imports the method: it is named.
     denoising = {
         "guidance": source.guidance,
         "phases": list(phases),
+        "prompt_chunks": source.prompt_chunks,
         "code": code_sha256(method.module),
     }
     return _digest(

@@ -129,10 +129,14 @@ def graph_exports(
         dtype = compute if origin is None else float32
         if origin is None and text:
             of: Of = "prompt" if name == entry.name else "negative_prompt"
-            origin = FromGraph(graph=encoder, output=entry.name, of=of)
+            origin = FromGraph(graph=encoder, output=entry.name, of=of, chunks=entry.chunks)
         elif origin is None:
             origin = FromGraph(graph=encoder, output=entry.name)
-        return GraphInput(name, dtype, ("batch", *axes.sides(entry.shape)), origin)
+        return GraphInput(name, dtype, ("batch", *axes.sides(entry.input_shape)), origin)
+
+    def encoded(entry: Condition) -> GraphInput:
+        dtype = compute if entry.origin is None else float32
+        return GraphInput(entry.name, dtype, ("batch", *axes.sides(entry.shape)))
 
     known = {
         name: condition(entry, name)
@@ -174,7 +178,7 @@ def graph_exports(
         "vae_encoder",
         lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
         (GraphInput("noisy_image" if image else "images", float32, axes.images(), pixels),),
-        tuple(condition(entry, entry.name) for entry in image)
+        tuple(encoded(entry) for entry in image)
         or (GraphInput("image_latents", float32, sample.shape),),
     )
 
@@ -217,7 +221,7 @@ def graph_exports(
             encoder,
             lambda: family.prompt_encoder(source, parts, size),
             tuple(prompt_inputs) if text else (picture,),
-            tuple(condition(entry, entry.name) for entry in conditioning.prompt),
+            tuple(encoded(entry) for entry in conditioning.prompt),
         ),
         *denoising,
         *([vae_encoder] if image_to_image or image else []),

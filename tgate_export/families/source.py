@@ -18,6 +18,7 @@ from tgate_export.adapters.lora_file import Lora
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import Defaults, File, Guidance, Source
+from tgate_export.bundle.origins import MOST_CHUNKS
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.families import hub
@@ -65,6 +66,7 @@ class ModelSource:
         parts: components that are folders of their own -> the folder.
         single: the checkpoint in one file that it is; `directory` has its configurations.
         loras: LoRA files that change its weights, in this order.
+        prompt_chunks: how many runs of the text encoder a prompt can have.
     """
 
     kind: Kind
@@ -80,6 +82,7 @@ class ModelSource:
     parts: Mapping[str, Path] = field(default_factory=dict)
     single: SingleFile | None = None
     loras: tuple[Lora, ...] = ()
+    prompt_chunks: int = 1
 
     def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
         """Return this model with another kind of guidance; its own when None.
@@ -99,9 +102,36 @@ class ModelSource:
             )
         return replace(self, guidance=guidance)
 
+    def reading(self, prompt_chunks: int) -> ModelSource:
+        """Return this model with a denoiser that reads prompts of so many chunks.
+
+        Raises:
+            InvalidRequestError: it cannot, or not as many.
+        """
+        if not 1 <= prompt_chunks <= MOST_CHUNKS:
+            raise InvalidRequestError(
+                f"prompt_chunks must be 1 to {MOST_CHUNKS}, got {prompt_chunks}",
+                field="prompt_chunks",
+            )
+        if prompt_chunks > 1 and not self.by_token:
+            raise InvalidRequestError(
+                f"{self.model} is a {self.pipeline}, whose prompts have no chunks",
+                "leave ",
+                Argument("prompt_chunks"),
+                " out",
+                field="prompt_chunks",
+            )
+        return replace(self, prompt_chunks=prompt_chunks)
+
+    @property
+    def by_token(self) -> bool:
+        """Whether prompts can be of several chunks, and of weighted tokens."""
+        return any(entry.chunks for entry in self.conditioning().conditions)
+
     def conditioning(self) -> Conditioning:
-        """Return what the denoiser is told, with this model's guidance."""
-        return self.family.conditioning(self).guided_by(self.guidance)
+        """Return what the denoiser is told, with this model's guidance and chunks."""
+        found = self.family.conditioning(self).guided_by(self.guidance)
+        return found.in_chunks(self.prompt_chunks)
 
     def root(self, component: str) -> Path:
         """Return the model folder that a component belongs to."""

@@ -36,6 +36,7 @@ class TokenizerSpec:
         max_length: T.
         mask: the graph input that takes 1 for a token and 0 for padding, if there is one.
         lowercase: prompts are lowercased and stripped first.
+        columns: see `manifest.Tokenizer`; those of a CLIP text encoder.
     """
 
     input: str
@@ -45,6 +46,7 @@ class TokenizerSpec:
     max_length: int
     mask: str | None = None
     lowercase: bool = False
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tgate_export.common.errors import ModelError
@@ -26,15 +26,30 @@ def clip_tokens(source: ModelSource, suffix: str = "") -> int:
     return positions if longest is None else min(longest, positions)
 
 
-def clip_tokenizer(source: ModelSource, suffix: str = "") -> TokenizerSpec:
-    """Return the tokenizer of a CLIP text encoder; of a pipeline's second one with its suffix."""
-    return TokenizerSpec(
-        f"input_ids{suffix}",
-        f"tokenizer{suffix}",
-        "transformers.CLIPTokenizer",
-        f"text_encoder{suffix}",
-        clip_tokens(source, suffix),
-    )
+def clip_tokenizers(
+    source: ModelSource, suffixes: Sequence[str] = ("",)
+) -> tuple[TokenizerSpec, ...]:
+    """Return the tokenizers of CLIP text encoders, whose outputs lie side by side.
+
+    Args:
+        source: the pipeline.
+        suffixes: how the names of its text encoders and of their tokenizers end.
+    """
+    found, column = [], 0
+    for suffix in suffixes:
+        width = int(source.config(f"text_encoder{suffix}")["hidden_size"])
+        found.append(
+            TokenizerSpec(
+                f"input_ids{suffix}",
+                f"tokenizer{suffix}",
+                "transformers.CLIPTokenizer",
+                f"text_encoder{suffix}",
+                clip_tokens(source, suffix),
+                columns=(column, column + width),
+            )
+        )
+        column += width
+    return tuple(found)
 
 
 def clip_layers(source: ModelSource, encoder: str) -> int:

@@ -35,6 +35,8 @@ class Condition:
         gated: the gated phase needs it, too: as the official code, its negative value if it has
             one.
         origin: where it comes from, f32; None: from the prompt encoder, in the bundle's precision.
+        chunks: of one by token [T, D]: the denoiser reads those of so many runs of the encoder, one
+            after another [chunks * T, D].
     """
 
     name: str
@@ -42,6 +44,14 @@ class Condition:
     unconditional: Unconditional = "same"
     gated: bool = False
     origin: FromFormula | FromParameter | FromImage | FromGraph | None = None
+    chunks: int | None = None
+
+    @property
+    def input_shape(self) -> tuple[int | str, ...]:
+        """What the denoiser reads, without the batch."""
+        if self.chunks is None or not isinstance(tokens := self.shape[0], int):
+            return self.shape
+        return (self.chunks * tokens, *self.shape[1:])
 
     @property
     def full_inputs(self) -> tuple[str, ...]:
@@ -89,6 +99,14 @@ class Conditioning:
             return self
         conditions = tuple(replace(entry, unconditional="same") for entry in self.conditions)
         return replace(self, conditions=conditions, guidance=guidance, rescale=False)
+
+    def in_chunks(self, chunks: int) -> Conditioning:
+        """Return this conditioning for prompts of so many chunks."""
+        conditions = tuple(
+            entry if entry.chunks is None else replace(entry, chunks=chunks)
+            for entry in self.conditions
+        )
+        return replace(self, conditions=conditions)
 
     @property
     def passes(self) -> int:

@@ -141,7 +141,7 @@ def _output_shapes(
                 **{
                     entry.name: torch.empty(
                         1,
-                        *(dim if isinstance(dim, int) else sides[dim] for dim in entry.shape),
+                        *(dim if isinstance(dim, int) else sides[dim] for dim in entry.input_shape),
                         dtype=dtype if entry.origin is None else None,
                     )
                     for entry in conditioning.conditions

@@ -39,7 +39,7 @@ class ImageState:
         run_plan: its evaluations.
         state: rows by name, as the next evaluation reads them, but for those that are kept.
         prompts: what is to be encoded before the first evaluation, by the prefix of its tensors: a
-            text, or rows of the prompt encoder's inputs.
+            text, rows of the prompt encoder's inputs, or of its outputs for too few tokens.
         image: what the VAE is to encode before the first evaluation [H, W, 3] f32, if anything.
         alone: its prompt's conditions are also its negative ones.
         due: the moment by which it should be done; see `policy.due`.
@@ -89,7 +89,8 @@ class ImageState:
             texts, embeds = texts | more_texts, embeds | more_embeds
         elif manifest.takes_negative:
             for output in manifest.graph(manifest.prompt_encoder).outputs:
-                row = tuple(int(dim) for dim in output.shape[1:])
+                row = [int(dim) for dim in output.shape[1:]]
+                row[0] *= manifest.chunks.get(output.name, 1)
                 state[NEGATIVE + output.name] = np.zeros(row, output.dtype)
         image = vae_picture(manifest, request, index)
         return cls(request, index, tuple(shape), route, state | embeds, texts, image, alone)
@@ -210,7 +211,7 @@ def _split(
     if not isinstance(prompts, dict):
         return {prefix: prompts[index]}, {}
     rows = {name: value[index] for name, value in prompts.items()}
-    if needs_encoding(manifest, prompts):
+    if needs_encoding(manifest, rows):
         return {prefix: rows}, {}
     return {}, {prefix + name: row for name, row in rows.items()}
 

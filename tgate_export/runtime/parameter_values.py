@@ -130,6 +130,12 @@ def _checked(name: str, entry: Parameter, value: Any) -> Any:
     return kinds[entry.type](value)
 
 
+def _changes_nothing(value: Any, inert: float | str | None) -> bool:
+    if inert is None or isinstance(inert, str):
+        return value == inert
+    return bool(value <= inert)
+
+
 def _refuse_absent(manifest: Manifest, name: str, value: Any) -> None:
     """Refuse a parameter that a bundle lacks, unless its value changes nothing."""
     declared = PARAMETERS.get(name)
@@ -145,7 +151,7 @@ def _refuse_absent(manifest: Manifest, name: str, value: Any) -> None:
         fault = declared.fault(one)
         if fault and declared.inert is not None:
             raise InvalidRequestError(f"{name} {fault}", field=name)
-        if fault or declared.inert is None or one > declared.inert:
+        if fault or not _changes_nothing(one, declared.inert):
             raise InvalidRequestError(
                 f"{name} {one} has no effect: {declared.absent}; leave it out", field=name
             )

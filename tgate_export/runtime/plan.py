@@ -111,9 +111,11 @@ def plan_batch(manifest: Manifest, shape: BatchShape) -> BatchPlan:
             {"next_sample": f"sample.{1 - source}", "next_history": f"history.{1 - source}"},
         )
 
+    encoder = manifest.graph(manifest.prompt_encoder)
+    encoded = {output.name: _encoded(manifest, output) for output in encoder.outputs}
     return BatchPlan(
         buffers=buffers,
-        encode=bind(manifest.prompt_encoder),
+        encode=bind(manifest.prompt_encoder, outputs=encoded),
         encode_image=bind("vae_encoder") if shape.image else None,
         denoise={phase: bind(phase, {"sample": "denoiser_input"}) for phase in shape.phases},
         sample=(sampler(0), sampler(1)),
@@ -148,8 +150,17 @@ def batch_buffers(manifest: Manifest, shape: BatchShape) -> dict[str, BufferSpec
             if not isinstance(tensor.origin, FromLoop):
                 add(buffer_of(tensor), name, tensor)
         for output in graph.outputs:
-            add(output.name, name, output)
+            made = _encoded(manifest, output) if name == manifest.prompt_encoder else output.name
+            add(made, name, output)
     return buffers
+
+
+def _encoded(manifest: Manifest, output: Tensor) -> str:
+    """Return the buffer of one of the prompt encoder's outputs.
+
+    It is the denoiser's, unless that reads several of them: those are joined on the host.
+    """
+    return output.name if manifest.chunks.get(output.name, 1) == 1 else f"chunk/{output.name}"
 
 
 def bind_launch(

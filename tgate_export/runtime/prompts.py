@@ -12,6 +12,8 @@ from tgate_export.bundle.manifest_graphs import Tensor
 from tgate_export.bundle.origins import FromMask, FromParameter, FromTokens
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.host_arrays import host_array
+from tgate_export.runtime.prompt_chunks import filled_up
+from tgate_export.runtime.prompt_syntax import read_a1111
 
 if TYPE_CHECKING:
     from tgate_export.runtime.tokenizer import PromptTokenizer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 # A text for each image; or what the prompt encoder takes or gives, by its tensors' names [B, ...].
 Prompts = tuple[str, ...] | dict[str, np.ndarray]
 Embeds = np.ndarray | Mapping[str, np.ndarray]
+SYNTAX = "prompt_syntax"  # the parameter that says how texts are read
 
 
 def count(prompts: Prompts) -> int:
@@ -35,13 +38,40 @@ def repeat(prompts: Prompts, times: int) -> Prompts:
     return {name: np.repeat(value, times, axis=0) for name, value in prompts.items()}
 
 
-def needs_encoding(manifest: Manifest, prompts: Prompts) -> bool:
-    """Whether the prompt encoder has to run; not for what it would give."""
-    if isinstance(prompts, tuple):
-        return True
-    return prompts.keys() != {
-        tensor.name for tensor in manifest.graph(manifest.prompt_encoder).outputs
-    }
+def needs_encoding(manifest: Manifest, row: Mapping[str, np.ndarray]) -> bool:
+    """Whether the prompt encoder has to run for one of `Prompts`; not for all that it would give.
+
+    Args:
+        manifest: the bundle's.
+        row: of each tensor.
+    """
+    made = {tensor.name for tensor in manifest.graph(manifest.prompt_encoder).outputs}
+    return row.keys() != made or missing_chunks(manifest, row) > 0
+
+
+def missing_chunks(manifest: Manifest, row: Mapping[str, np.ndarray]) -> int:
+    """Return how many chunks of the empty text fill embeddings up; see `filled_up`.
+
+    Args:
+        manifest: the bundle's.
+        row: of each of the text encoder's outputs, or of its inputs.
+    """
+    for tensor in manifest.graph(manifest.prompt_encoder).outputs:
+        if tensor.name in row and (most := manifest.chunks.get(tensor.name)):
+            chunks = len(row[tensor.name]) // int(tensor.shape[1])
+            return filled_up(chunks, most) - chunks
+    return 0
+
+
+def check_syntax(values: Mapping[str, Sequence[Any]], prompts: Prompts | None, field: str) -> None:
+    """Refuse texts that cannot be read as the call says; `field` is the argument that they are.
+
+    Raises:
+        InvalidRequestError: names the argument and the place in it.
+    """
+    if isinstance(prompts, tuple) and "a1111" in values.get(SYNTAX, ()):
+        for text in dict.fromkeys(prompts):
+            read_a1111(text, field)
 
 
 def encoder_rows(
@@ -197,11 +227,15 @@ def _embeds(manifest: Manifest, argument: str, embeds: Embeds) -> dict[str, np.n
 
 def _tensor(manifest: Manifest, argument: str, tensor: Tensor, value: np.ndarray) -> np.ndarray:
     array = host_array(value, f"{argument}: {tensor.name}")
-    if not len(array.shape) or not len(array) or array.shape[1:] != tensor.shape[1:]:
-        wanted = ", ".join(str(dim) for dim in ("prompts", *tensor.shape[1:]))
+    most, row = manifest.chunks.get(tensor.name, 1), tensor.shape[1:]
+    shapes = [row] if most == 1 else [(n * int(row[0]), *row[1:]) for n in range(1, most + 1)]
+    if not len(array.shape) or not len(array) or array.shape[1:] not in shapes:
+        wanted = ", ".join(str(dim) for dim in ("prompts", *row))
+        times = "" if most == 1 else f", or up to {most} times as many tokens"
         raise InvalidRequestError(
             f"{argument}: {tensor.name} has shape {list(array.shape)}, but this bundle's family "
-            f"{manifest.family} takes [{wanted}]: use the text encoder of the bundle's own model",
+            f"{manifest.family} takes [{wanted}]{times}: use the text encoder of the bundle's own "
+            "model",
             field=argument,
         )
     with np.errstate(over="ignore"):
@@ -211,7 +245,11 @@ def _tensor(manifest: Manifest, argument: str, tensor: Tensor, value: np.ndarray
             f"{argument}: {tensor.name} holds values that are not finite in {tensor.dtype}",
             field=argument,
         )
-    return array
+    chunks = 1 + shapes.index(array.shape[1:])
+    # What does not come out even is filled up when the empty text is encoded.
+    if most == chunks or most % chunks:
+        return array
+    return np.tile(array, (1, most // chunks, *[1] * (len(row) - 1)))
 
 
 def _is_text(value: object) -> bool:

@@ -82,6 +82,11 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         if "vae_encoder" in manifest.graphs and manifest.takes_prompt
         else None,
         "samplers": ",".join(samplers) or None,
+        "prompt_chunks": manifest.prompt_chunks if manifest.prompt_chunks > 1 else None,
+        "prompt_syntax": "a1111"
+        if "prompt_syntax" in manifest.parameters
+        and manifest.parameters["prompt_syntax"].default == "a1111"
+        else None,
         **changes,
     }
     given = {name: value for name, value in arguments.items() if value is not None}

@@ -19,6 +19,7 @@ from tgate_export.runtime.parameter_values import method_values, parameter_value
 from tgate_export.runtime.prompts import (
     Embeds,
     Prompts,
+    check_syntax,
     count,
     encoder_values,
     negative,
@@ -132,6 +133,8 @@ def make_request(
             field="num_images_per_prompt",
         )
     values = parameter_values(manifest, parameters, number)
+    check_syntax(values, prompts, "prompt")
+    check_syntax(values, negatives, "negative_prompt")
     if prompt_embeds is not None:
         for name, each in encoder_values(manifest, values, negative=False).items():
             if parameters.get(name) is not None and any(each):

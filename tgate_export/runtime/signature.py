@@ -43,6 +43,7 @@ class Generate(ABC):
         cache_blend: float | Sequence[float] | None = None,
         guidance_carry: float | Sequence[float] | None = None,
         clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
         scheduler: str | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
@@ -100,6 +101,9 @@ class Generate(ABC):
                 it. One for all prompts, or one each. 0.0 when not given.
             clip_skip: skip this many of the CLIP text encoder's last layers; negative prompts skip
                 none, as in diffusers. 0 when not given.
+            prompt_syntax: how prompts are read. plain: as they are, as in diffusers; a1111: with
+                weights such as (word:1.3), BREAK and chunks of tokens, as in A1111's web UI. plain
+                when not given.
             scheduler: sampler that the bundle holds, such as "ddim" or "dpm++2m".
             original_size: SDXL: (height, width) that the model is told the image had before
                 scaling; by default the image's own.
@@ -148,6 +152,7 @@ class Generate(ABC):
             "cache_blend": cache_blend,
             "guidance_carry": guidance_carry,
             "clip_skip": clip_skip,
+            "prompt_syntax": prompt_syntax,
             "scheduler": scheduler,
             "original_size": original_size,
             "crops_coords_top_left": crops_coords_top_left,

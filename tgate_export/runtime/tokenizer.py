@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._vectors = _several_vectors(self._tokenizer)
         self.spec = spec
+        self.comma: int | None = self._tokenizer.token_to_id(",</w>")
 
     def __call__(
         self, prompts: Sequence[str], warn: Callable[[str], None] = _warn
@@ -56,11 +58,9 @@ class PromptTokenizer:
         mask = np.zeros_like(rows)
         for index, prompt in enumerate(prompts):
             with _library_errors(_unreadable):
-                ids = self._encode(prompt)
+                ids = self._encode(prompt, length)
             if len(ids) > length:
-                with _library_errors(_unreadable):
-                    removed = self._tokenizer.decode(ids[length - 1 : -1])
-                removed = removed.replace("</w>", " ").strip()
+                removed = self.text(ids[length - 1 : -1])
                 warn(
                     f"the prompt is longer than the {length} tokens that the text encoder takes; "
                     f"this part was left out: {removed!r}"
@@ -70,15 +70,62 @@ class PromptTokenizer:
             mask[index, : len(ids)] = 1
         return rows, mask
 
-    def _encode(self, prompt: str) -> list[int]:
+    def groups(self, text: str, most: int) -> list[list[int]]:
+        """Return the ids of a text without a start and an end, those together that belong together.
+
+        Args:
+            text: any; the vectors of one textual inversion belong together.
+            most: tokens that can be of use.
+
+        Raises:
+            InvalidRequestError: a text that the tokenizer cannot read.
+        """
+        with _library_errors(_unreadable):
+            ids = self._encode(text, most)[1:-1]
+            wholes = {
+                number: self._tokenizer.encode(all_of_it, add_special_tokens=False).ids
+                for number, (_, all_of_it) in self._vectors.items()
+                if number in ids
+            }
+        found, first = [], 0
+        while first < len(ids):
+            whole = wholes.get(ids[first], [])
+            last = first + (len(whole) if ids[first : first + len(whole)] == whole else 0)
+            found.append(ids[first : max(last, first + 1)])
+            first += len(found[-1])
+        return found
+
+    def framed(self, ids: Sequence[int]) -> np.ndarray:
+        """Return a row [T] int64 of ids, with a start and an end, and padded."""
+        row = np.full(self.spec.max_length, self.spec.pad_token_id, dtype=np.int64)
+        framed = [self._start, *ids, self.spec.eos_token_id]
+        row[: len(framed)] = framed
+        return row
+
+    @cached_property
+    def _start(self) -> int:
+        """The id that every text begins with."""
+        ids: list[int] = self._tokenizer.encode("").ids
+        return ids[0]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return what ids stand for."""
+        with _library_errors(_unreadable):
+            return _readable(self._tokenizer.decode(list(ids)))
+
+    def _encode(self, prompt: str, most: int) -> list[int]:
         ids: list[int] = self._tokenizer.encode(prompt).ids
         found = [self._vectors[token] for token in dict.fromkeys(ids) if token in self._vectors]
         if found:
             for token, all_of_it in found:
                 # What comes after as many tokens is left out.
-                prompt = prompt.replace(token, all_of_it, self.spec.max_length)
+                prompt = prompt.replace(token, all_of_it, most)
             ids = self._tokenizer.encode(prompt).ids
         return ids
+
+
+def _readable(decoded: str) -> str:
+    return decoded.replace("</w>", " ").strip()
 
 
 def _several_vectors(tokenizer: Tokenizer) -> dict[int, tuple[str, str]]:

@@ -13,6 +13,7 @@ from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import short_name
 from tgate_export.runtime.images import decode_image
+from tgate_export.runtime.prompts import SYNTAX
 from tgate_export.serve import fields
 from tgate_export.serve.a1111_samplers import find_scheduler
 from tgate_export.serve.fields import Fields
@@ -131,6 +132,8 @@ def parse(
     batch_size, images = _count(taken, options.max_images)
     scheduler = _scheduler(taken, model)
     given = _given(taken, model, kind)
+    if SYNTAX in model.manifest.parameters:
+        given.setdefault(SYNTAX, "a1111")
     width, height = taken.take("width", int), taken.take("height", int)
     if kind == "img2img":
         given["image"] = _image(taken, model, width, height)

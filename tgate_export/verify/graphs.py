@@ -89,11 +89,14 @@ def graph_references(
         inputs = {name: known[name].astype(dtype) for name, dtype in stored.items()}
         with computing_in_fp32(module):
             named = _call(module, inputs, graph.outputs)
-            if graph.name == encoder and manifest.takes_negative:
-                negative = {name: known[NEGATIVE + name] for name in inputs}
-                for name, value in _call(module, negative, graph.outputs).items():
-                    known[NEGATIVE + name] = value
-        known |= named
+            known |= named
+            if graph.name == encoder:
+                known |= _in_chunks(module, inputs, graph.outputs, named, manifest.chunks)
+                if manifest.takes_negative:
+                    negative = {name: known[NEGATIVE + name] for name in inputs}
+                    made = _call(module, negative, graph.outputs)
+                    made |= _in_chunks(module, negative, graph.outputs, made, manifest.chunks)
+                    known |= {NEGATIVE + name: value for name, value in made.items()}
         if only is None or graph.name in only:
             references[graph.name] = Reference(inputs, named)
         later = {component for entry in graphs[index + 1 :] for component in entry.components}
@@ -175,6 +178,32 @@ def _call(module: torch.nn.Module, inputs: Arrays, outputs: Iterable[GraphInput]
     result = module(*tensors)
     values = result if isinstance(result, tuple) else (result,)
     return {entry.name: value.numpy() for entry, value in zip(outputs, values, strict=True)}
+
+
+def _in_chunks(
+    module: torch.nn.Module,
+    inputs: Arrays,
+    outputs: Iterable[GraphInput],
+    first: Arrays,
+    chunks: Mapping[str, int],
+) -> Arrays:
+    """Return what the denoiser reads by token of the prompt encoder, every chunk another.
+
+    Args:
+        module: the encoder.
+        inputs: of the first chunk; the others' are the same, moved along.
+        outputs: the encoder's.
+        first: what it made of the first.
+        chunks: of how many the outputs are that are by token.
+    """
+    made = [first]
+    for chunk in range(1, max(chunks.values(), default=1)):
+        moved = {
+            name: np.roll(value, chunk, axis=1) if value.ndim > 1 else value
+            for name, value in inputs.items()
+        }
+        made.append(_call(module, moved, outputs))
+    return {name: np.concatenate([each[name] for each in made], axis=1) for name in chunks}
 
 
 def check_graphs(

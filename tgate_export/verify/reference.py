@@ -238,7 +238,10 @@ def _text_conditions(source: ModelSource, parts: Components, manifest: Manifest)
             outputs = encoder(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for entry, value in zip(text, outputs, strict=True):
-            values[prefix + entry.name] = value.float()
+            value = value.float()
+            if entry.chunks is not None:  # of a prompt of one chunk
+                value = value.repeat(1, entry.chunks, 1)
+            values[prefix + entry.name] = value
     negative = {"negative_prompt": NEGATIVE_PROMPT} if manifest.takes_negative else {}
     return values, {"prompt": PROMPT, **negative}
 

@@ -84,10 +84,12 @@ def _port(name: str, entry: Parameter) -> Port:
 
 def embeddings(manifest: Manifest) -> list[Port]:
     """Return the inputs that stand for prompts, by the names of the text encoder's outputs."""
-    ports = [
-        Port(tensor.name, _TYPES[tensor.dtype], (-1, *(int(dim) for dim in tensor.shape[1:])))
-        for tensor in manifest.graph(manifest.prompt_encoder).outputs
-    ]
+    ports = []
+    for tensor in manifest.graph(manifest.prompt_encoder).outputs:
+        row = [int(dim) for dim in tensor.shape[1:]]
+        if manifest.chunks.get(tensor.name, 1) > 1:
+            row[0] = -1
+        ports.append(Port(tensor.name, _TYPES[tensor.dtype], (-1, *row)))
     if not manifest.takes_negative:
         return ports
     return [*ports, *(Port(NEGATIVE + port.name, port.type, port.dims) for port in ports)]

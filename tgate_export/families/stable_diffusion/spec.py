@@ -11,7 +11,7 @@ from tgate_export.families.spec import Family
 from tgate_export.families.unets import (
     check_unet,
     clip_layers,
-    clip_tokenizer,
+    clip_tokenizers,
     clip_tokens,
     context_width,
     guidance_embedding,
@@ -30,7 +30,9 @@ DEFAULTS = Defaults(num_inference_steps=25, gate_step=10, guidance_scale=7.5, sc
 def _conditioning(source: ModelSource) -> Conditioning:
     unet = source.config("unet")
     width = context_width(unet)
-    embeds = Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative")
+    embeds = Condition(
+        "prompt_embeds", (clip_tokens(source), width), unconditional="negative", chunks=1
+    )
     if unet.get("upcast_attention"):
         return Conditioning((embeds,), _predict_upcast, float32_attention=True, rescale=True)
     return Conditioning((embeds,), _predict, rescale=True)
@@ -86,7 +88,7 @@ FAMILY = Family(
         "vae": "diffusers.AutoencoderKL",
     },
     denoiser="unet",
-    tokenizers=lambda source: (clip_tokenizer(source),),
+    tokenizers=clip_tokenizers,
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,

@@ -12,7 +12,7 @@ from tgate_export.families.spec import Family, declared
 from tgate_export.families.unets import (
     check_unet,
     clip_layers,
-    clip_tokenizer,
+    clip_tokenizers,
     clip_tokens,
     context_width,
     guidance_embedding,
@@ -38,7 +38,9 @@ def _conditioning(source: ModelSource) -> Conditioning:
     width = context_width(source.config("unet"))
     return Conditioning(
         (
-            Condition("prompt_embeds", (clip_tokens(source), width), unconditional="negative"),
+            Condition(
+                "prompt_embeds", (clip_tokens(source), width), unconditional="negative", chunks=1
+            ),
             Condition(
                 "text_embeds", (_pooled_width(source),), unconditional="negative", gated=True
             ),
@@ -122,7 +124,7 @@ FAMILY = Family(
         "vae": "diffusers.AutoencoderKL",
     },
     denoiser="unet",
-    tokenizers=lambda source: tuple(clip_tokenizer(source, suffix) for suffix in ENCODERS),
+    tokenizers=lambda source: clip_tokenizers(source, ENCODERS),
     defaults=DEFAULTS,
     check=_check,
     conditioning=_conditioning,
