@@ -129,6 +129,19 @@ def image_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def chunks_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of it for prompts of up to three chunks; shared, so not to be changed."""
+    from tests.support import tiny
+    from tgate_export.build.build import build_bundle
+
+    with tiny.only_samplers("ddim", "euler"):
+        return made_once(
+            tmp_path_factory, "bundles/chunks",
+            lambda out: build_bundle(str(tiny_pipeline_dir), prompt_chunks=3, out=out),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """The trained demo pipeline in the package."""
     from tgate_export.data import SHAPES_DIR

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
+import torch
 
 Parameters = ParamSpec("Parameters")
 
@@ -29,6 +30,8 @@ def memoized(run: Callable[Parameters, np.ndarray]) -> Callable[Parameters, np.n
 def _key(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, torch.Tensor):
+        return _key(value.numpy())
     if isinstance(value, (list, tuple)):
         return tuple(map(_key, value))
     assert value is None or isinstance(value, (str, int, float, Path)), "has no obvious key"

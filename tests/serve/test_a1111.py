@@ -124,6 +124,30 @@ def test_the_bundles_parameters_stand_beside(
     assert "cfg_scale and guidance_scale are one parameter" in message
 
 
+def test_prompts_are_in_its_syntax(
+    client: Any, served: HttpServer, shapes_pipeline: TGatePipeline
+) -> None:
+    """Unless a request says otherwise, and by no other door."""
+    run = RUN | {"prompt": "a (red:1.4) circle [on] blue"}
+    found = client.txt2img(**run)
+    weighted = alone(shapes_pipeline, run["prompt"], prompt_syntax="a1111")
+    plain = alone(shapes_pipeline, run["prompt"])
+    assert close(found.image, weighted)
+    assert not close(weighted, plain)
+    assert "prompt_syntax" in json.dumps(found.info)
+    _, answer = served.post("/sdapi/v1/txt2img", **run, cfg_scale=7, prompt_syntax="plain")
+    _, openai = served.post(
+        "/v1/images/generations", prompt=run["prompt"], seed=11, steps=6, guidance_scale=7,
+        scheduler="ddim", size="64x64",
+    )  # fmt: skip
+    for text in (answer["images"][0], openai["data"][0]["b64_json"]):
+        with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+            assert close(image, plain)
+    message = refused(served, "txt2img", run | {"negative_prompt": "a (circle"})
+    assert message.startswith("negative_prompt: '(' at character 3 is not closed")
+    assert "AND at character 3" in refused(served, "txt2img", run | {"prompt": "a AND b"})
+
+
 @pytest.mark.parametrize(
     ("sampler", "type_", "scheduler"),
     [

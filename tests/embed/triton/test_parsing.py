@@ -54,6 +54,7 @@ def test_everything_there_is(manifest: Manifest) -> None:
     scalars = {
         "steps": 7, "gate_step": 3, "sp_interval": 1, "fi_interval": 1, "warm_up": 0,
         "guidance_rescale": 0.5, "clip_skip": 1, "scheduler": "euler", "seed": 3, "num_images": 1,
+        "prompt_syntax": "a1111",
         "width": 16, "height": 16,
     }  # fmt: skip
     named = arguments(manifest)
