@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
     "num_inference_steps": None, "gate_step": None, "sp_interval": None,
     "fi_interval": None, "warm_up": None, "guidance_scale": None,
     "guidance_rescale": None, "cache_blend": None, "guidance_carry": None, "clip_skip": None,
-    "scheduler": None, "seed": 0,
+    "prompt_syntax": None, "scheduler": None, "seed": 0,
     "num_images_per_prompt": 1, "height": None, "width": None, "original_size": None,
     "crops_coords_top_left": None, "target_size": None, "image": None, "strength": None,
     "fps": None, "motion_bucket_id": None, "noise_aug_strength": None, "min_guidance_scale": None,
