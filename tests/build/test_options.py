@@ -110,3 +110,32 @@ def test_a_model_without_guidance_has_no_numbers_of_it(tiny_pipeline_dir: Path) 
         match=r"^cache_blend 0\.5 has no effect on a model without classifier-free",
     ):
         check_options(source, "fp32", settings={"cache_blend": 0.5})
+
+
+def test_prompts_are_part_of_what_is_built(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained")
+    keys = {
+        build_key(each, each.record(), check_options(each, "fp32", prompt_syntax=syntax))
+        for each in (source, source.reading(1), source.reading(2))
+        for syntax in (None, "plain", "a1111")
+    }
+    assert len(keys) == 4
+    assert check_options(source, "fp32").prompt_syntax == "plain"
+    (condition,) = source.reading(3).conditioning().conditions
+    assert (condition.shape, condition.input_shape) == ((77, 32), (231, 32))
+
+
+def test_prompts_of_other_text_encoders_have_no_chunks(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir), "pretrained")
+    for chunks in (0, -1, 17):
+        with pytest.raises(InvalidRequestError, match=r"prompt_chunks must be 1 to 16, got"):
+            source.reading(chunks)
+    with pytest.raises(InvalidRequestError, match="prompt_syntax must be one of plain, a1111"):
+        check_options(source, "fp32", prompt_syntax="comfy")
+    t5 = resolve_source("pixart-alpha", "random")
+    assert t5.reading(1) == t5
+    assert check_options(t5, "fp32", prompt_syntax="plain").prompt_syntax is None
+    with pytest.raises(InvalidRequestError, match=r"whose prompts have no chunks: leave .* out"):
+        t5.reading(2)
+    with pytest.raises(InvalidRequestError, match=r"whose prompts have no weights: leave .* out"):
+        check_options(t5, "fp32", prompt_syntax="a1111")

@@ -20,6 +20,7 @@ from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_
 from tests.support.cpp_driver import Driver, Refusal, assert_alike
 from tests.support.manifest import ESCAPES, FILE, VALID, changed
 from tgate_export.bundle.integrity import open_bundle
+from tgate_export.bundle.manifest import SCHEMA_MINOR
 from tgate_export.bundle.manifest_checks import RESERVED
 from tgate_export.bundle.manifest_reader import parse_manifest
 from tgate_export.bundle.sampler_file import read_sampler_table, write_sampler_table
@@ -171,7 +172,7 @@ def test_a_newer_minor_version_may_have_more_fields(driver: Driver) -> None:
         raw = json.loads(json.dumps(VALID))
         at(raw, place)["surprise"] = {"a": [1]}
         refuse_alike(driver, json.dumps(raw))
-        read += read_alike(driver, json.dumps(raw | {"schema_minor": 1}))
+        read += read_alike(driver, json.dumps(raw | {"schema_minor": SCHEMA_MINOR + 1}))
     assert read > 30
 
 

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.embed.triton.stand_in import InferenceResponse, Request, Sender, arguments, utils
+from tests.embed.triton.stand_in import (
+    InferenceResponse,
+    Request,
+    Sender,
+    Tensor,
+    arguments,
+    utils,
+)
 from tests.support.cpu_for_cuda import rows_read, with_cpu_for_cuda
 from tgate_export import TGatePipeline
 from tgate_export.embed.triton import encoders
@@ -341,6 +348,41 @@ def test_rows_stay_on_the_device(
         alone = expected(
             "a", seed=seed, num_inference_steps=3 + seed, gate_step=2, output_type="latent"
         )
+        found = each.sender.got[0].tensors["latents"]
+        np.testing.assert_allclose(found, np.asarray(alone.images), atol=1e-4)
+
+
+def test_prompts_of_several_chunks(module: Any, chunks_bundle: Path, tmp_path: Path) -> None:
+    """Beside plain ones, in the same calls; and embeddings of two chunks."""
+    expected = TGatePipeline.from_bundle(chunks_bundle, "onnxruntime:cpu")
+    model = module.TGateModel()
+    model.initialize(arguments(write_repository(chunks_bundle, tmp_path, name="chunks")))
+    long = "a (red:1.4) circle, " * 8
+    embeds = np.random.default_rng(0).standard_normal((1, 154, 32), dtype=np.float32)
+    cases: list[dict[str, Any]] = [
+        {"prompt": long, "prompt_syntax": "a1111", "negative_prompt": "[blue]"},
+        {"prompt": "a (red:1.4) circle", "negative_prompt": "[blue]"},
+        {"prompt": None},
+    ]
+    requests = [
+        request(**{**case, "prompt": case["prompt"] or "", "format": "latents", "steps": 2}
+                | {"seed": seed})
+        for seed, case in enumerate(cases)
+    ]  # fmt: skip
+    cases[2]["prompt_embeds"] = embeds
+    del requests[2].inputs["prompt"]
+    requests[2].inputs["prompt_embeds"] = Tensor("prompt_embeds", embeds)
+    bad = request(prompt="a (b", prompt_syntax="a1111")
+    try:
+        model.execute([*requests, bad])
+        *done, refused = finals(*requests, bad)
+    finally:
+        model.finalize()
+    assert done == [None] * 3
+    assert refused.code == "INVALID_ARG"
+    assert "prompt: '(' at character 3 is not closed" in str(refused)
+    for seed, (each, case) in enumerate(zip(requests, cases, strict=True)):
+        alone = expected(num_inference_steps=2, seed=seed, output_type="latent", **case)
         found = each.sender.got[0].tensors["latents"]
         np.testing.assert_allclose(found, np.asarray(alone.images), atol=1e-4)
 

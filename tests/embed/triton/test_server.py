@@ -80,6 +80,15 @@ def test_picture_is_the_runtimes(client: TGateClient, shapes_pipeline: TGatePipe
     np.testing.assert_allclose(latents, alone(shapes_pipeline, **RUN), atol=TOLERANCE)
 
 
+def test_weights_of_words(client: TGateClient, shapes_pipeline: TGatePipeline) -> None:
+    prompt, run = "a (red:1.4) circle on [blue]", {**RUN, "prompt_syntax": "a1111"}
+    found = client.generate(prompt, format="latents", **run).images
+    np.testing.assert_allclose(found, alone(shapes_pipeline, prompt, **run), atol=TOLERANCE)
+    assert np.abs(found - alone(shapes_pipeline, prompt, **RUN)).max() > 100 * TOLERANCE
+    with pytest.raises(ServerError, match=r"prompt: '\(' at character 1 is not closed"):
+        client.generate("(a", **run)
+
+
 def test_defaults_need_nothing_but_a_prompt(client: TGateClient) -> None:
     first, second = client.generate(PROMPT), client.generate(PROMPT)
     assert first.images.shape == (1, 64, 64, 3)

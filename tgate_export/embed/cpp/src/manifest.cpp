@@ -17,7 +17,7 @@ namespace {
 // A newer minor version adds fields, which older readers ignore; what a reader cannot ignore is in
 // `requires` as well.
 constexpr std::int64_t kSchemaVersion = 2;
-constexpr std::int64_t kSchemaMinor = 0;
+constexpr std::int64_t kSchemaMinor = 1;
 // Abilities beyond those of 2.0 that this reader has.
 const std::set<std::string> kAbilities{};
 
@@ -57,11 +57,17 @@ SamplerSpec read_sampler(const Value& value) {
 
 TokenizerSpec read_tokenizer(const Value& value) {
   Fields fields(value);
-  TokenizerSpec tokenizer;
+  TokenizerSpec tokenizer{};
   tokenizer.file = fields.required("file").bundle_path();
   tokenizer.max_length = fields.required("max_length").integer_from(1, 1 << 16);
   tokenizer.pad_token_id = fields.required("pad_token_id").integer_from(0);
   tokenizer.eos_token_id = fields.required("eos_token_id").integer_from(0);
+  if (const auto columns = fields.optional_not_null("columns")) {
+    const auto ends =
+        list_of<std::int64_t>(*columns, [](const Value& end) { return end.integer_from(0); });
+    columns->check_items(ends.size(), 2, 2);
+    tokenizer.columns = std::array<std::int64_t, 2>{ends[0], ends[1]};
+  }
   fields.end();
   return tokenizer;
 }

@@ -54,6 +54,13 @@ std::optional<Of> read_of(Fields& fields) {
   return of->one_of({"prompt", "negative_prompt"}) == "prompt" ? Of::prompt : Of::negative_prompt;
 }
 
+std::optional<std::int64_t> read_chunks(Fields& fields) {
+  constexpr std::int64_t kMostChunks = 16;
+  const auto chunks = fields.optional_not_null("chunks");
+  if (!chunks) return std::nullopt;
+  return chunks->integer_from(1, kMostChunks);
+}
+
 FromImage read_image(Fields& fields) {
   FromImage origin;
   origin.image = fields.required("image").name();
@@ -92,7 +99,7 @@ Origin read_origin(const Value& value) {
   } else if (is("mask")) {
     origin = FromMask{name("mask")};
   } else if (is("graph")) {
-    origin = FromGraph{name("graph"), name("output"), read_of(fields)};
+    origin = FromGraph{name("graph"), name("output"), read_of(fields), read_chunks(fields)};
   } else if (is("image")) {
     origin = read_image(fields);
   } else if (is("formula")) {

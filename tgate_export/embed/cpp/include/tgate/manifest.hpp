@@ -53,6 +53,7 @@ struct FromGraph {  // what another graph makes of the prompt, or of the negativ
   std::string graph;
   std::string output;
   std::optional<Of> of;
+  std::optional<std::int64_t> chunks;  // of an output by token: of how many runs it is
 };
 struct FromImage {  // a picture that the call brings [B, H, W, 3]
   std::string image;
@@ -143,6 +144,7 @@ struct TokenizerSpec {
   std::int64_t max_length;
   std::int64_t pad_token_id;
   std::int64_t eos_token_id;
+  std::optional<std::array<std::int64_t, 2>> columns;  // of the output by token, this one's
 };
 
 struct FileRecord {
