@@ -176,6 +176,8 @@ def test_embeddings_of_fewer_chunks(chunks_bundle: Path, tiny_pipeline_dir: Path
         found = told(pipeline, prompt_embeds=given, negative_prompt_embeds=given)
         for prefix in ("", "negative_"):
             np.testing.assert_allclose(found[f"{prefix}prompt_embeds"], expected, atol=EXACT)
+    with pytest.raises(InvalidRequestError, match="a1111 has no effect on prompt_embeds"):
+        pipeline(prompt_embeds=three, prompt_syntax="a1111")
     wrong = np.zeros((1, 308, 32), np.float32)
     with pytest.raises(InvalidRequestError, match=r"takes \[prompts, 77, 32\], or up to 3 times"):
         pipeline(prompt_embeds=wrong)

@@ -17,6 +17,7 @@ from tgate_export.runtime.host_arrays import host_array
 from tgate_export.runtime.images import load_images
 from tgate_export.runtime.parameter_values import method_values, parameter_values
 from tgate_export.runtime.prompts import (
+    SYNTAX,
     Embeds,
     Prompts,
     check_syntax,
@@ -141,6 +142,11 @@ def make_request(
                 raise InvalidRequestError(
                     f"{name} {each[0]} has no effect on prompt_embeds: leave it out", field=name
                 )
+        if negative_prompt is None and parameters.get(SYNTAX) not in (None, "plain"):
+            raise InvalidRequestError(
+                f"{SYNTAX} {parameters[SYNTAX]} has no effect on prompt_embeds: leave it out",
+                field=SYNTAX,
+            )
     begins_with_image = image is not None and "image" not in manifest.pictures
     steps = executed = values["num_inference_steps"][0]
     scheduler = manifest.samplers.get(values["scheduler"][0])

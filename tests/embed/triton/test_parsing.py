@@ -191,7 +191,7 @@ def test_counts_are_checked_before_values(
 
 
 def test_nothing_in_a_request_is_a_file(manifest: Manifest) -> None:
-    """Texts are prompts, the name of a table, and the name of a format; there are no others."""
+    """Texts are prompts, and names of how they are read, a table and a format; no others."""
     strings = {port.name for port in inputs(manifest) if port.type == "STRING"}
-    assert strings == {"prompt", "negative_prompt", "scheduler", "format"}
+    assert strings == {"prompt", "negative_prompt", "prompt_syntax", "scheduler", "format"}
     assert set(FORMATS) == {"raw", "png", "base64", "latents"}
