@@ -163,6 +163,15 @@ def test_a_bundle_of_one_chunk_has_weights(tiny_bundle: Path, tiny_pipeline_dir:
         told(pipeline, prompt=LONG, prompt_syntax="a1111")
 
 
+def test_weights_of_a_trained_model(shapes_pipeline: TGatePipeline, shapes_dir: Path) -> None:
+    prompt = "a (red circle:1.4), on a [blue] background, " * 3
+    found = told(shapes_pipeline, prompt=prompt, prompt_syntax="a1111")["prompt_embeds"]
+    expected = embeddings(shapes_dir, prompt, 1)["prompt_embeds"]
+    assert np.abs(found - expected).max() < EXACT
+    plain = told(shapes_pipeline, prompt=prompt)["prompt_embeds"]
+    assert np.abs(found - plain).max() > 0.1
+
+
 def test_embeddings_of_fewer_chunks(chunks_bundle: Path, tiny_pipeline_dir: Path) -> None:
     """One chunk is repeated; two are filled up with the empty text."""
     pipeline = TGatePipeline.from_bundle(chunks_bundle, "onnxruntime:cpu")
@@ -183,6 +192,7 @@ def test_embeddings_of_fewer_chunks(chunks_bundle: Path, tiny_pipeline_dir: Path
         pipeline(prompt_embeds=wrong)
 
 
+@pytest.mark.filterwarnings("ignore:the prompt is longer")
 def test_in_flight_prompts_of_all_kinds_share_calls(chunks_bundle: Path) -> None:
     pipeline = TGatePipeline.from_bundle(chunks_bundle, "onnxruntime:cpu")
     steps = {"num_inference_steps": 4, "scheduler": "ddim"}

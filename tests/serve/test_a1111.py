@@ -134,7 +134,8 @@ def test_prompts_are_in_its_syntax(
     plain = alone(shapes_pipeline, run["prompt"])
     assert close(found.image, weighted)
     assert not close(weighted, plain)
-    assert "prompt_syntax" in json.dumps(found.info)
+    record = json.loads(found.image.text["tgate-export"])
+    assert record["parameters"]["prompt_syntax"] == "a1111"
     _, answer = served.post("/sdapi/v1/txt2img", **run, cfg_scale=7, prompt_syntax="plain")
     _, openai = served.post(
         "/v1/images/generations", prompt=run["prompt"], seed=11, steps=6, guidance_scale=7,

@@ -81,7 +81,7 @@ def _parts(prompt: str, field: str) -> list[_Part]:
             end = match["ends"]
             bracket = _closed(open_, end, match.start("ends"), field)
             if end == "]":
-                _refuse(field, f"':{number:.40}]'", match.start(), "schedules")
+                _refuse(field, f"':{number:.40}]'", match.start(), "prompt editing")
             parts[bracket.part] = _weight(number, match.start("number"), field)
             parts.append(None)
         elif (character := match["bracket"]) in _EMPHASIS:
