@@ -164,7 +164,7 @@ def test_a_bundle_of_one_chunk_has_weights(tiny_bundle: Path, tiny_pipeline_dir:
 
 
 def test_weights_of_a_trained_model(shapes_pipeline: TGatePipeline, shapes_dir: Path) -> None:
-    prompt = "a (red circle:1.4), on a [blue] background, " * 3
+    prompt = "a (red circle:1.4) on a [blue] background"
     found = told(shapes_pipeline, prompt=prompt, prompt_syntax="a1111")["prompt_embeds"]
     expected = embeddings(shapes_dir, prompt, 1)["prompt_embeds"]
     assert np.abs(found - expected).max() < EXACT

@@ -100,8 +100,8 @@ def _word(text: str, at: int, word: str) -> bool:
     return re.compile(rf"\b{word}\b").match(text, at) is not None
 
 
-def chunks(tokenizer: Any, text: str) -> list[list[tuple[int, float]]]:
-    """Return the chunks of a prompt, of at most 75 (id, weight)."""
+def chunks(tokenizer: Any, text: str, room: int = ROOM) -> list[list[tuple[int, float]]]:
+    """Return the chunks of a prompt, of so many (id, weight) at most."""
     comma = tokenizer.get_vocab().get(",</w>")
     full: list[list[tuple[int, float]]] = []
     now: list[tuple[int, float]] = []
@@ -114,10 +114,10 @@ def chunks(tokenizer: Any, text: str) -> list[list[tuple[int, float]]]:
         for token in tokenizer(part, add_special_tokens=False, truncation=False).input_ids:
             if token == comma:
                 last_comma = len(now)
-            elif len(now) == ROOM and last_comma is not None and last_comma >= ROOM - 20:
+            elif len(now) == room and last_comma is not None and last_comma >= room - 20:
                 full.append(now[: last_comma + 1])
                 now, last_comma = now[last_comma + 1 :], None
-            if len(now) == ROOM:
+            if len(now) == room:
                 full.append(now)
                 now, last_comma = [], None
             now.append((token, weight))
@@ -155,15 +155,16 @@ def _encoded(directory: Path, text: str, number: int, clip_skip: int) -> dict[st
             getattr(pipe, f"tokenizer{suffix}"),
             getattr(pipe, f"text_encoder{suffix}"),
         )
-        parts = chunks(tokenizer, text)
+        length = min(77, model.config.max_position_embeddings)
+        parts = chunks(tokenizer, text, length - 2)
         while number % len(parts):
             parts.append([])
         encoded = []
         for index, part in enumerate(parts):
             ids = [tokenizer.bos_token_id, *(token for token, _ in part), tokenizer.eos_token_id]
-            ids += [tokenizer.pad_token_id] * (77 - len(ids))
+            ids += [tokenizer.pad_token_id] * (length - len(ids))
             weights = torch.tensor([1.0, *(weight for _, weight in part)])
-            weights = torch.cat([weights, torch.ones(77 - len(weights))])
+            weights = torch.cat([weights, torch.ones(length - len(weights))])
             output = model(torch.tensor([ids]), output_hidden_states=True)
             hidden = output.hidden_states[(-2 if two else -1) - clip_skip]
             if not two:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tgate_export.families.source import ModelSource
 
 
+CLIP_WIDTH = 512  # transformers' default
+
+
 def clip_tokens(source: ModelSource, suffix: str = "") -> int:
     """Return how many tokens a CLIP text encoder is given.
 
@@ -37,7 +40,7 @@ def clip_tokenizers(
     """
     found, column = [], 0
     for suffix in suffixes:
-        width = int(source.config(f"text_encoder{suffix}")["hidden_size"])
+        width = int(source.config(f"text_encoder{suffix}").get("hidden_size", CLIP_WIDTH))
         found.append(
             TokenizerSpec(
                 f"input_ids{suffix}",
