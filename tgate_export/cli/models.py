@@ -81,8 +81,8 @@ def command(as_json: bool) -> None:
         console.print(part)
         console.print()
     console.print(
-        "To build is in fp32, on two cores, where nothing is in the caches: about. In fp16 a bundle "
-        "is half as large.\n"
+        "To build is in fp32, on two cores, where nothing is in the caches: about. In fp16 a "
+        "bundle is half as large.\n"
     )
     for model in NAMED_MODELS.values():
         console.print(f"[bold]{model.name}[/]: {model.summary}. Defaults: {model.origin}.")
