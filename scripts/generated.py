@@ -77,6 +77,26 @@ _OTHERS = {
         "starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance, instead of "
         "a seed.",
     ),
+    "hires": (
+        "float | str | None", "None",
+        "make the picture small first, and then this many times as large, or in this size "
+        '("WxH"), beginning with the small one enlarged (the hires fix).',
+    ),
+    "hires_strength": (
+        "float | None", "None",
+        "how much of the enlarged picture is generated anew, as `strength`; 0.7 when not given.",
+    ),
+    "hires_steps": (
+        "int | None", "None",
+        "steps of the second pass, as `num_inference_steps`, which it is when not given. The gate "
+        "keeps its place among those that run.",
+    ),
+    "hires_upscaler": (
+        "str | None", "None",
+        'how it is enlarged: "latent" (bilinear; when not given), "latent-bicubic" or '
+        '"latent-nearest" without decoding it, or "lanczos" in pixels, for a bundle built with '
+        "image-to-image.",
+    ),
     "output_type": ("str", '"pil"', '"pil", "np" or "latent".'),
     "parameters": (
         "Mapping[str, Any] | None", "None",
@@ -106,7 +126,8 @@ def _described(entry: Declared) -> str:
     default = "" if entry.default is None else f" {entry.default} when not given."
     each = " One for all prompts, or one each." if entry.per == "prompt" else ""
     picture = (
-        " A file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0, 1]."
+        " A file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0, 1]; instead of "
+        "a picture to begin with also latents [B, C, h, w]."
         if entry.type == "image"
         else ""
     )

@@ -142,6 +142,23 @@ def chunks_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def hires_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for pictures of 16 to 48 pixels; shared, so not to be changed."""
+    from tests.support import tiny
+    from tgate_export.build.build import build_bundle
+    from tgate_export.bundle.manifest import Range
+
+    size = (Range(min=16, opt=16, max=48),) * 2
+    with tiny.only_samplers("ddim", "euler", "euler-a", "dpm++2m", "pndm"):
+        return made_once(
+            tmp_path_factory, "bundles/hires",
+            lambda out: build_bundle(
+                str(tiny_pipeline_dir), image_to_image=True, size=size, out=out
+            ),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """The trained demo pipeline in the package."""
     from tgate_export.data import SHAPES_DIR

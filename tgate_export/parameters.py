@@ -249,6 +249,16 @@ PARAMETERS: Mapping[str, Declared] = {
 }  # fmt: skip
 
 
+# Arguments of the second pass of a picture that is made small first; they are in no bundle's table.
+HIRES = ("hires", "hires_strength", "hires_steps", "hires_upscaler")
+# How a picture is enlarged before its second pass: its latents, or for the last one its pixels; and
+# what AUTOMATIC1111's web UI calls it.
+UPSCALERS: Mapping[str, str] = {
+    "latent": "Latent", "latent-bicubic": "Latent (bicubic)", "latent-nearest": "Latent (nearest)",
+    "lanczos": "Lanczos",
+}  # fmt: skip
+
+
 def short_name(name: str) -> str:
     """Return what a parameter is called on the command line and by Triton."""
     declared = PARAMETERS.get(name)

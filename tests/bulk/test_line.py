@@ -51,6 +51,12 @@ def test_both_names_of_a_parameter(settings: BulkSettings) -> None:
         parsed(settings, prompt="a", steps=3, num_inference_steps=3)
 
 
+def test_a_second_pass(settings: BulkSettings) -> None:
+    line = parsed(settings, prompt="a", hires="32x24", hires_upscaler="lanczos")
+    assert line.arguments["hires"] == "32x24"
+    assert line.arguments["hires_upscaler"] == "lanczos"
+
+
 def test_null_is_as_if_it_were_not_there(settings: BulkSettings) -> None:
     bare = parsed(settings, prompt="a")
     assert parsed(settings, prompt="a", id=None, seed=None, steps=None, image=None) == bare

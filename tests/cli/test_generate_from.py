@@ -72,6 +72,29 @@ def test_the_picture_that_a_run_began_with(
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "x.png").read_bytes()
 
 
+@pytest.mark.parametrize("upscaler", ["latent-bicubic", "lanczos"])
+def test_a_second_pass_is_made_again(
+    generate: Generate, hires_bundle: Path, tmp_path: Path, upscaler: str
+) -> None:
+    """With a gate that was left out, so that the second pass's was, too."""
+    asked = generate(
+        "--prompt", "a", "--steps", 4, "--seed", 3, "--scheduler", "euler-a", "--hires", 1.5,
+        "--hires-strength", 0.6, "--hires-steps", 7, "--hires-upscaler", upscaler, "--json",
+        bundle=hires_bundle, out="x.png",
+    ).json()  # fmt: skip
+    assert asked["hires"] == {
+        "width": 24, "height": 24, "strength": 0.6, "steps": 7, "upscaler": upscaler,
+    }  # fmt: skip
+    assert len(asked["timings"]["steps"]) == 4 + 4
+    assert pixels(tmp_path / "x.png").shape == (24, 24, 3)
+    generate("--from", tmp_path / "x.png", bundle=hires_bundle)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "x.png").read_bytes()
+    changed = generate(
+        "--from", tmp_path / "x.png", "--hires", "32x24", "--json", bundle=hires_bundle
+    ).json()
+    assert changed["hires"] == asked["hires"] | {"width": 32}
+
+
 def test_refusals(generate: Generate, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert "does not say how it was made" in generate("--from", tmp_path / "plain.png").error()

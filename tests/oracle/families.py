@@ -148,18 +148,65 @@ def diffusers_image_run(
     """Run diffusers' image-to-image pipeline, without a gate: latents [B, C, h, w].
 
     It takes latents in place of an image as they are, and draws the noise itself.
+
+    Args:
+        directory: the pipeline's.
+        image: pictures [B, H, W, 3] in [0, 1], or latents [B, C, h, w].
+        noise: [B, C, h, w].
+        scheduler: its name.
+        **call: further arguments.
     """
+    if image.shape[-1] == 3:
+        image = image_latents(directory, image)
     pipe = load_pipeline(directory, "diffusers")
     name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
     begin = _with_scheduler(getattr(diffusers, name)(**pipe.components), scheduler)
     begin.set_progress_bar_config(disable=True)
     module = importlib.import_module(begin.__module__)
     with mock.patch.object(module, "randn_tensor", return_value=torch.from_numpy(noise)):
-        result = begin(
-            image=torch.from_numpy(image_latents(directory, image)), output_type="latent", **call
-        )
+        result = begin(image=torch.from_numpy(image), output_type="latent", **call)
     latents: np.ndarray = result.images.numpy()
     return latents
+
+
+def hires_run(
+    directory: Path,
+    *,
+    latents: np.ndarray,
+    noise: np.ndarray,
+    upscaler: str,
+    second: dict[str, Any],
+    **call: Any,
+) -> np.ndarray:
+    """Run both passes of a hires fix with diffusers: latents [B, C, h, w].
+
+    Args:
+        directory: the pipeline's.
+        latents: of the first pass, of unit variance.
+        noise: of the second pass [B, C, h, w].
+        upscaler: mode of torch's `interpolate`, or "lanczos" in pixels.
+        second: arguments that are the second pass's own.
+        **call: further ones of both.
+    """
+    pixels = upscaler == "lanczos"
+    kind = "np" if pixels else "latent"
+    made = diffusers_run(directory, latents=latents, output_type=kind, **call)
+    height, width = noise.shape[2:]
+    if pixels:
+        factor = made.shape[1] // latents.shape[2]
+        size = width * factor, height * factor
+        planes = made.transpose(0, 3, 1, 2).reshape(-1, *made.shape[1:3])
+        large = [Image.fromarray(plane).resize(size, Image.Resampling.LANCZOS) for plane in planes]
+        stacked = np.stack([np.asarray(plane) for plane in large])
+        made = stacked.reshape(len(made), 3, *stacked.shape[1:]).transpose(0, 2, 3, 1).clip(0, 1)
+    else:
+        options = {} if upscaler == "nearest" else {"align_corners": False}
+        tensor = torch.from_numpy(made)
+        made = torch.nn.functional.interpolate(
+            tensor, size=(height, width), mode=upscaler, **options
+        ).numpy()
+    begun: np.ndarray = diffusers_image_run(directory, image=made, noise=noise, **call | second)
+    return begun
 
 
 def official_video(directory: Path, *, image: np.ndarray, noise: np.ndarray, **call: Any) -> Any:

@@ -14,7 +14,7 @@ from sd_parsers import ParserManager
 import tgate_export
 from tests.runtime.test_request import manifest, request
 from tests.support.manifest import VALID
-from tgate_export.bundle.manifest import Manifest
+from tgate_export.bundle.manifest import Manifest, Size
 from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.parameters import table_entry
 from tgate_export.runtime.picture_file import (
@@ -164,6 +164,38 @@ def test_the_whole_of_it_as_json() -> None:
     assert made_with(of, asked, 3) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"hires": 2, "hires_strength": 0.5, "hires_steps": 8},
+            "Denoising strength: 0.5, Hires upscale: 2, Hires steps: 8, Hires upscaler: Latent",
+        ),
+        (
+            {"hires": "32x24", "hires_upscaler": "latent-bicubic"},
+            "Denoising strength: 0.7, Hires resize: 32x24, Hires steps: 25, "
+            "Hires upscaler: Latent (bicubic)",
+        ),
+    ],
+)
+def test_a_second_pass(options: dict[str, Any], said: str) -> None:
+    """As the web UI writes it, and what makes it again; the size is the first pass's."""
+    side = {"min": 16, "opt": 16, "max": 64}
+    of = taking().model_copy(
+        update={"size": Size.model_validate({"height": side, "width": side, "multiple": 8})}
+    )
+    asked = request("a", of=of, **options)
+    text = parameters_text(of, asked, 0)
+    assert f"Size: 16x16, Model: tiny, {said}, Gate step: 10" in text
+    found = ParserManager().parse(opened(encode_picture(PICTURE, "PNG", of, asked, 0)))
+    assert found is not None
+    assert found.metadata["Hires steps"] == str(options.get("hires_steps", 25))
+    made = made_with(of, asked, 0)
+    assert asked.hires is not None
+    assert made["hires"] == asked.hires.as_dict()
+    assert (made["width"], made["height"]) == (16, 16)
+
+
 def test_what_is_left_out_is_named() -> None:
     embeds = np.zeros((1, 77, 32), np.float32)
     asked = request(
@@ -178,6 +210,8 @@ def test_what_is_left_out_is_named() -> None:
     asked = request("x", of=of, image=PICTURE)
     assert made_with(of, asked, 0)["left_out"] == ["image"]
     json.dumps(made_with(of, asked, 0))
+    asked = request("x", of=of, image=np.zeros((1, 4, 8, 8), np.float32))
+    assert made_with(of, asked, 0)["left_out"] == ["image"]
 
 
 def test_text_of_everything() -> None:

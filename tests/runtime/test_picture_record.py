@@ -49,6 +49,11 @@ def test_lists_are_pairs_and_nothing_is_left_out(tmp_path: Path) -> None:
     assert found == PictureRecord(
         "m", "a", None, 3, 16, 8, {"guidance_scale": 4.5, "pair": (1, 2)}, ()
     )
+    second = {"width": 32, "height": 16, "strength": 0.5, "steps": 9, "upscaler": "latent"}
+    twice = read_record(saying(tmp_path / "z.png", json.dumps(WHOLE | {"hires": second})))
+    assert twice.hires == {
+        "hires": "32x16", "hires_strength": 0.5, "hires_steps": 9, "hires_upscaler": "latent",
+    }  # fmt: skip
     pictured = json.dumps(WHOLE | {"left_out": ["image"]})
     assert read_record(saying(tmp_path / "y.png", pictured)).pictures == ("image",)
 
@@ -73,7 +78,8 @@ def test_arrays_cannot_be_made_again(tmp_path: Path, name: str) -> None:
           for name in ("model", "prompt", "seed", "width", "parameters", "left_out")],
         *[(json.dumps(WHOLE | {name: value}), f"{name} is no")
           for name, value in (("seed", "3"), ("seed", True), ("prompt", 3), ("width", 1.5),
-                              ("parameters", []), ("left_out", {}))],
+                              ("parameters", []), ("left_out", {}), ("hires", 2))],
+        (json.dumps(WHOLE | {"hires": {"width": 3}}), "'height' is missing"),
     ],
 )  # fmt: skip
 def test_damaged(tmp_path: Path, text: str, reason: str) -> None:

@@ -291,7 +291,8 @@ def test_a_bundle_without_image_to_image_says_so(served: HttpServer) -> None:
 
 
 INERT: dict[str, Any] = {
-    "enable_hr": False, "hr_scale": 2, "restore_faces": False, "tiling": False, "styles": [],
+    "enable_hr": False, "hr_scale": 2, "hr_prompt": "x", "restore_faces": False, "tiling": False,
+    "styles": [],
     "subseed": 7, "subseed_strength": 0, "seed_resize_from_h": -1, "seed_resize_from_w": 0,
     "s_churn": 0, "s_tmax": 0, "s_noise": 1, "eta": 1.0, "mask": None, "script_name": "",
     "script_args": [1], "refiner_checkpoint": "", "refiner_switch_at": 0.8, "save_images": True,
@@ -319,7 +320,7 @@ def test_what_changes_nothing_is_accepted(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("enable_hr", True), ("firstphase_width", 64), ("restore_faces", True), ("tiling", True),
+        ("firstphase_width", 64), ("restore_faces", True), ("tiling", True),
         ("styles", ["x"]), ("subseed_strength", 0.1), ("seed_resize_from_w", 64), ("mask", "AAAA"),
         ("refiner_checkpoint", "x"), ("script_name", "X/Y/Z plot"), ("s_churn", 1),
         ("s_min_uncond", 1), ("infotext", "Steps: 3"), ("eta", 0.5),
@@ -515,8 +516,7 @@ def test_what_clients_ask_at_start(client: Any) -> None:
     assert client.get_scripts() == {"txt2img": [], "img2img": []}
     assert (client.has_controlnet, client.has_adetailer) == (False, False)
     for name in (
-        "upscalers", "latent_upscale_modes", "loras", "sd_vae", "hypernetworks", "face_restorers",
-        "realesrgan_models", "prompt_styles",
+        "loras", "sd_vae", "hypernetworks", "face_restorers", "realesrgan_models", "prompt_styles",
     ):  # fmt: skip
         assert getattr(client, f"get_{name}")() == [], name
     assert client.get_embeddings() == {"loaded": {}, "skipped": {}}

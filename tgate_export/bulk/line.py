@@ -13,7 +13,7 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.common.json_file import parse_json
-from tgate_export.parameters import PARAMETERS, short_name
+from tgate_export.parameters import HIRES, PARAMETERS, short_name
 
 MAX_ID = 200  # characters
 # What a line may have besides parameters, and of which type.
@@ -74,7 +74,7 @@ def _id(value: Any, number: int) -> str | int:
 
 def _arguments(entry: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Return a line's values by the names that Python has; null is as if it were not there."""
-    names = dict.fromkeys((*_TEXTS, *_WHOLE, *PARAMETERS, *manifest.parameters))
+    names = dict.fromkeys((*_TEXTS, *_WHOLE, *HIRES, *PARAMETERS, *manifest.parameters))
     by_name = {short_name(name): name for name in names} | {name: name for name in names}
     found: dict[str, Any] = {}
     for key, value in entry.items():
@@ -92,7 +92,7 @@ def _arguments(entry: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 
 def _unknown(key: str, manifest: Manifest) -> str:
-    known = [*_TEXTS, *_WHOLE, "id", *map(short_name, manifest.parameters)]
+    known = [*_TEXTS, *_WHOLE, *HIRES, "id", *map(short_name, manifest.parameters)]
     near = difflib.get_close_matches(key, known, n=1)
     meant = f"did you mean {near[0]}? There" if near else "there"
     return f"unknown key {key!r}: {meant} are {', '.join(known)}"

@@ -177,13 +177,15 @@ class _Checker:
         request = make_request(self._manifest, **without_pictures(self._manifest, line.arguments))
         key = self._key(request)
         if key not in self._seen:
-            self._plans.of(request)
+            self._plans.of_passes(request)
             self._seen.add(key)
 
     def _key(self, request: Request) -> tuple[Any, ...]:
         """Return what a run plan depends on."""
         names = ("num_inference_steps", "scheduler", "strength", *self._manifest.method.parameters)
-        return (request.begins_with_image, *(request.value(name) for name in names))
+        values = (request.begins_with_image, *(request.value(name) for name in names))
+        hires = request.hires
+        return values if hires is None else (*values, hires.upscaler, *hires.values.values())
 
 
 def check_defaults(settings: BulkSettings, manifest: Manifest) -> None:

@@ -108,14 +108,14 @@ class Worker:
         name = image_file(line.number, settings.kind)
         write_file(settings.out, name, content)
         made = made_with(manifest, request, 0)
-        how = ("seed", "prompt", "negative_prompt", "width", "height", "parameters")
+        how = ("seed", "prompt", "negative_prompt", "width", "height", "hires", "parameters")
         entry = {
             "line": line.number,
             "id": line.id,
             "file": name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
-            **{name: made[name] for name in how},
+            **{name: made[name] for name in how if name in made},
             "seconds": round(output.total - output.waited, 3),
         }
         if output.warnings:

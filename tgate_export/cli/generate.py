@@ -21,6 +21,7 @@ from tgate_export.cli._parameters import further_parameters, parameter_options, 
 from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.user_cache import write_whole
+from tgate_export.parameters import UPSCALERS
 
 if TYPE_CHECKING:
     from tgate_export.bundle.manifest import Manifest
@@ -32,6 +33,30 @@ _VIDEOS = (".gif", ".webp", ".png")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+_HIRES: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--hires",
+        metavar="SCALE|WxH",
+        help="Make the picture in --size first, and then so many times as large, or in that size, "
+        "beginning with the small one enlarged. For a bundle with a dynamic size.",
+    ),
+    click.option(
+        "--hires-strength",
+        type=float,
+        help="Of --hires: how much is generated anew, as --strength. Default: 0.7.",
+    ),
+    click.option(
+        "--hires-steps", type=int, help="Of --hires: steps of the second pass. Default: --steps."
+    ),
+    click.option(
+        "--hires-upscaler",
+        type=click.Choice(tuple(UPSCALERS)),
+        help="Of --hires: how the small picture is enlarged, as latents (the first is bilinear) or "
+        "in pixels (lanczos), for a bundle built with --image-to-image. Default: latent.",
+    ),
+)
 
 
 def generate_options(function: F) -> F:
@@ -58,6 +83,7 @@ def generate_options(function: F) -> F:
         click.option("--seed", type=int, help="Same seed, same picture. Default: random."),
         click.option("--num-images", type=int, default=1, show_default=True),
         click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN."),
+        *_HIRES,
         backend_option,
         click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"])),
         click.option("--threads", cls=RunOption, type=click.IntRange(min=1)),
@@ -134,6 +160,7 @@ def generate(
         seed = record.seed if seed is None else seed
         width, height = width or record.width, height or record.height
         others = recorded(manifest, record, parameters, others, source)
+        parameters |= {n: v for n, v in record.hires.items() if parameters.get(n) is None}
     check_given(out, prompt, parameters["image"], video=manifest.latents.video)
     options = backend_options(no_cuda_graphs, weight_streaming_budget, precision, threads)
     with readable_warnings():
@@ -261,6 +288,7 @@ def _report(
                 **reported(manifest, request),
                 "width": request.width,
                 "height": request.height,
+                "hires": request.hires.as_dict() if request.hires else None,
                 "timings": timings.as_dict(),
             }
         )

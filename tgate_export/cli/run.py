@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,9 @@ def command(
     MODEL is a name from `tgate-export models`, a diffusers folder, a checkpoint in one .safetensors
     file, a Hugging Face id, or a bundle.
     What is not built is built first, once, as `tgate-export build` does: in fp32, for the model's
-    own size or --size, with image-to-image where --image is given. A bundle that is there is used,
-    however and by whichever version it was built, and built again when the model's files changed.
+    own size or --size, with image-to-image where --image or --hires-upscaler lanczos is given. A
+    bundle that is there is used, however and by whichever version it was built, and built again
+    when the model's files changed.
     """
     given: dict[str, Any] = {"config": config, "vae": vae, "loras": loras or None}
     of_file = {name: value for name, value in given.items() if value is not None}
@@ -97,7 +99,7 @@ def _bundle(
         found = find_bundle(known, size, folder)
         if found is None:
             return _build(model, known, size, folder, of_file, options)
-        lacks = _lacks_image(found, options["image"])
+        lacks = _begins_with_image(options) and "image" not in found.manifest.parameters
         if not is_of_same_files(found, model, known, **of_file):
             why = "it was built from other files" if of_file else "the model's files changed"
             return _build_again(found, model, why, of_file, image_to_image=lacks)
@@ -149,9 +151,14 @@ def _build(
     source = resolve_source(model, **of_file)
     video = geometry.latents(source).video
     check_given(options["out"], options["prompt"], options["image"], video=video)
+    if options["hires"] is not None and (size is None or all(side.fixed for side in size)):
+        raise click.UsageError(
+            "--hires needs a bundle of both sizes: give the smallest, the first pass's and the "
+            "largest, such as --size 512:512:1024"
+        )
     changes: dict[str, Any] = {
         "size": size,
-        "image_to_image": options["image"] is not None and not video,
+        "image_to_image": _begins_with_image(options) and not video,
     }
     folder = folder or default_folder(source, check_options(source, "fp32", **changes))
     if is_bundle(folder):
@@ -192,9 +199,9 @@ def _built(model: str, **arguments: Any) -> Path:
     return result.path
 
 
-def _lacks_image(bundle: Bundle, image: Path | None) -> bool:
-    """Whether the call begins with an image, and the bundle's runs cannot."""
-    return image is not None and "image" not in bundle.manifest.parameters
+def _begins_with_image(options: Mapping[str, Any]) -> bool:
+    """Whether a pass of the call begins with a picture that is encoded."""
+    return options["image"] is not None or options["hires_upscaler"] == "lanczos"
 
 
 def _announce(what: str, source: ModelSource) -> None:

@@ -35,7 +35,7 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
+def compile_table(bundle: Bundle, scheduler: str, steps: int, *, starts: bool) -> SamplerTable:
     """Return a table that the bundle lacks, for one number of steps, from the user's cache or anew.
 
     Compiling takes diffusers, and seconds; a process of its own does it, one at a time, so that
@@ -45,15 +45,20 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
         bundle: the bundle.
         scheduler: a name as `chosen_sampler` returns it.
         steps: how many.
+        starts: with runs that begin at a later step.
 
     Raises:
         InvalidRequestError: diffusers is not here, or has no such sampler for the model.
         BundleError: the model's configuration cannot be read.
         TGateError: the process failed.
     """
+    if SCHEDULER_CONFIG not in bundle.manifest.files:
+        raise _without_starts(bundle)
     missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
     if missing:
         hint = () if "@" in scheduler else ("where it is: ", rebuild(bundle, samplers=scheduler))
+        if scheduler in bundle.manifest.samplers:
+            raise _without_starts(bundle)
         raise InvalidRequestError(
             f"this bundle has no table of {scheduler}, and {missing[0]} is not installed here to "
             "make one",
@@ -64,7 +69,7 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
         "name": scheduler,
         "scheduler_config": _scheduler_config(bundle),
         "family": bundle.manifest.family,
-        "starts": "vae_encoder" in bundle.manifest.graphs and bundle.manifest.takes_prompt,
+        "starts": starts,
         "steps": steps,
     }
     with _one, tempfile.TemporaryDirectory() as folder:
@@ -84,6 +89,14 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
         if not file.is_file():
             raise InvalidRequestError(done.stdout.strip(), field="scheduler")
         return read_sampler_table(file)
+
+
+def _without_starts(bundle: Bundle) -> InvalidRequestError:
+    return InvalidRequestError(
+        "this bundle was built without image-to-image, so that no run of it begins with an image",
+        "build it with: ",
+        rebuild(bundle, image_to_image=True),
+    )
 
 
 def _scheduler_config(bundle: Bundle) -> dict[str, Any]:

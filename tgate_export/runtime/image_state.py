@@ -42,9 +42,11 @@ class ImageState:
             text, rows of the prompt encoder's inputs, or of its outputs for too few tokens.
         image: what the VAE is to encode before the first evaluation [H, W, 3] f32, if anything.
         alone: its prompt's conditions are also its negative ones.
+        earlier: evaluations of passes that came before.
+        later: phases of passes that are to come.
         due: the moment by which it should be done; see `policy.due`.
         step: the next evaluation.
-        left: evaluations to come, by phase.
+        left: evaluations to come, by phase; those of later passes with them.
         row: its place in the last call.
         kept: what is in that row and newer than the state.
         abandoned: nobody waits for it any more.
@@ -59,6 +61,8 @@ class ImageState:
     prompts: dict[str, str | dict[str, np.ndarray]]
     image: np.ndarray | None
     alone: bool = False
+    earlier: int = 0
+    later: tuple[str, ...] = ()
     due: float = 0.0
     step: int = 0
     row: int | None = None
@@ -69,11 +73,22 @@ class ImageState:
 
     def __post_init__(self) -> None:
         self.left = Counter(self.run_plan.step_plan.phases)
-        if not self.request.begins_with_image:
+        self.left.update(self.later)
+        if self.request.image_latents is not None:
+            self.begin(self.request.image_latents[self.index])
+        elif not self.request.begins_with_image:
             self.begin()
 
     @classmethod
-    def of(cls, manifest: Manifest, request: Request, index: int, route: RunPlan) -> ImageState:
+    def of(
+        cls,
+        manifest: Manifest,
+        request: Request,
+        index: int,
+        route: RunPlan,
+        earlier: int = 0,
+        later: tuple[str, ...] = (),
+    ) -> ImageState:
         """Prepare one of a request's images, with exactly the noise of a run of its own."""
         _, *shape = manifest.latents.shape(1, request.height, request.width)
         state: State = {
@@ -93,7 +108,14 @@ class ImageState:
                 row[0] *= manifest.chunks.get(output.name, 1)
                 state[NEGATIVE + output.name] = np.zeros(row, output.dtype)
         image = vae_picture(manifest, request, index)
-        return cls(request, index, tuple(shape), route, state | embeds, texts, image, alone)
+        return cls(
+            request, index, tuple(shape), route, state | embeds, texts, image, alone, earlier, later
+        )
+
+    @property
+    def evaluations(self) -> int:
+        """How many there are, those of other passes with them."""
+        return self.earlier + len(self.run_plan.step_plan.phases) + len(self.later)
 
     @property
     def stage(self) -> Stage:
@@ -139,7 +161,9 @@ class ImageState:
         if self.request.latents is not None:
             latents = self.request.latents[self.index]
         else:
-            latents = standard_normal(self.shape, self.request.seed, self.index)
+            latents = standard_normal(
+                self.shape, self.request.seed, self.index, self.request.first_draw
+            )
         sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
         self.state |= {"sample": sample, "denoiser_input": denoiser_input}
 
@@ -165,7 +189,8 @@ class ImageState:
             return sampler.weights[step]
         if not sampler.draws_noise:
             return _zeros(self.shape)
-        return standard_normal(self.shape, self.request.seed, self.index, step + 1)
+        draw = self.request.first_draw + step + 1
+        return standard_normal(self.shape, self.request.seed, self.index, draw)
 
 
 def vae_picture(manifest: Manifest, request: Request, index: int) -> np.ndarray | None:
@@ -173,7 +198,7 @@ def vae_picture(manifest: Manifest, request: Request, index: int) -> np.ndarray 
 
     It is what the run begins with, or the image of a video with noise on it.
     """
-    if not request.begins_with_image and manifest.takes_prompt:
+    if not request.encodes_image and manifest.takes_prompt:
         return None
     if "vae_encoder" not in manifest.graphs:
         return None  # refused by name; see `rebuild`

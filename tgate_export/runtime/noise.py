@@ -8,6 +8,8 @@ import numpy as np
 
 # `draw` of the noise on a video's image; steps draw with 1 and up.
 IMAGE_NOISE = 2**32
+# What is added to each `draw` of a second pass.
+SECOND_PASS = 2**33
 
 
 def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int = 0) -> np.ndarray:
@@ -23,7 +25,8 @@ def standard_normal(shape: tuple[int, ...], seed: int, image: int = 0, draw: int
         seed: 0 .. 2^64 - 1.
         image: index of the image in its call: image i is that of a call of its own with seed + i,
             modulo 2^64.
-        draw: 0 for the starting latents, i + 1 for the noise of evaluation i, `IMAGE_NOISE`.
+        draw: 0 for the starting latents, i + 1 for the noise of evaluation i, `IMAGE_NOISE`;
+            of a second pass `SECOND_PASS` more.
     """
     count = math.prod(shape)
     # numpy increments the counter before it is first used.

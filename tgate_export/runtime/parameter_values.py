@@ -59,6 +59,11 @@ def parameter_values(
     return values
 
 
+def executed_steps(steps: int, strength: float) -> int:
+    """Return how many of the steps run when an image is noised that far, as in diffusers."""
+    return min(int(steps * strength), steps)
+
+
 def method_values(
     manifest: Manifest, given: Mapping[str, Any], steps: int, executed: int
 ) -> dict[str, int]:
@@ -100,6 +105,29 @@ def method_values(
         if fault := manifest.parameters[name].fault(value):  # a default that gave way
             raise InvalidRequestError(f"{short_name(name)} {fault}", field=name)
     return values
+
+
+def kept_in_place(
+    manifest: Manifest, values: Mapping[str, int], steps: int, executed: int
+) -> dict[str, int]:
+    """Return the values of the method's parameters for another run with the same prompt.
+
+    Those that are scaled keep their place.
+
+    Args:
+        manifest: the bundle's.
+        values: of the one run.
+        steps: that it executes.
+        executed: by the other run.
+    """
+    kept = dict(values)
+    for name, value in values.items():
+        entry = manifest.parameters[name]
+        if entry.scaled:
+            kept[name] = max(int(entry.min or 0), round(value * executed / steps))
+    for name, least in manifest.method.at_least.items():
+        kept[name] = max(kept[name], kept[least])
+    return kept
 
 
 def _each(name: str, entry: Parameter, value: Any, prompts: int) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tgate_export import __version__
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_names import a1111_name
+from tgate_export.parameters import UPSCALERS
 from tgate_export.runtime.picture_record import RECORD
 from tgate_export.runtime.request import Request
 
@@ -98,6 +99,8 @@ def made_with(manifest: Manifest, request: Request, index: int) -> dict[str, Any
         "negative_prompt_embeds": isinstance(request.negative_prompts, dict),
         "latents": request.latents is not None,
     }
+    of_latents = ["image"] if request.image_latents is not None else []
+    pictures = [*sorted(request.pictures), *of_latents]
     return {
         "version": __version__,
         "model": manifest.name,
@@ -108,7 +111,8 @@ def made_with(manifest: Manifest, request: Request, index: int) -> dict[str, Any
         "width": request.width,
         "height": request.height,
         "parameters": {name: each[index] for name, each in request.values.items()},
-        "left_out": [*sorted(request.pictures), *(name for name in arrays if arrays[name])],
+        **({} if request.hires is None else {"hires": request.hires.as_dict()}),
+        "left_out": [*pictures, *(name for name in arrays if arrays[name])],
     }
 
 
@@ -139,6 +143,7 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
         # They count the layer that is read: 1 is the last, none skipped.
         "Clip skip": 1 + values["clip_skip"] if values.get("clip_skip") else None,
         "Denoising strength": values.get("strength"),
+        **of_hires(request),
         "Gate step": request.gate_step,
     }
     for name, value in values.items():
@@ -148,6 +153,22 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
     last = ", ".join(f"{name}: {_plain(v)}" for name, v in fields.items() if v is not None)
     negative = made["negative_prompt"] and f"Negative prompt: {made['negative_prompt']}"
     return "\n".join(line for line in (made["prompt"], negative, last) if line)
+
+
+def of_hires(request: Request) -> dict[str, Any]:
+    """Return what A1111's web UI says of a second pass."""
+    hires = request.hires
+    if hires is None:
+        return {}
+    factors = hires.width / request.width, hires.height / request.height
+    whole = factors[0] == factors[1]
+    return {
+        "Denoising strength": hires.values["strength"],
+        "Hires upscale": f"{factors[0]:g}" if whole else None,
+        "Hires resize": None if whole else f"{hires.width}x{hires.height}",
+        "Hires steps": hires.values["num_inference_steps"],
+        "Hires upscaler": UPSCALERS[hires.upscaler],
+    }
 
 
 def _seed(request: Request, index: int) -> int:

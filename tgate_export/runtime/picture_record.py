@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class PictureRecord:
         height: pixels.
         parameters: of the run, by their Python names.
         pictures: parameters whose pictures the file does not hold.
+        hires: arguments of its second pass, if it had one, by their Python names.
     """
 
     model: str
@@ -38,6 +39,7 @@ class PictureRecord:
     height: int
     parameters: Mapping[str, Any]
     pictures: tuple[str, ...]
+    hires: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_record(path: Path) -> PictureRecord:
@@ -114,9 +116,25 @@ def _checked(found: Any) -> tuple[PictureRecord, list[str]]:
         negative_prompt=_typed(found, "negative_prompt", str, none=True),
         parameters=parameters,
         pictures=tuple(name for name in left_out if name not in arrays),
+        hires=_hires(_typed(found, "hires", dict)) if "hires" in found else {},
         **whole,
     )
     return record, arrays
+
+
+def _hires(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a second pass; who uses them checks them further.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: something is of another type.
+    """
+    return {
+        "hires": f"{_typed(found, 'width', int)}x{_typed(found, 'height', int)}",
+        "hires_strength": _typed(found, "strength", float),
+        "hires_steps": _typed(found, "steps", int),
+        "hires_upscaler": _typed(found, "upscaler", str),
+    }
 
 
 def _typed(found: dict[str, Any], name: str, kind: type, *, none: bool = False) -> Any:

@@ -22,7 +22,7 @@ from tgate_export.runtime.model_runner import ModelRunner
 from tgate_export.runtime.output import as_asked
 from tgate_export.runtime.plan import BatchShape
 from tgate_export.runtime.request import Request, check_split, make_request
-from tgate_export.runtime.run_plan import RunPlans
+from tgate_export.runtime.run_plan import Pass, RunPlans
 from tgate_export.runtime.signature import Generate
 from tgate_export.runtime.step_info import StepInfo
 from tgate_export.runtime.text_encoder import TextEncoder
@@ -97,19 +97,31 @@ class TGatePipeline(Generate):
     def _generate(self, arguments: dict[str, Any], callback: StepCallback | None) -> PipelineOutput:
         request = make_request(self.manifest, **arguments)
         check_split(self.manifest, request.images)
+        passes = self._run_plans.of_passes(request)
+        timings: Timings | None = None
+        made: np.ndarray | None = None
+        with self._runner.turn():
+            for each in passes:
+                run = each if made is None else each.after(made, self.manifest.latents.downscale)
+                made, timing = self._whole(run, callback)
+                timings = timing if timings is None else timings + timing
+        assert made is not None
+        assert timings is not None
+        return PipelineOutput(as_asked(self.manifest, request, made), timings, request)
+
+    def _whole(self, run: Pass, callback: StepCallback | None) -> tuple[np.ndarray, Timings]:
+        """Take all of a run's images through all stages, in as few batches as there can be."""
         results: list[np.ndarray] = []
         timings: Timings | None = None
         first = 0
-        with self._runner.turn():
-            while left := request.images - first:
-                batch = self.backend.batch_size(min(left, self.manifest.batch.max))
-                part = slice(first, first := first + batch)
-                result, timing = self._run(request, part, callback)
-                results.append(result)
-                timings = timing if timings is None else timings + timing
+        while left := run.request.images - first:
+            batch = self.backend.batch_size(min(left, self.manifest.batch.max))
+            part = slice(first, first := first + batch)
+            result, timing = self._run(run, part, callback)
+            results.append(result)
+            timings = timing if timings is None else timings + timing
         assert timings is not None
-        images = as_asked(self.manifest, request, np.concatenate(results))
-        return PipelineOutput(images, timings, request)
+        return np.concatenate(results), timings
 
     def sampler_table(self, scheduler: str) -> SamplerTable:
         """Return a scheduler's table, read once.
@@ -120,21 +132,21 @@ class TGatePipeline(Generate):
         return self._run_plans.table(scheduler)
 
     def _run(
-        self, request: Request, part: slice, callback: StepCallback | None
+        self, run: Pass, part: slice, callback: StepCallback | None
     ) -> tuple[np.ndarray, Timings]:
-        """Take some of a request's images through all stages, in one batch that stays together."""
-        run_plan = self._run_plans.of(request)
+        """Take some of a run's images through all stages, in one batch that stays together."""
+        request, run_plan = run.request, run.run_plan
         sampler, phases = run_plan.sampler, run_plan.step_plan.phases
         batch = self._runner.input_batch(
             BatchShape(
                 part.stop - part.start, request.height, request.width,
                 tuple(phase for phase in self.manifest.phases if phase in phases),
-                image=request.begins_with_image or not self.manifest.takes_prompt,
+                image=request.encodes_image or not self.manifest.takes_prompt,
             )
         )  # fmt: skip
         started = perf_counter()
         images = [
-            ImageState.of(self.manifest, request, index, run_plan)
+            ImageState.of(self.manifest, request, index, run_plan, run.earlier, run.later)
             for index in range(part.start, part.stop)
         ]
         spans = []
@@ -142,13 +154,15 @@ class TGatePipeline(Generate):
         try:
             # Launches may only be queued: nothing waits for the device before the end.
             vae_encoder = self._runner.encode_images(batch, images)
-            text_encoder = self._runner.encode_prompts(batch, images, _warn)
+            text_encoder = self._runner.encode_prompts(
+                batch, images, None if run.earlier else _warn
+            )
             batch.stage(images)
             for step, phase in enumerate(phases):
                 spans.append(batch.denoise(phase, images))
                 if callback is not None:
                     timestep = float(sampler.timesteps[step])
-                    callback(_step_info(batch, images, step, phases, timestep))
+                    callback(_step_info(batch, images, phase, timestep))
                     self.backend.turns.check()
             if request.output_type == "latent":
                 result = batch.latents(images)
@@ -176,17 +190,17 @@ class TGatePipeline(Generate):
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=6)  # where the pipeline is called
+    warnings.warn(message, stacklevel=7)  # where the pipeline is called
 
 
 def _step_info(
     batch: InputBatch,
     images: Sequence[ImageState],
-    step: int,
-    phases: Sequence[str],
+    phase: str,
     timestep: float,
 ) -> StepInfo:
+    first = images[0]
     return StepInfo(
-        step, len(phases), phases[step], timestep, lambda: np.stack(batch.latents(images)),
-        batch.read,
+        first.earlier + first.step - 1, first.evaluations, phase, timestep,
+        lambda: np.stack(batch.latents(images)), batch.read,
     )  # fmt: skip

@@ -22,9 +22,10 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
     Raises:
         InvalidRequestError: says how to build the missing one.
     """
-    if request.begins_with_image and "vae_encoder" not in bundle.manifest.graphs:
+    if request.encodes_image and "vae_encoder" not in bundle.manifest.graphs:
+        name = "image" if request.hires is None else f"hires_upscaler {request.hires.upscaler}"
         raise InvalidRequestError(
-            "image: this bundle was built without image-to-image",
+            f"{name}: this bundle was built without image-to-image",
             "build it with: ",
             rebuild(bundle, image_to_image=True),
         )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tgate_export.bundle.manifest import Manifest, Range
+from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_names import MOST_STEPS
 from tgate_export.common.errors import InvalidRequestError
+from tgate_export.runtime.enlarge import enlarged_latents, enlarged_pictures
 from tgate_export.runtime.guidance import by_prompt_alone
-from tgate_export.runtime.host_arrays import host_array
+from tgate_export.runtime.hires import Hires, HiresArguments, second_pass
 from tgate_export.runtime.images import load_images
-from tgate_export.runtime.parameter_values import method_values, parameter_values
+from tgate_export.runtime.noise import SECOND_PASS
+from tgate_export.runtime.parameter_values import (
+    executed_steps,
+    method_values,
+    parameter_values,
+)
 from tgate_export.runtime.prompts import (
     SYNTAX,
     Embeds,
@@ -26,6 +32,13 @@ from tgate_export.runtime.prompts import (
     negative,
     positive,
     repeat,
+)
+from tgate_export.runtime.request_arrays import (
+    image_sides,
+    latents_of_image,
+    load_pictures,
+    side,
+    starting_latents,
 )
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -50,6 +63,10 @@ class Request:
         width: pixels.
         latents: starting latents [images, C, h, w] f32 of unit variance, instead of a seed.
         output_type: "pil", "np" or "latent".
+        image_latents: [images, C, h, w] f32 that the run begins with, instead of a picture that the
+            VAE encodes.
+        hires: the second pass, if there is one; see `passes`.
+        first_draw: of the seed's noise; see `standard_normal`.
     """
 
     images: int
@@ -63,6 +80,9 @@ class Request:
     width: int
     latents: np.ndarray | None
     output_type: str
+    image_latents: np.ndarray | None = None
+    hires: Hires | None = None
+    first_draw: int = 0
 
     def value(self, name: str) -> Any:
         """Return the first image's value of a parameter; None for one that the bundle lacks."""
@@ -96,6 +116,49 @@ class Request:
         steps = self.num_inference_steps
         return steps - executed_steps(steps, self.value("strength"))
 
+    @property
+    def encodes_image(self) -> bool:
+        """Whether the run begins with an image that the VAE encodes."""
+        if self.hires is not None:  # of a second pass, which may not have its image yet
+            return self.begins_with_image and self.hires.in_pixels
+        return self.begins_with_image and self.image_latents is None
+
+    @property
+    def passes(self) -> tuple[Request, ...]:
+        """The runs that it takes, one after another: itself, or a small one and a large one.
+
+        The large one gets what it begins with by `after`.
+        """
+        hires = self.hires
+        if hires is None:
+            return (self,)
+        first = replace(self, hires=None, output_type="np" if hires.in_pixels else "latent")
+        second = replace(
+            self,
+            values={**self.values, **{n: (v,) * self.images for n, v in hires.values.items()}},
+            pictures={
+                name: enlarged_pictures(found, hires.height, hires.width)
+                for name, found in self.pictures.items()
+            },
+            begins_with_image=True, height=hires.height, width=hires.width, latents=None,
+            first_draw=SECOND_PASS,
+        )  # fmt: skip
+        return first, second
+
+    def after(self, made: np.ndarray, downscale: int) -> Request:
+        """Return the second pass with what it begins with.
+
+        Args:
+            made: by the first pass: latents [images, C, h, w], or pictures [images, H, W, 3].
+            downscale: pixels of a side for one latent.
+        """
+        assert self.hires is not None  # it is the second pass
+        if self.hires.in_pixels:
+            pictures = enlarged_pictures(made, self.height, self.width)
+            return replace(self, pictures={**self.pictures, "image": pictures})
+        sides = self.height // downscale, self.width // downscale
+        return replace(self, image_latents=enlarged_latents(made, *sides, self.hires.upscaler))
+
 
 def make_request(
     manifest: Manifest,
@@ -110,6 +173,10 @@ def make_request(
     width: int | None = None,
     latents: np.ndarray | None = None,
     output_type: str = "pil",
+    hires: float | str | None = None,
+    hires_strength: float | None = None,
+    hires_steps: int | None = None,
+    hires_upscaler: str | None = None,
     **parameters: Any,
 ) -> Request:
     """Complete and check a call; see `TGatePipeline.__call__`.
@@ -147,6 +214,9 @@ def make_request(
                 f"{SYNTAX} {parameters[SYNTAX]} has no effect on prompt_embeds: leave it out",
                 field=SYNTAX,
             )
+    image_latents = latents_of_image(manifest, image, number)
+    if image_latents is not None:
+        del parameters["image"]
     begins_with_image = image is not None and "image" not in manifest.pictures
     steps = executed = values["num_inference_steps"][0]
     scheduler = manifest.samplers.get(values["scheduler"][0])
@@ -179,11 +249,24 @@ def make_request(
             f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}",
             field="output_type",
         )
-    pictures = _pictures(manifest, parameters, number, sides)
+    pictures = load_pictures(manifest, parameters, number, sides)
     for name, found in pictures.items():
-        height, width = _image_sides(name, found, height, width)
-    height = _side("height", height, manifest.size.height, manifest.size.multiple)
-    width = _side("width", width, manifest.size.width, manifest.size.multiple)
+        height, width = image_sides(name, (found.shape[1], found.shape[2]), height, width)
+    if image_latents is not None:
+        downscale = manifest.latents.downscale
+        found_sides = image_latents.shape[2] * downscale, image_latents.shape[3] * downscale
+        height, width = image_sides("image", found_sides, height, width)
+    height = side("height", height, manifest.size.height, manifest.size.multiple)
+    width = side("width", width, manifest.size.width, manifest.size.multiple)
+    given = HiresArguments(hires, hires_strength, hires_steps, hires_upscaler)
+    second = None
+    if given.given():
+        if begins_with_image or not manifest.takes_prompt:
+            raise InvalidRequestError(
+                "hires is for pictures that begin with noise: leave it out, or the image",
+                field="hires",
+            )
+        second = second_pass(manifest, given, values, (height, width), largest)
     images = number * num_images_per_prompt
     return Request(
         images=images,
@@ -201,8 +284,12 @@ def make_request(
         seed=int(seed),
         height=height,
         width=width,
-        latents=_latents(manifest, latents, images, height, width),
+        latents=starting_latents(manifest, latents, images, height, width),
         output_type=output_type,
+        image_latents=None
+        if image_latents is None
+        else np.repeat(image_latents, num_images_per_prompt, axis=0),
+        hires=second,
     )
 
 
@@ -221,11 +308,6 @@ def check_split(manifest: Manifest, images: int) -> None:
         )
 
 
-def executed_steps(steps: int, strength: float) -> int:
-    """Return how many of the steps run when an image is noised that far, as in diffusers."""
-    return min(int(steps * strength), steps)
-
-
 def _executed(values: Mapping[str, tuple[Any, ...]], steps: int) -> int:
     """Return how many steps of a run that begins with an image are executed."""
     strength = values["strength"][0] if "strength" in values else 1.0
@@ -236,66 +318,3 @@ def _executed(values: Mapping[str, tuple[Any, ...]], steps: int) -> int:
             field="strength",
         )
     return executed
-
-
-def _pictures(
-    manifest: Manifest, parameters: Mapping[str, Any], prompts: int, sides: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Return the call's pictures, one for each prompt, by parameter."""
-    known = {name for name, entry in manifest.parameters.items() if entry.type == "image"}
-    # A bundle without image-to-image is refused with how to build one; see `rebuild`.
-    given = [name for name in {"image", *known} if parameters.get(name) is not None]
-    if missing := sorted(manifest.pictures.difference(given)):
-        raise InvalidRequestError(
-            f"{missing[0]} is missing: this bundle reads a picture there", field=missing[0]
-        )
-    return {name: load_images(parameters[name], prompts, sides) for name in sorted(given)}
-
-
-def _image_sides(
-    name: str, images: np.ndarray, height: int | None, width: int | None
-) -> tuple[int, int]:
-    """Return the size of the images, which is the size of the run."""
-    found = images.shape[1], images.shape[2]
-    if (height or found[0], width or found[1]) != found:
-        raise InvalidRequestError(
-            f"the {name} is {found[1]}x{found[0]}, asked for is {width or found[1]}x"
-            f"{height or found[0]}: scale or crop the image to it",
-            field=name,
-        )
-    return found
-
-
-def _side(name: str, value: int | None, allowed: Range, multiple: int) -> int:
-    if value is None:
-        return allowed.opt
-    if value not in allowed:
-        raise InvalidRequestError(
-            f"{name} {value} does not fit: this bundle was built for {name} {allowed}", field=name
-        )
-    if value % multiple:
-        raise InvalidRequestError(
-            f"{name} {value} is not a multiple of {multiple}: "
-            f"try {value // multiple * multiple or multiple}",
-            field=name,
-        )
-    return value
-
-
-def _latents(
-    manifest: Manifest, latents: np.ndarray | None, images: int, height: int, width: int
-) -> np.ndarray | None:
-    if latents is None:
-        return None
-    array = host_array(latents, "latents")
-    folded = manifest.latents.shape(images, height, width)
-    shape = manifest.latents.unfolded(folded)
-    if array.shape != shape:
-        raise InvalidRequestError(
-            f"latents have shape {list(array.shape)}, expected {list(shape)} for "
-            f"{images} image(s) of {width}x{height}",
-            field="latents",
-        )
-    if not np.isfinite(array).all():
-        raise InvalidRequestError("latents hold values that are not finite", field="latents")
-    return array.astype(np.float32).reshape(folded)

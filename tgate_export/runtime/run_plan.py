@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import Manifest
@@ -13,6 +15,7 @@ from tgate_export.common.errors import BundleError, InvalidRequestError, TGateEr
 from tgate_export.runtime.compiled_samplers import compile_table
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request
+from tgate_export.runtime.sampler_choice import has_starts
 from tgate_export.steps.step_plan import StepPlan, plan_steps
 
 _MOST_COMPILED = 200  # tables of one number of steps that are kept in memory
@@ -24,6 +27,27 @@ class RunPlan:
 
     sampler: SamplerSteps
     step_plan: StepPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One of the runs that a request takes, one after another; see `Request.passes`.
+
+    Attributes:
+        request: the run.
+        run_plan: its evaluations.
+        earlier: evaluations of the passes before it.
+        later: phases of the passes after it.
+    """
+
+    request: Request
+    run_plan: RunPlan
+    earlier: int = 0
+    later: tuple[str, ...] = ()
+
+    def after(self, made: np.ndarray, downscale: int) -> Pass:
+        """Return it with what the pass before it made; see `Request.after`."""
+        return replace(self, request=self.request.after(made, downscale))
 
 
 def step_plan_of(manifest: Manifest, values: Mapping[str, int], sampler: SamplerSteps) -> StepPlan:
@@ -46,7 +70,7 @@ class RunPlans:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._tables: dict[str, SamplerTable] = {}
-        self._compiled: dict[tuple[str, int], SamplerTable] = {}  # that the bundle lacks
+        self._compiled: dict[tuple[str, int, bool], SamplerTable] = {}  # that the bundle lacks
 
     def table(self, scheduler: str) -> SamplerTable:
         """Return the table of a scheduler that the bundle has.
@@ -63,14 +87,21 @@ class RunPlans:
                 raise BundleError(f"{error}: build the bundle again") from None
         return self._tables[scheduler]
 
-    def _table_for(self, scheduler: str, steps: int) -> SamplerTable:
-        """Return a table that has a number of steps, if the scheduler can have it."""
-        if scheduler in self._bundle.manifest.samplers:
+    def _table_for(self, scheduler: str, steps: int, *, starts: bool) -> SamplerTable:
+        """Return a table that has a number of steps, if the scheduler can have it.
+
+        Args:
+            scheduler: its name.
+            steps: how many.
+            starts: whether it has to have runs that begin at a later step, too.
+        """
+        with_starts = has_starts(self._bundle.manifest)
+        if scheduler in self._bundle.manifest.samplers and (with_starts or not starts):
             return self.table(scheduler)
-        key = scheduler, steps
+        key = scheduler, steps, starts
         table = self._compiled.get(key)
         if table is None:
-            table = compile_table(self._bundle, scheduler, steps)
+            table = compile_table(self._bundle, scheduler, steps, starts=starts or with_starts)
             if len(self._compiled) < _MOST_COMPILED:  # others come from the user's cache
                 self._compiled[key] = table
         return table
@@ -84,7 +115,11 @@ class RunPlans:
             TGateError: the scheduler is not in the bundle, and compiling it failed.
         """
         try:
-            table = self._table_for(request.scheduler, request.num_inference_steps)
+            table = self._table_for(
+                request.scheduler,
+                request.num_inference_steps,
+                starts=request.begins_with_image and not request.encodes_image,
+            )
             sampler = table.for_steps(request.num_inference_steps)
         except TGateError:
             raise
@@ -97,3 +132,17 @@ class RunPlans:
         step_plan = step_plan_of(manifest, values, sampler)
         check_graphs(self._bundle, step_plan, request)
         return RunPlan(sampler, step_plan)
+
+    def of_passes(self, request: Request) -> tuple[Pass, ...]:
+        """Return a request's passes, one after another; see `of`."""
+        requests = request.passes
+        plans = [self.of(each) for each in requests]
+        phases = [plan.step_plan.phases for plan in plans]
+        return tuple(
+            Pass(
+                each, plan,
+                earlier=sum(map(len, phases[:number])),
+                later=tuple(phase for others in phases[number + 1 :] for phase in others),
+            )
+            for number, (each, plan) in enumerate(zip(requests, plans, strict=True))
+        )  # fmt: skip

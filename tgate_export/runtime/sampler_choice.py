@@ -35,7 +35,12 @@ def chosen_sampler(manifest: Manifest, text: Any) -> tuple[str, int | None]:
     return str(found), found.steps
 
 
-def require_table(manifest: Manifest, scheduler: str) -> None:
+def has_starts(manifest: Manifest) -> bool:
+    """Whether a bundle's tables have runs that begin at a later step, with an image."""
+    return "vae_encoder" in manifest.graphs and manifest.takes_prompt
+
+
+def require_table(manifest: Manifest, scheduler: str, *, starts: bool = False) -> None:
     """Refuse a sampler that would have to be compiled, for who is not the user of this machine.
 
     Each takes seconds and PyTorch's memory, and is kept: strangers' would take a server's.
@@ -43,10 +48,16 @@ def require_table(manifest: Manifest, scheduler: str) -> None:
     Args:
         manifest: the bundle's.
         scheduler: a name as `chosen_sampler` returns it.
+        starts: whether a run is to begin with an image.
 
     Raises:
-        InvalidRequestError: the bundle has no table of it.
+        InvalidRequestError: the bundle has no such table of it.
     """
+    if starts and not has_starts(manifest):
+        raise InvalidRequestError(
+            "this server's bundle was built without image-to-image, so that no run of it begins "
+            "with an image"
+        )
     if scheduler not in manifest.samplers:
         raise InvalidRequestError(
             f"this server's bundle was built without {scheduler:.60}: it has "

@@ -59,6 +59,10 @@ class Generate(ABC):
         height: int | None = None,
         width: int | None = None,
         latents: np.ndarray | None = None,
+        hires: float | str | None = None,
+        hires_strength: float | None = None,
+        hires_steps: int | None = None,
+        hires_upscaler: str | None = None,
         output_type: str = "pil",
         parameters: Mapping[str, Any] | None = None,
         callback_on_step_end: Callable[[StepInfo], None] | None = None,
@@ -113,7 +117,7 @@ class Generate(ABC):
             image: what a video is made from; or, for a bundle built with image-to-image, what to
                 begin with instead of noise. Its size is that of the result. One for all prompts, or
                 one each. A file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0,
-                1].
+                1]; instead of a picture to begin with also latents [B, C, h, w].
             strength: how much of the image is generated anew: the last int(steps * strength) steps
                 run, and the gate step counts those. 0.8 when not given.
             fps: of a video: frames a second that the model is told. 7 when not given.
@@ -128,6 +132,15 @@ class Generate(ABC):
             width: pixels; the bundle's default when not given.
             latents: starting latents [B, C, h, w], of a video [B, F, C, h, w], of unit variance,
                 instead of a seed.
+            hires: make the picture small first, and then this many times as large, or in this size
+                ("WxH"), beginning with the small one enlarged (the hires fix).
+            hires_strength: how much of the enlarged picture is generated anew, as `strength`; 0.7
+                when not given.
+            hires_steps: steps of the second pass, as `num_inference_steps`, which it is when not
+                given. The gate keeps its place among those that run.
+            hires_upscaler: how it is enlarged: "latent" (bilinear; when not given),
+                "latent-bicubic" or "latent-nearest" without decoding it, or "lanczos" in pixels,
+                for a bundle built with image-to-image.
             output_type: "pil", "np" or "latent".
             parameters: further ones of the bundle's `Manifest.parameters`, by name.
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
@@ -168,6 +181,10 @@ class Generate(ABC):
             "height": height,
             "width": width,
             "latents": latents,
+            "hires": hires,
+            "hires_strength": hires_strength,
+            "hires_steps": hires_steps,
+            "hires_upscaler": hires_upscaler,
             "output_type": output_type,
         }
         return self._generate(arguments | dict(parameters or {}), callback_on_step_end)

@@ -21,6 +21,7 @@ from tgate_export.common.memory import resident_bytes
 from tgate_export.runtime.request import make_request
 from tgate_export.serve import fields
 from tgate_export.serve.a1111_fields import INERT_SETTINGS, Call, Kind, Settings, parse
+from tgate_export.serve.a1111_hires import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from tgate_export.serve.a1111_info import info
 from tgate_export.serve.a1111_progress import Running, progress_of
 from tgate_export.serve.a1111_samplers import AUTOMATIC, a1111_samplers
@@ -29,10 +30,11 @@ from tgate_export.serve.options import ServeOptions
 from tgate_export.serve.pool import ModelPool
 
 _TRUE = ("1", "true", "yes", "on")
-# What there is nothing of here, or nothing to do for.
-_EMPTY: dict[str, Any] = {
+# What is always the same, most of it because there is nothing of it here; or nothing to do for.
+_CONSTANT: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []}, "script-info": [], "extensions": [],
-    "upscalers": [], "latent-upscale-modes": [], "realesrgan-models": [], "face-restorers": [],
+    "upscalers": PIXEL_UPSCALERS, "latent-upscale-modes": LATENT_UPSCALERS,
+    "realesrgan-models": [], "face-restorers": [],
     "sd-vae": [], "hypernetworks": [], "loras": [], "embeddings": {"loaded": {}, "skipped": {}},
     "prompt-styles": [], "cmd-flags": {"api": True},
 }  # fmt: skip
@@ -53,7 +55,7 @@ class A1111Routes:
         get: dict[str, Callable[[Request], Any]] = {
             "progress": self.progress, "samplers": self.samplers, "schedulers": self.schedulers,
             "sd-models": self.models, "memory": _memory,
-            **{name: _constant(value) for name, value in _EMPTY.items()},
+            **{name: _constant(value) for name, value in _CONSTANT.items()},
         }  # fmt: skip
         post: dict[str, Callable[[Request], Any]] = {
             "txt2img": self.txt2img, "img2img": self.img2img, "interrupt": self.interrupt,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from tgate_export.parameters import short_name
 from tgate_export.runtime.images import decode_image
 from tgate_export.runtime.prompts import SYNTAX
 from tgate_export.serve import fields
+from tgate_export.serve.a1111_hires import second_pass
 from tgate_export.serve.a1111_samplers import find_scheduler
 from tgate_export.serve.fields import Fields
 from tgate_export.serve.generation import Wanted
@@ -28,7 +28,7 @@ Kind = Literal["txt2img", "img2img"]
 
 # What would change the picture in A1111 and cannot here, with the values that change nothing.
 _INERT: Mapping[str, tuple[Any, ...]] = {
-    "enable_hr": (False,), "firstphase_width": (0,), "firstphase_height": (0,),
+    "firstphase_width": (0,), "firstphase_height": (0,),
     "restore_faces": (False,), "tiling": (False,), "styles": ([],), "infotext": ("",),
     "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
     "mask": ("",), "latent_mask": ("",), "initial_noise_multiplier": (1,),
@@ -71,7 +71,7 @@ class Settings:
             HttpError: there is no model of that name.
         """
         taken = Fields(found)
-        _refuse(taken, INERT_SETTINGS)
+        taken.refuse_unless(INERT_SETTINGS)
         changed = self
         if (name := taken.text("sd_model_checkpoint")) is not None:
             changed = replace(changed, model=pool.find(name).name)
@@ -125,19 +125,26 @@ def parse(
     """
     found = fields.parse_json(body)
     taken = Fields(found)
-    _refuse(taken, _INERT)
+    taken.refuse_unless(_INERT)
     _refuse_scripts(taken.take("alwayson_scripts", dict, {}))
     settings = settings.changed(taken.take("override_settings", dict, {}), pool)
     model = pool.find(settings.model)
     batch_size, images = _count(taken, options.max_images)
     scheduler = _scheduler(taken, model)
-    given = _given(taken, model, kind)
+    width, height = taken.take("width", int), taken.take("height", int)
+    size = model.manifest.size
+    hires: dict[str, Any] = {}
+    if kind == "txt2img":
+        strength = taken.take("denoising_strength", float)
+        if taken.take("enable_hr", bool, False):
+            sides = width or size.width.opt, height or size.height.opt
+            hires = second_pass(taken, strength, *sides, size.multiple)
+    given = _given(taken, model) | hires
     if SYNTAX in model.manifest.parameters:
         given.setdefault(SYNTAX, "a1111")
-    width, height = taken.take("width", int), taken.take("height", int)
     if kind == "img2img":
         given["image"] = _image(taken, model, width, height)
-    size, seed = model.manifest.size, taken.take("seed", int, -1)
+    seed = taken.take("seed", int, -1)
     usual = given["image"].size if "image" in given else (size.width.opt, size.height.opt)
     arguments = {
         "prompt": _prompt(taken),
@@ -155,17 +162,6 @@ def parse(
         shown |= dict.fromkeys(found.keys() & {"init_images", *_pictures(model)})
     send = taken.take("send_images", bool, True)
     return Call(Wanted(model, arguments), kind, images, batch_size, send, shown)
-
-
-def _refuse(taken: Fields, inert: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse fields that have another value than those that change nothing."""
-    for name, values in inert.items():
-        value = taken.untyped(name)
-        if value is not None and value not in values:
-            raise InvalidRequestError(
-                f"{name} cannot be used here: leave it out, or give {json.dumps(values[0])}",
-                field=name,
-            )
 
 
 def _refuse_scripts(scripts: Mapping[str, Any]) -> None:
@@ -220,10 +216,8 @@ def _scheduler(taken: Fields, model: Model) -> str | None:
     return scheduler
 
 
-def _given(taken: Fields, model: Model, kind: Kind) -> dict[str, Any]:
+def _given(taken: Fields, model: Model) -> dict[str, Any]:
     """Return the parameters that are given, by A1111's names or the bundle's."""
-    if kind == "txt2img":
-        taken.ignore("denoising_strength")  # of a second pass, which there is not
     renamed = {ours: taken.take(name, float) for name, ours in _RENAMED.items()}
     found = taken.parameters(model.manifest)
     for name, ours in _RENAMED.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgate_export import __version__
 from tgate_export.bundle.sampler_names import a1111_name
-from tgate_export.runtime.picture_file import made_with, parameters_text
+from tgate_export.runtime.picture_file import made_with, of_hires, parameters_text
 from tgate_export.runtime.request import Request
 from tgate_export.serve.a1111_fields import Call
 
@@ -29,7 +29,8 @@ def info(call: Call, made: Request, timestamp: str, ours: Mapping[str, Any]) -> 
     negatives = [image["negative_prompt"] or "" for image in each]
     seeds = [image["seed"] for image in each]
     sampler, type_ = a1111_name(made.scheduler)
-    more = {"Schedule type": type_, "Gate step": made.gate_step}
+    hires = of_hires(made)
+    more = {"Schedule type": type_, **hires, "Gate step": made.gate_step}
     found = {
         "prompt": prompts[0],
         "all_prompts": prompts,
@@ -54,7 +55,7 @@ def info(call: Call, made: Request, timestamp: str, ours: Mapping[str, Any]) -> 
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": first["parameters"].get("strength"),
+        "denoising_strength": hires.get("Denoising strength", first["parameters"].get("strength")),
         "extra_generation_params": {name: text for name, text in more.items() if text is not None},
         "index_of_first_image": 0,
         "infotexts": [parameters_text(manifest, made, index) for index in range(made.images)],

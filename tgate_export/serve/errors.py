@@ -85,6 +85,8 @@ _A1111_NAMES = {
     "num_inference_steps": "steps", "guidance_scale": "cfg_scale", "scheduler": "sampler_name",
     "strength": "denoising_strength", "image": "init_images", "model": "sd_model_checkpoint",
     "clip_skip": "CLIP_stop_at_last_layers", "num_images_per_prompt": "batch_size",
+    "hires": "hr_scale", "hires_strength": "denoising_strength",
+    "hires_steps": "hr_second_pass_steps", "hires_upscaler": "hr_upscaler",
 }  # fmt: skip
 
 

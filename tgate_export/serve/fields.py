@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,23 @@ class Fields:
                 f"{name} must be one of {', '.join(choices)}, got {found!r:.60}", field=name
             )
         return str(found)
+
+    def refuse_unless(self, inert: Mapping[str, tuple[Any, ...]]) -> None:
+        """Take fields that cannot be used, which are there for the values that change nothing.
+
+        Args:
+            inert: those values by field.
+
+        Raises:
+            InvalidRequestError: one has another value.
+        """
+        for name, values in inert.items():
+            value = self.untyped(name)
+            if value is not None and value not in values:
+                raise InvalidRequestError(
+                    f"{name} cannot be used here: leave it out, or give {json.dumps(values[0])}",
+                    field=name,
+                )
 
     def ignore(self, *names: str) -> None:
         """Drop fields that have no effect here."""

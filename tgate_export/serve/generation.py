@@ -83,7 +83,7 @@ def _submit(
     batcher: Batcher, wanted: Wanted, on_step: StepCallback | None
 ) -> Future[BatchedOutput]:
     request = batcher.request(output_type="np", **wanted.arguments)
-    require_table(batcher.manifest, request.scheduler)
+    require_table(batcher.manifest, request.scheduler, starts=request.hires is not None)
     return batcher.submit(request, deadline=wanted.deadline, on_step=on_step)
 
 

@@ -28,6 +28,7 @@ from tgate_export.runtime.batching.request_state import (
     StageTime,
     StepCallback,
     StepProgress,
+    images_of,
     partition,
 )
 from tgate_export.runtime.batching.stats import BatcherStats, Recorder
@@ -179,10 +180,8 @@ class Batcher:
             )
         with self._changed:
             self._check_room(request.images)  # before work is done for it
-        route = self._run_plans.of(request)
-        images = [
-            ImageState.of(self.manifest, request, index, route) for index in range(request.images)
-        ]
+        first, *to_come = self._run_plans.of_passes(request)
+        images = images_of(self.manifest, first)
         warnings: dict[str, None] = {}  # each once
         for image in images:
             for prompt in self._texts.inputs(image).values():
@@ -191,7 +190,9 @@ class Batcher:
         moment = due(now, self._needed(images[0].left), limit)
         for image in images:
             image.due = moment
-        state = RequestState(request, Future(), images, now, limit, on_step, tuple(warnings))
+        state = RequestState(
+            request, Future(), images, now, limit, on_step, tuple(warnings), to_come
+        )
         with self._changed:
             self._check_room(request.images)
             self._pending += request.images
@@ -343,7 +344,7 @@ class Batcher:
         self._flight = [image for image in self._flight if image.stage != "done"]
         for state in states:
             if all(image.stage == "done" for image in state.images):
-                self._finish(state)
+                self._end_pass(state)
 
     def _choose(self) -> tuple[Stage, list[ImageState]]:
         """Choose the next call."""
@@ -388,6 +389,23 @@ class Batcher:
         manifest = self.manifest
         with_image = "vae_encoder" in manifest.graphs
         return BatchShape(self.max_batch, *image.size, manifest.phases, image=with_image)
+
+    def _end_pass(self, state: RequestState) -> None:
+        """Begin a request's next pass, or give it its outcome."""
+        ended = state.images
+        try:
+            goes_on = not state.future.done() and state.go_on(self.manifest)
+        except BaseException as error:  # memory for larger pictures, say: it is this caller's alone
+            self._settle(state, error)
+            return
+        if not goes_on:
+            self._finish(state)
+            return
+        for image in ended:
+            self._owners.pop(image, None)
+        with self._changed:
+            self._begun.remove(state)
+            self._waiting.append(state)
 
     def _finish(self, state: RequestState) -> None:
         now = monotonic()

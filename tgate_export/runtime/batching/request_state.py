@@ -18,6 +18,7 @@ from tgate_export.runtime.denoised import denoised
 from tgate_export.runtime.image_state import ImageState, Stage
 from tgate_export.runtime.output import as_asked
 from tgate_export.runtime.request import Request
+from tgate_export.runtime.run_plan import Pass
 
 
 class QueueFullError(TGateError):
@@ -84,7 +85,7 @@ class StepProgress:
     Attributes:
         image: index of the image in its request.
         step: index of the evaluation that has ended.
-        evaluations: how many there are.
+        evaluations: how many there are, of both passes where there are two.
         phase: the graph that ran.
         batch: images that shared the call.
         latents: returns the image's current sample [C, h, w] f32.
@@ -106,9 +107,9 @@ class StepProgress:
     ) -> StepProgress:
         """Describe the step that an image has just taken, to these latents, by this prediction."""
         plan, step = member.run_plan, member.step - 1
-        phases = plan.step_plan.phases
         return cls(
-            member.index, step, len(phases), phases[step], batch, lambda: latents,
+            member.index, member.earlier + step, member.evaluations, plan.step_plan.phases[step],
+            batch, lambda: latents,
             lambda: denoised(plan.sampler, step, latents, noise_pred),
         )  # fmt: skip
 
@@ -172,6 +173,8 @@ class RequestState:
     """A request in the batcher's hands.
 
     Attributes:
+        images: of the pass that it is in.
+        to_come: the passes after it.
         arrived: when it was submitted, by `time.monotonic`.
         deadline: when its result is of no more use, by `time.monotonic`.
         began: when its first engine call began, by `time.monotonic`.
@@ -187,6 +190,7 @@ class RequestState:
     deadline: float | None
     on_step: StepCallback | None
     warnings: tuple[str, ...]
+    to_come: list[Pass] = field(default_factory=list)
     began: float | None = None
     stages: dict[Stage, StageTime] = field(default_factory=dict)
     released: bool = False
@@ -194,6 +198,22 @@ class RequestState:
 
     def __post_init__(self) -> None:
         self.waiting = deque(self.images)
+
+    def go_on(self, manifest: Manifest) -> bool:
+        """Begin the next pass with what the images of this one became; False after the last.
+
+        Args:
+            manifest: the bundle's.
+        """
+        if not self.to_come:
+            return False
+        run = self.to_come.pop(0).after(self._results(), manifest.latents.downscale)
+        due = self.images[0].due
+        self.images = images_of(manifest, run)
+        for image in self.images:
+            image.due = due
+        self.waiting = deque(self.images)
+        return True
 
     @property
     def outcome(self) -> Outcome:
@@ -228,12 +248,22 @@ class RequestState:
 
     def output(self, manifest: Manifest, now: float) -> BatchedOutput:
         """Return the result; every image is done."""
-        results = [image.result for image in self.images if image.result is not None]
-        images = as_asked(manifest, self.request, np.stack(results))
+        images = as_asked(manifest, self.request, self._results())
         waited = (self.began or now) - self.arrived
         return BatchedOutput(
             images, self.request, waited, now - self.arrived, self.stages, self.warnings
         )
+
+    def _results(self) -> np.ndarray:
+        return np.stack([image.result for image in self.images if image.result is not None])
+
+
+def images_of(manifest: Manifest, run: Pass) -> list[ImageState]:
+    """Prepare the images of a pass."""
+    return [
+        ImageState.of(manifest, run.request, index, run.run_plan, run.earlier, run.later)
+        for index in range(run.request.images)
+    ]
 
 
 def partition(states: Iterable[RequestState]) -> tuple[list[RequestState], list[RequestState]]:
