@@ -52,7 +52,7 @@ OTHERS = [
 ]
 # The gatings that are compared with those, too: attention between texts and images alone, or all.
 OF_OTHERS = ((4, 1, 1, 0), (4, 2, 2, 1))
-FAMILIES = {kind.title: kind for kind in tiny.PIPELINES.values()}
+FAMILIES = {kind.title: kind for kind in tiny.PIPELINES.values() if not kind.refiner}
 BOUND = 1e-5
 
 

@@ -97,6 +97,16 @@ _OTHERS = {
         '"latent-nearest" without decoding it, or "lanczos" in pixels, for a bundle built with '
         "image-to-image.",
     ),
+    "denoising_end": (
+        "float | None", "None",
+        "end after this part of the run, 0 to 1, with latents that have noise left, for another "
+        'model: with output_type="latent".',
+    ),
+    "denoising_start": (
+        "float | None", "None",
+        "begin after this part of the run with the latents `image` as they are, which another "
+        "model ended with. The gate step counts the steps that run.",
+    ),
     "output_type": ("str", '"pil"', '"pil", "np" or "latent".'),
     "parameters": (
         "Mapping[str, Any] | None", "None",

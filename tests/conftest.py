@@ -159,6 +159,52 @@ def hires_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The diffusers folder of a tiny SDXL; shared, so not to be changed."""
+    from tests.support import tiny
+
+    return made_once(tmp_path_factory, "pipelines/sdxl", lambda out: tiny.save("sdxl", out))
+
+
+@pytest.fixture(scope="session")
+def refiner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a tiny refiner for it."""
+    from tests.support import tiny
+
+    return made_once(
+        tmp_path_factory, "pipelines/refiner", lambda out: tiny.save("sdxl-refiner", out)
+    )
+
+
+@pytest.fixture(scope="session")
+def sdxl_bundle(sdxl_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny SDXL, for pictures of 16 to 32 pixels that may begin with one."""
+    from tests.support import tiny
+    from tgate_export.build.build import build_bundle
+    from tgate_export.bundle.manifest import Range
+
+    size = (Range(min=16, opt=16, max=32),) * 2
+    with tiny.only_samplers("ddim", "euler", "dpm++2m", "pndm"):
+        return made_once(
+            tmp_path_factory, "bundles/sdxl",
+            lambda out: build_bundle(str(sdxl_dir), image_to_image=True, size=size, out=out),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def refiner_bundle(refiner_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny refiner."""
+    from tests.support import tiny
+    from tgate_export.build.build import build_bundle
+
+    with tiny.only_samplers("ddim", "euler", "dpm++2m", "pndm"):
+        return made_once(
+            tmp_path_factory, "bundles/refiner",
+            lambda out: build_bundle(str(refiner_dir), out=out),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """The trained demo pipeline in the package."""
     from tgate_export.data import SHAPES_DIR

@@ -131,6 +131,7 @@ def _is_pair(value: Any) -> bool:
 
 
 _SDXL = "it is for SDXL, and this bundle's model is not told it"
+_REFINER = "it is for SDXL's refiner, and this bundle's model is not told it"
 _VIDEO = "this bundle makes no videos"
 _NEWER = (
     "this bundle was built without classifier-free guidance, or by an earlier version and is to be "
@@ -217,6 +218,15 @@ PARAMETERS: Mapping[str, Declared] = {
     "target_size": Declared(
         type="pair", unit="pixels", absent=_SDXL,
         help="SDXL: (height, width) that the model is told; by default the image's own.",
+    ),
+    "aesthetic_score": Declared(
+        type="number", default=6.0, absent=_REFINER,
+        help="SDXL refiner: how beautiful the model is told that the picture is, about 1 to 10.",
+    ),
+    "negative_aesthetic_score": Declared(
+        type="number", default=2.5, absent=_REFINER,
+        help="SDXL refiner: how beautiful the model is told that what it is to avoid is; from the "
+        "gate on this is what it is told.",
     ),
     "image": Declared(
         type="image", per="prompt", absent=_IMAGE,

@@ -147,6 +147,25 @@ def test_a_later_start_of_two_evaluations_a_step() -> None:
     assert steps.starting_at(2).weights.tolist() == steps.weights[4:].tolist()
 
 
+def test_a_run_in_two_parts() -> None:
+    """All evaluations of a step belong to one part."""
+    steps = make_steps(4, starts=make_starts(1, 1, 1, 1))  # at 999, 666.3, 333.7 and 1
+    assert [steps.evaluations_until(t) for t in (2000, 999.5, 500, 1.5, 1, 0)] == [0, 0, 2, 3, 4, 4]
+    first, second = steps.ending_before(2), steps.starting_at(2, noised=True)
+    assert (first.num_inference_steps, second.num_inference_steps) == (2, 2)
+    assert [*first.timesteps, *second.timesteps] == [*steps.timesteps]
+    assert first.weights.tolist() == steps.weights[:2].tolist()
+    assert first.sample_scale == steps.sample_scale
+    assert (second.sample_scale, second.image_scale) == (0, 1)
+    assert second.input_scale == steps.starts[2].input_scale
+    twice = SamplerSteps(
+        3, np.array([9, 6, 6, 3, 3], np.float32), 1, 1, make_steps(5).weights,
+        step_of_evaluation=(0, 0, 1, 1, 2),
+    )  # fmt: skip
+    assert [twice.evaluations_until(t) for t in (9, 7, 6, 4, 3)] == [2, 2, 4, 4, 5]
+    assert twice.ending_before(4).step_of_evaluation == (0, 0, 1, 1)
+
+
 def test_advance_is_the_documented_sum() -> None:
     weights = np.arange(1, NUM_WEIGHTS + 1, dtype=np.float32)
     history = np.array([[100.0], [1000.0], [10000.0]], dtype=np.float32)

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 
 from tests.oracle.families import hires_run
-from tests.support import tiny
-from tests.support.once import made_once
 from tests.support.solo import assert_equals_solo, batcher_of
 from tgate_export import TGatePipeline
-from tgate_export.build.build import build_bundle
-from tgate_export.bundle.manifest import Range
 from tgate_export.cli._hints import on_command_line
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.noise import SECOND_PASS, standard_normal
@@ -57,15 +53,8 @@ def built(tiny_pipeline_dir: Path, hires_bundle: Path) -> Built:
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    folder = made_once(tmp_path_factory, "pipelines/sdxl", lambda out: tiny.save("sdxl", out))
-    size = (Range(min=16, opt=16, max=32),) * 2
-    with tiny.only_samplers("ddim", "euler", "dpm++2m"):
-        bundle = made_once(
-            tmp_path_factory, "bundles/hires-sdxl",
-            lambda out: build_bundle(str(folder), image_to_image=True, size=size, out=out),
-        )  # fmt: skip
-    return built_of(folder, bundle)
+def sdxl(sdxl_dir: Path, sdxl_bundle: Path) -> Built:
+    return built_of(sdxl_dir, sdxl_bundle)
 
 
 def relative(found: Any, expected: np.ndarray) -> float:
@@ -98,7 +87,6 @@ def test_as_diffusers(built: Built, scheduler: str, upscaler: str) -> None:
     assert_as_diffusers(built, scheduler, upscaler, (32, 24), 0.7, 7)
 
 
-@pytest.mark.builds
 @pytest.mark.parametrize("upscaler", ["latent-bicubic", "lanczos"])
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++2m"])
 def test_sdxl_as_diffusers(sdxl: Built, scheduler: str, upscaler: str) -> None:

@@ -257,6 +257,24 @@ def test_without_vae(tmp_path: Path) -> None:
     assert source.weight_paths("vae") == (vae,)
 
 
+def test_a_refiner(tmp_path: Path) -> None:
+    """Its one text encoder is SDXL's second, and the first of its file."""
+    published = shapes(resolve_source("sdxl", "random").config("unet") | REFINER)
+    refiner = resolve_source("sdxl-refiner", "random")
+    assert shapes(refiner.config("unet")) == published
+    tensors = ldm("sdxl", text=False, **REFINER) | prefixed(
+        "conditioner.embedders.0.model.",
+        checkpoints.clip_to_open_clip(component("sdxl", "text_encoder_2")),
+    )
+    source = resolved(tensors, tmp_path)
+    assert found(source) == ("stable-diffusion-xl-refiner", 1024, 1280, "epsilon")
+    assert source.single is not None
+    assert set(source.single.parts) == {"unet", "vae", "text_encoder_2"}
+    assert check_options(source, "fp16").image_to_image
+    bare = refused(ldm("sdxl", text=False, **REFINER), tmp_path)
+    assert "has no text_encoder_2: give a diffusers folder of its kind" in bare
+
+
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_without_text_encoder(tmp_path: Path, name: str) -> None:
     message = refused(ldm(name, text=False), tmp_path)
@@ -272,7 +290,6 @@ def test_without_text_encoder(tmp_path: Path, name: str) -> None:
         ("sd15", {"in_channels": 8}, "InstructPix2Pix"),
         ("sd21", {"in_channels": 5}, "a depth-to-image UNet"),
         ("sd21", {"in_channels": 7}, "an upscaler's UNet"),
-        ("sdxl", REFINER, "an SDXL refiner"),
     ],
 )  # fmt: skip
 def test_unets_of_other_pipelines(

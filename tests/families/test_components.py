@@ -92,7 +92,6 @@ def adapter(folder: Path) -> None:
         (entry("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"), "FlowMatchEuler"),
         (entry("scheduler", "my_file", "DDIMScheduler"), "its scheduler is a DDIMScheduler"),
         (index(_class_name=["my_pipeline", "MyPipeline"]), "a MyPipeline of its own file my_pip"),
-        (index(requires_aesthetics_score=True), "is an SDXL refiner"),
         (config("unet", _class_name="UNetMotionModel"), "describes a UNetMotionModel"),
         (config("unet", _class_name=["os", "system"]), "describes a ['os', 'system']"),
         (config("text_encoder", model_type="bert"), "describes a bert"),

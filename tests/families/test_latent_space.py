@@ -33,6 +33,7 @@ IMAGE_TO_IMAGE = [
     for family, kinds in tiny.FAMILIES.items()
     if FAMILIES[family].image_to_image
     for kind in kinds
+    if not kind.refiner  # its VAE is SDXL's
 ]
 
 

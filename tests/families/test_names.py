@@ -117,6 +117,16 @@ def test_missing_component_of_sdxl(sdxl: Path, component: str) -> None:
 def test_refiner(sdxl: Path) -> None:
     edit(sdxl / "unet" / "config.json", projection_class_embeddings_input_dim=2560)
     assert "takes 2560 values of pooled text and sizes, expected 2816" in refused(sdxl)
+    whole = json.loads((sdxl / "model_index.json").read_text())
+    edit(
+        sdxl / "model_index.json", requires_aesthetics_score=True,
+        _class_name="StableDiffusionXLImg2ImgPipeline",
+    )  # fmt: skip
+    assert resolve_source(str(sdxl), "random").family.name == "stable-diffusion-xl-refiner"
+    edit(sdxl / "unet" / "config.json", projection_class_embeddings_input_dim=2816)
+    assert "and an aesthetic score, expected 2560" in refused(sdxl)
+    edit(sdxl / "model_index.json", _class_name=whole["_class_name"])
+    assert "is a StableDiffusionXLPipeline, which is not supported" in refused(sdxl)
 
 
 def test_unet_of_another_pipeline(sdxl: Path) -> None:
@@ -146,5 +156,7 @@ def test_pixart_has_one_size() -> None:
 
 
 def test_no_pipeline_belongs_to_two_families() -> None:
-    pipelines = [name for family in FAMILIES.values() for name in family.pipelines]
+    pipelines = [
+        (name, family.aesthetic) for family in FAMILIES.values() for name in family.pipelines
+    ]
     assert len(pipelines) == len(set(pipelines))

@@ -159,14 +159,44 @@ def diffusers_image_run(
     if image.shape[-1] == 3:
         image = image_latents(directory, image)
     pipe = load_pipeline(directory, "diffusers")
-    name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
-    begin = _with_scheduler(getattr(diffusers, name)(**pipe.components), scheduler)
+    name = type(pipe).__name__
+    if "Img2Img" not in name:  # which an SDXL refiner is
+        name = name.replace("Pipeline", "Img2ImgPipeline")
+    settings = {
+        key: pipe.config[key]
+        for key in ("requires_aesthetics_score", "force_zeros_for_empty_prompt")
+        if key in pipe.config
+    }
+    begin = _with_scheduler(getattr(diffusers, name)(**pipe.components, **settings), scheduler)
     begin.set_progress_bar_config(disable=True)
     module = importlib.import_module(begin.__module__)
     with mock.patch.object(module, "randn_tensor", return_value=torch.from_numpy(noise)):
         result = begin(image=torch.from_numpy(image), output_type="latent", **call)
     latents: np.ndarray = result.images.numpy()
     return latents
+
+
+def ensemble_run(
+    base: Path,
+    refiner: Path,
+    *,
+    latents: np.ndarray,
+    start: float,
+    **call: Any,
+) -> np.ndarray:
+    """Run diffusers' ensemble of expert denoisers: latents [B, C, h, w].
+
+    Args:
+        base: the pipeline that begins.
+        refiner: the one that goes on.
+        latents: to begin with, of unit variance.
+        start: part of the run after which it does.
+        **call: further arguments of both.
+    """
+    begun = diffusers_run(base, latents=latents, output_type="latent", denoising_end=start, **call)
+    return diffusers_image_run(
+        refiner, image=begun, noise=np.zeros_like(latents), denoising_start=start, **call
+    )
 
 
 def hires_run(

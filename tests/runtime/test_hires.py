@@ -76,7 +76,7 @@ def test_passes() -> None:
     assert (first.hires, first.output_type, first.height) == (None, "latent", 32)
     assert (second.height, second.output_type, second.first_step) == (64, "pil", 4)
     assert second.latents is None
-    assert second.first_draw != first.first_draw
+    assert second.noise_offset != first.noise_offset
     assert second.values["gate_step"] == (made.hires and made.hires.values["gate_step"],) * 2
     begun = second.after(np.ones((2, 4, 16, 16), np.float32), 2)
     assert begun.image_latents is not None

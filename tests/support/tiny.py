@@ -16,7 +16,7 @@ from tgate_export.samplers import specs
 FAMILIES = tiny_pipelines()
 PIPELINES = {kind.name: kind for kinds in FAMILIES.values() for kind in kinds}
 # Those that make images of texts, and of them those with classifier-free guidance.
-OF_TEXT = [name for name, kind in PIPELINES.items() if not kind.video]
+OF_TEXT = [name for name, kind in PIPELINES.items() if not (kind.video or kind.refiner)]
 GUIDED = [name for name in OF_TEXT if PIPELINES[name].guidance == "classifier-free"]
 
 # A dynamic batch takes the exporter twice as long: once for each family.

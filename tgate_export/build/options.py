@@ -114,6 +114,7 @@ def check_options(
         raise InvalidRequestError(f"the batch may be {largest} at most{of}, got {batch}")
     method = tgate_v2.METHOD
     settings = _method_settings(method, source.defaults, source.guidance, settings or {})
+    image_to_image = image_to_image or source.family.aesthetic
     if image_to_image and not source.family.image_to_image:
         raise InvalidRequestError(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"

@@ -17,6 +17,7 @@ from tgate_export.bundle.manifest_checks import check_references
 from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Method, Precision
 from tgate_export.bundle.origins import (
     FromCache,
+    FromFormula,
     FromGraph,
     FromImage,
     FromParameter,
@@ -283,6 +284,15 @@ class Manifest(BundleModel):
     def prompt_chunks(self) -> int:
         """How many runs of the prompt encoder a prompt can have."""
         return max(self.chunks.values(), default=1)
+
+    @cached_property
+    def refines(self) -> bool:
+        """Whether it is a refiner, which was trained to go on from a picture alone."""
+        return any(
+            isinstance(tensor.origin, FromFormula) and tensor.origin.formula == "aesthetic_ids"
+            for graph in self.graphs.values()
+            for tensor in graph.inputs
+        )
 
     @cached_property
     def takes_prompt(self) -> bool:

@@ -24,11 +24,15 @@ Shape = tuple[int | str, ...]
 # What the host computes -> how many numbers of each sample, and the parameters that it reads.
 FORMULAS: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "time_ids": (6, ("original_size", "crops_coords_top_left", "target_size")),
+    "aesthetic_ids": (5, ("original_size", "crops_coords_top_left", "aesthetic_score")),
+    "negative_aesthetic_ids": (
+        5, ("original_size", "crops_coords_top_left", "negative_aesthetic_score"),
+    ),
     "resolution": (2, ()),
     "aspect_ratio": (1, ()),
     "video_ids": (3, ("fps", "motion_bucket_id", "noise_aug_strength")),
     "frame_guidance_scale": (None, ("guidance_scale", "min_guidance_scale")),
-}
+}  # fmt: skip
 
 
 # What every run has by these names, in some front end.
@@ -37,6 +41,8 @@ RESERVED = frozenset(
         "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "seed",
         "num_images", "num_images_per_prompt", "height", "width", "latents", "output_type",
         "parameters", "steps", "deadline", "format", "progress", "preview",
+        "hires", "hires_strength", "hires_steps", "hires_upscaler", "denoising_start",
+        "denoising_end",
     }
 )  # fmt: skip
 

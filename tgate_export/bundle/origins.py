@@ -20,7 +20,8 @@ from tgate_export.bundle.fields import BundleModel, Name
 
 # What the host computes, f32: see `runtime.formulas`.
 Formula = Literal[
-    "time_ids", "resolution", "aspect_ratio", "video_ids", "frame_guidance_scale"
+    "time_ids", "aesthetic_ids", "negative_aesthetic_ids", "resolution", "aspect_ratio",
+    "video_ids", "frame_guidance_scale",
 ]  # fmt: skip
 Loop = Literal["sample", "timestep", "noise_pred", "history", "weights", "noise", "latents"]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]

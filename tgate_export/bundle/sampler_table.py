@@ -151,17 +151,44 @@ class SamplerSteps:
         """
         return self.step_of_evaluation.index(self.step_of_evaluation[0] + start)
 
-    def starting_at(self, step: int) -> SamplerSteps:
-        """Return the run that begins with an image at a step, 0 to `num_inference_steps - 1`."""
+    def evaluations_until(self, timestep: float) -> int:
+        """Return how many evaluations come before the first step that begins below a timestep."""
+        steps = self.step_of_evaluation
+        for index, at in enumerate(self.timesteps):
+            if at < timestep and (index == 0 or steps[index] != steps[index - 1]):
+                return index
+        return len(self.timesteps)
+
+    def ending_before(self, evaluation: int) -> SamplerSteps:
+        """Return the run that ends early, with the sample before an evaluation, 1 or more."""
+        steps = self.step_of_evaluation[:evaluation]
+        return SamplerSteps(
+            num_inference_steps=steps[-1] + 1,
+            timesteps=self.timesteps[:evaluation],
+            sample_scale=self.sample_scale,
+            input_scale=self.input_scale,
+            weights=self.weights[:evaluation],
+            image_scale=self.image_scale,
+            step_of_evaluation=steps,
+        )
+
+    def starting_at(self, step: int, *, noised: bool = False) -> SamplerSteps:
+        """Return the run that begins with an image at a step, 0 to `num_inference_steps - 1`.
+
+        Args:
+            step: of the whole run.
+            noised: the image has that step's noise already, as the sample of another run: it is
+                begun with as it is.
+        """
         entry, first = self.starts[step], self.first_evaluation(step)
         same = first + len(entry.weights)
         return SamplerSteps(
             num_inference_steps=self.num_inference_steps - step,
             timesteps=self.timesteps[first:],
-            sample_scale=entry.sample_scale,
+            sample_scale=0.0 if noised else entry.sample_scale,
             input_scale=entry.input_scale,
             weights=np.concatenate([entry.weights, self.weights[same:]]),
-            image_scale=entry.image_scale,
+            image_scale=1.0 if noised else entry.image_scale,
             step_of_evaluation=tuple(each - step for each in self.step_of_evaluation[first:]),
         )
 

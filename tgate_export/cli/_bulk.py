@@ -97,6 +97,9 @@ class BulkOptions:
                 name = "format" if given[0] == "kind" else given[0].replace("_", "-")
                 raise click.UsageError(f"--{name} is for --prompts FILE")
             return False
+        for name in ("refiner", "refiner_start"):
+            if options[name] is not None:
+                raise click.UsageError("--refiner is for --prompt, not for --prompts")
         if options["prompt"] is not None:
             raise click.UsageError("give either --prompt or --prompts, not both")
         if options["num_images"] != 1:
@@ -138,6 +141,8 @@ def generate_all(
     out: Path,
     as_json: bool,
     further: Iterable[str],
+    refiner: None,
+    refiner_start: None,
     **arguments: Any,
 ) -> None:
     """Generate an image for every line of the file of prompts; see the command's options.
@@ -145,7 +150,7 @@ def generate_all(
     Raises:
         TGateError: some lines failed, or it cannot go on.
     """
-    del prompt, num_images  # refused: each line has its own
+    del prompt, num_images, refiner, refiner_start  # refused
     source = click.get_current_context().get_parameter_source("out")
     if source is ParameterSource.DEFAULT:
         raise click.UsageError("--out is missing: the folder for the images of --prompts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,11 +18,13 @@ from tgate_export.cli._console import (
     spinner,
     stderr,
 )
+from tgate_export.cli._hires import HIRES_OPTIONS
 from tgate_export.cli._parameters import further_parameters, parameter_options, recorded, reported
+from tgate_export.cli._refiner import REFINER_OPTIONS, Refiner
+from tgate_export.cli._step_bar import StepBar
 from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.user_cache import write_whole
-from tgate_export.parameters import UPSCALERS
 
 if TYPE_CHECKING:
     from tgate_export.bundle.manifest import Manifest
@@ -33,30 +36,6 @@ _VIDEOS = (".gif", ".webp", ".png")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-_HIRES: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--hires",
-        metavar="SCALE|WxH",
-        help="Make the picture in --size first, and then so many times as large, or in that size, "
-        "beginning with the small one enlarged. For a bundle with a dynamic size.",
-    ),
-    click.option(
-        "--hires-strength",
-        type=float,
-        help="Of --hires: how much is generated anew, as --strength. Default: 0.7.",
-    ),
-    click.option(
-        "--hires-steps", type=int, help="Of --hires: steps of the second pass. Default: --steps."
-    ),
-    click.option(
-        "--hires-upscaler",
-        type=click.Choice(tuple(UPSCALERS)),
-        help="Of --hires: how the small picture is enlarged, as latents (the first is bilinear) or "
-        "in pixels (lanczos), for a bundle built with --image-to-image. Default: latent.",
-    ),
-)
 
 
 def generate_options(function: F) -> F:
@@ -83,7 +62,8 @@ def generate_options(function: F) -> F:
         click.option("--seed", type=int, help="Same seed, same picture. Default: random."),
         click.option("--num-images", type=int, default=1, show_default=True),
         click.option("--size", metavar="WxH", help="For a bundle with a dynamic size; N is NxN."),
-        *_HIRES,
+        *HIRES_OPTIONS,
+        *REFINER_OPTIONS,
         backend_option,
         click.option("--precision", cls=RunOption, type=click.Choice(["fp32", "bf16"])),
         click.option("--threads", cls=RunOption, type=click.IntRange(min=1)),
@@ -142,6 +122,8 @@ def generate(
     as_json: bool,
     further: tuple[str, ...],
     source: Path | None = None,
+    refiner: Path | None = None,
+    refiner_start: float | None = None,
     **parameters: Any,
 ) -> None:
     """Generate with a bundle, write the files, and report; see the command's options."""
@@ -153,20 +135,34 @@ def generate(
 
     manifest = read_manifest(bundle)
     others = further_parameters(manifest, further)
-    if source is not None:
-        record = read_record(source)
+    record = None if source is None else read_record(source)
+    second = Refiner.of(refiner, refiner_start, manifest, record)
+    if source is not None and record is not None:
         prompt = record.prompt if prompt is None else prompt
         negative_prompt = record.negative_prompt if negative_prompt is None else negative_prompt
         seed = record.seed if seed is None else seed
         width, height = width or record.width, height or record.height
         others = recorded(manifest, record, parameters, others, source)
-        parameters |= {n: v for n, v in record.hires.items() if parameters.get(n) is None}
+        more = {**record.hires, **record.refiner.get("parameters", {})}
+        parameters |= {n: v for n, v in more.items() if parameters.get(n) is None}
     check_given(out, prompt, parameters["image"], video=manifest.latents.video)
+    if manifest.refines and parameters["image"] is None:
+        raise click.UsageError(
+            "a refiner goes on from a picture: give --image, or name it as --refiner of the bundle "
+            "that begins"
+        )
     options = backend_options(no_cuda_graphs, weight_streaming_budget, precision, threads)
     with readable_warnings():
         with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
-        with _StepBar() as bar:
+        given = {name: value for name, value in parameters.items() if value is not None}
+        given |= others
+        of_refiner: dict[str, Any] = {}
+        part: dict[str, Any] = {}
+        if second is not None:
+            given, of_refiner = second.divided(given, manifest)
+            part = {"denoising_end": second.start, "output_type": "latent"}
+        with StepBar() as bar:
             output = pipeline(
                 prompt,
                 negative_prompt=negative_prompt,
@@ -174,10 +170,15 @@ def generate(
                 num_images_per_prompt=num_images,
                 width=width,
                 height=height,
-                **{name: value for name, value in parameters.items() if value is not None},
-                parameters=others,
+                **part,
+                parameters=given,
                 callback_on_step_end=bar.update,
             )
+            if second is not None:
+                output = second.refined(
+                    output, backend, options, manifest, negative_prompt=negative_prompt,
+                    parameters=of_refiner, callback_on_step_end=bar.update,
+                )  # fmt: skip
     files, replaced = _save(manifest, output, out)
     if replaced:
         names = ", ".join(map(str, replaced))
@@ -187,36 +188,6 @@ def generate(
             f"Backend {pipeline.backend.name}: {pipeline.backend.reason}", soft_wrap=True
         )
     _report(manifest, output, files, pipeline.backend, as_json)
-
-
-class _StepBar:
-    """A progress bar over the denoising steps on stderr."""
-
-    def __enter__(self) -> _StepBar:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        console = stderr()
-        self._bar = Progress(
-            TextColumn("{task.description:>11}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._bar.start()
-        self._task = self._bar.add_task("loading", total=None)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._bar.stop()
-
-    def update(self, info: Any) -> None:
-        self._bar.update(
-            self._task, description=info.phase, completed=info.step + 1, total=info.evaluations
-        )
 
 
 def check_writable(out: Path) -> None:
@@ -289,6 +260,7 @@ def _report(
                 "width": request.width,
                 "height": request.height,
                 "hires": request.hires.as_dict() if request.hires else None,
+                "refiner": asdict(request.refined) if request.refined else None,
                 "timings": timings.as_dict(),
             }
         )

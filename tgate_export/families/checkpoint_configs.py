@@ -22,6 +22,7 @@ _TITLES = {
     "sd15": "Stable Diffusion 1.x",
     "sd21": "Stable Diffusion 2.x of 768 pixels",
     "sdxl": "SDXL",
+    "sdxl-refiner": "an SDXL refiner",
     "lcm-sd15": "an LCM of Stable Diffusion 1.x",
     "lcm-sdxl": "an LCM of SDXL",
 }

@@ -20,14 +20,15 @@ from tgate_export.families.checkpoint_unet import (
 )
 
 # The UNet's width of text, and whether it takes pooled text and sizes beside it -> configuration.
-_BASES = {(768, False): "sd15", (1024, False): "sd21", (2048, True): "sdxl"}
+_BASES = {
+    (768, False): "sd15", (1024, False): "sd21", (2048, True): "sdxl", (1280, True): "sdxl-refiner",
+}  # fmt: skip
 _INPUTS = {
     5: "a depth-to-image UNet",
     7: "an upscaler's UNet",
     8: "a UNet that edits images (InstructPix2Pix)",
     9: "an inpainting UNet",
 }
-_REFINER, _UPSCALER = (1280, 2560), 7
 # SDXL's relatives by their transformer layers on the way down and up.
 _RELATIVES: dict[tuple[Depths, Depths], str] = {
     (((0, 0), (2, 2), (4, 4)), ((4, 4, 10), (2, 1, 1), (0, 0, 0))): "SSD-1B",
@@ -56,6 +57,11 @@ class Identity:
     reasons: tuple[str, ...] = ()
 
 
+def is_refiner(unet: UNet) -> bool:
+    """Whether a UNet is that of an SDXL refiner, by its shapes."""
+    return _BASES.get((unet.context, unet.pooled > 0)) == "sdxl-refiner"
+
+
 def refuse_other_unets(path: Path, unet: UNet) -> None:
     """Refuse a UNet that takes more than noisy latents, a text and sizes.
 
@@ -67,8 +73,6 @@ def refuse_other_unets(path: Path, unet: UNet) -> None:
         what = f"{_INPUTS[channels]}, which takes {channels} channels"
     elif channels != 4:
         what = f"a UNet that takes {channels} channels"
-    elif (unet.context, unet.pooled) == _REFINER:
-        what = "an SDXL refiner, which goes on from a base model's latents"
     elif unet.pooled and unet.context == 1024:
         what = "a Stable unCLIP, which takes an image's embedding beside the text"
     if what is not None:

@@ -120,11 +120,6 @@ def check_components(source: ModelSource, listing: Callable[[str], Collection[st
         ModelError: names the component, what it is, and what was expected or what to do.
     """
     index = source.index()
-    if index.get("requires_aesthetics_score"):
-        raise ModelError(
-            f"{source.model} is an SDXL refiner, which goes on from a base model's latents and is "
-            "not supported: build the base model"
-        )
     expected = {**source.family.weights, "scheduler": "diffusers.scheduler"}
     expected |= dict.fromkeys(source.family.extras, "")
     for component, class_name in expected.items():

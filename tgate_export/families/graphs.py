@@ -126,6 +126,8 @@ def graph_exports(
 
     def condition(entry: Condition, name: str) -> GraphInput:
         origin: Origin | None = entry.origin
+        if name != entry.name and entry.negative_origin is not None:
+            origin = entry.negative_origin
         dtype = compute if origin is None else float32
         if origin is None and text:
             of: Of = "prompt" if name == entry.name else "negative_prompt"

@@ -38,12 +38,13 @@ def family_module(family: Family) -> str:
 _JOINT_ATTENTION = ("Flux", "StableDiffusion3", "AuraFlow", "QwenImage", "HiDream", "Chroma")
 
 
-def family_of(pipeline: str, model: str) -> Family:
+def family_of(pipeline: str, model: str, *, aesthetic: bool = False) -> Family:
     """Return the family of a pipeline class.
 
     Args:
         pipeline: `_class_name` of `model_index.json`.
         model: what the user asked for, for messages.
+        aesthetic: whether it says `requires_aesthetics_score` there.
 
     Raises:
         ModelError: a pipeline that has nothing to gate, or is not supported.
@@ -54,7 +55,7 @@ def family_of(pipeline: str, model: str) -> Family:
             "and has no cross-attention whose output could be cached, so T-GATE does not apply"
         )
     for family in FAMILIES.values():
-        if pipeline in family.pipelines:
+        if pipeline in family.pipelines and family.aesthetic == aesthetic:
             return family
     supported = "; ".join(
         f"{' and '.join(family.pipelines)} ({family.title})" for family in FAMILIES.values()

@@ -24,7 +24,12 @@ from tgate_export.families.checkpoint_configs import (
     packaged,
     title_of,
 )
-from tgate_export.families.checkpoint_kinds import Identity, identify, refuse_other_unets
+from tgate_export.families.checkpoint_kinds import (
+    Identity,
+    identify,
+    is_refiner,
+    refuse_other_unets,
+)
 from tgate_export.families.checkpoint_parts import Part, find_parts, find_vae, shapes_of
 from tgate_export.families.model_files import PICKLES, check_file
 
@@ -130,6 +135,10 @@ def open_single_file(path: Path, config: str | None = None, vae: str | None = No
                 "choose another ",
                 Argument("config"),
             )
+    if is_refiner(unet) and "text_encoder" in parts:
+        # A refiner has the second of SDXL's text encoders alone, which is the first of its file.
+        parts = {**parts, "text_encoder_2": parts["text_encoder"]}
+        del parts["text_encoder"]
     headers = {path: header}
     replaced = None
     if vae is not None:

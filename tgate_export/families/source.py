@@ -315,7 +315,9 @@ def resolve_source(
     """
     located = locate(model, weights, revision, download=download, config=config, vae=vae)
     pipeline = pipeline_class(located.directory, located.model, located.names(download=download))
-    family = family_of(pipeline, located.model)
+    index = read_json(located.directory / "model_index.json")
+    aesthetic = index.get("requires_aesthetics_score") is True
+    family = family_of(pipeline, located.model, aesthetic=aesthetic)
     source = ModelSource(
         kind=located.kind,
         model=located.model,

@@ -74,6 +74,8 @@ class Family:
         vae_upcast: an fp16 bundle keeps the VAE in fp32 where its configuration says
             `force_upcast`.
         latents_by_channel: its pipelines read the VAE's `latents_mean` and `latents_std`.
+        aesthetic: its pipelines say `requires_aesthetics_score`, those of others do not; their
+            runs begin with an image, always.
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         loras: LoRA files can change the weights of its UNet and text encoders.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
@@ -101,6 +103,7 @@ class Family:
     samplers: tuple[str, ...] | None = None
     vae_upcast: bool = False
     latents_by_channel: bool = False
+    aesthetic: bool = False
     image_to_image: bool = False
     loras: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0

@@ -38,6 +38,7 @@ class TinyPipeline:
         make: makes the diffusers pipeline, with weights of torch's random numbers.
         guidance: how it is built.
         video: it makes videos of an image, and not images of a text.
+        refiner: its runs begin with an image or with latents.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TinyPipeline:
     make: Callable[[], Any]
     guidance: Guidance = "classifier-free"
     video: bool = False
+    refiner: bool = False
 
     def save(self, folder: Path) -> None:
         """Save it as a diffusers folder, the same whenever it is called."""

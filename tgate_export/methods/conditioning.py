@@ -37,6 +37,7 @@ class Condition:
         origin: where it comes from, f32; None: from the prompt encoder, in the bundle's precision.
         chunks: of one by token [T, D]: the denoiser reads those of so many runs of the encoder, one
             after another [chunks * T, D].
+        negative_origin: where its negative value comes from, if not from there.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Condition:
     unconditional: Unconditional = "same"
     gated: bool = False
     origin: FromFormula | FromParameter | FromImage | FromGraph | None = None
+    negative_origin: FromFormula | None = None
     chunks: int | None = None
 
     @property

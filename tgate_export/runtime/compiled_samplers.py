@@ -67,7 +67,7 @@ def compile_table(bundle: Bundle, scheduler: str, steps: int, *, starts: bool) -
         )
     task = {
         "name": scheduler,
-        "scheduler_config": _scheduler_config(bundle),
+        "scheduler_config": scheduler_config(bundle),
         "family": bundle.manifest.family,
         "starts": starts,
         "steps": steps,
@@ -99,7 +99,14 @@ def _without_starts(bundle: Bundle) -> InvalidRequestError:
     )
 
 
-def _scheduler_config(bundle: Bundle) -> dict[str, Any]:
+def scheduler_config(bundle: Bundle) -> dict[str, Any]:
+    """Return the configuration of the model's own scheduler; none of a bundle that has no file.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    if SCHEDULER_CONFIG not in bundle.manifest.files:
+        return {}
     file = bundle.file(SCHEDULER_CONFIG)
     try:
         with bundle.reading(SCHEDULER_CONFIG):

@@ -22,7 +22,8 @@ def formula_row(
     """Return one image's row [n] f32.
 
     SDXL's `time_ids` (arXiv 2307.01952, section 2.2) are the original size, the top left corner
-    of the crop and the target size; PixArt-alpha's (arXiv 2310.00426) are the size and its ratio.
+    of the crop and the target size, for its refiner an aesthetic score in place of the last one;
+    PixArt-alpha's (arXiv 2310.00426) are the size and its ratio.
     Stable Video Diffusion (arXiv 2311.15127) was trained with one frame a second less.
 
     Args:
@@ -38,6 +39,12 @@ def formula_row(
             *(values["original_size"] or size),
             *(values["crops_coords_top_left"] or (0, 0)),
             *(values["target_size"] or size),
+        )
+    elif formula in ("aesthetic_ids", "negative_aesthetic_ids"):
+        numbers = (
+            *(values["original_size"] or size),
+            *(values["crops_coords_top_left"] or (0, 0)),
+            values[f"{'negative_' * formula.startswith('negative')}aesthetic_score"],
         )
     elif formula == "resolution":
         numbers = size

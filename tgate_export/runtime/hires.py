@@ -1,6 +1,6 @@
 """The hires fix: a small picture first, then a large one that begins with it enlarged.
 
-A model draws best at the size that it was trained with; larger, it repeats itself. As in
+A model does best at the size that it was trained with; larger, it repeats itself. As in
 AUTOMATIC1111's web UI, a first pass makes the picture small, its latents or pixels are enlarged,
 and a second pass goes on from them as image-to-image does.
 """

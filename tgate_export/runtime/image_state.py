@@ -162,7 +162,7 @@ class ImageState:
             latents = self.request.latents[self.index]
         else:
             latents = standard_normal(
-                self.shape, self.request.seed, self.index, self.request.first_draw
+                self.shape, self.request.seed, self.index, self.request.noise_offset
             )
         sample, denoiser_input = first_sample(self.run_plan.sampler, latents, image_latents)
         self.state |= {"sample": sample, "denoiser_input": denoiser_input}
@@ -189,8 +189,8 @@ class ImageState:
             return sampler.weights[step]
         if not sampler.draws_noise:
             return _zeros(self.shape)
-        draw = self.request.first_draw + step + 1
-        return standard_normal(self.shape, self.request.seed, self.index, draw)
+        at = self.request.noise_offset + step + 1
+        return standard_normal(self.shape, self.request.seed, self.index, at)
 
 
 def vae_picture(manifest: Manifest, request: Request, index: int) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 # `draw` of the noise on a video's image; steps draw with 1 and up.
 IMAGE_NOISE = 2**32
-# What is added to each `draw` of a second pass.
+# What is added to each `draw` of a second pass, and of a run that goes on from another one.
 SECOND_PASS = 2**33
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tgate_export import __version__
@@ -94,10 +95,11 @@ def made_with(manifest: Manifest, request: Request, index: int) -> dict[str, Any
     """
     texts = request.prompts if isinstance(request.prompts, tuple) else None
     negatives = request.negative_prompts if isinstance(request.negative_prompts, tuple) else None
+    in_part = request.denoising_start is not None or request.denoising_end is not None
     arrays = {
         "prompt_embeds": manifest.takes_prompt and texts is None,
         "negative_prompt_embeds": isinstance(request.negative_prompts, dict),
-        "latents": request.latents is not None,
+        "latents": request.latents is not None or (in_part and request.refined is None),
     }
     of_latents = ["image"] if request.image_latents is not None else []
     pictures = [*sorted(request.pictures), *of_latents]
@@ -112,6 +114,7 @@ def made_with(manifest: Manifest, request: Request, index: int) -> dict[str, Any
         "height": request.height,
         "parameters": {name: each[index] for name, each in request.values.items()},
         **({} if request.hires is None else {"hires": request.hires.as_dict()}),
+        **({} if request.refined is None else {"refiner": asdict(request.refined)}),
         "left_out": [*pictures, *(name for name in arrays if arrays[name])],
     }
 
@@ -144,6 +147,8 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
         "Clip skip": 1 + values["clip_skip"] if values.get("clip_skip") else None,
         "Denoising strength": values.get("strength"),
         **of_hires(request),
+        "Refiner": request.refined and request.refined.model,
+        "Refiner switch at": request.refined and request.refined.start,
         "Gate step": request.gate_step,
     }
     for name, value in values.items():

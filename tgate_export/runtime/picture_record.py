@@ -29,6 +29,7 @@ class PictureRecord:
         parameters: of the run, by their Python names.
         pictures: parameters whose pictures the file does not hold.
         hires: arguments of its second pass, if it had one, by their Python names.
+        refiner: who ended the run, if another bundle did; see `Refined`.
     """
 
     model: str
@@ -40,6 +41,7 @@ class PictureRecord:
     parameters: Mapping[str, Any]
     pictures: tuple[str, ...]
     hires: Mapping[str, Any] = field(default_factory=dict)
+    refiner: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_record(path: Path) -> PictureRecord:
@@ -117,6 +119,7 @@ def _checked(found: Any) -> tuple[PictureRecord, list[str]]:
         parameters=parameters,
         pictures=tuple(name for name in left_out if name not in arrays),
         hires=_hires(_typed(found, "hires", dict)) if "hires" in found else {},
+        refiner=_refiner(_typed(found, "refiner", dict)) if "refiner" in found else {},
         **whole,
     )
     return record, arrays
@@ -135,6 +138,17 @@ def _hires(found: dict[str, Any]) -> dict[str, Any]:
         "hires_steps": _typed(found, "steps", int),
         "hires_upscaler": _typed(found, "upscaler", str),
     }
+
+
+def _refiner(found: dict[str, Any]) -> dict[str, Any]:
+    """Return who ended a run.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: something is of another type.
+    """
+    kinds = {"model": str, "start": float, "parameters": dict}
+    return {name: _typed(found, name, kind) for name, kind in kinds.items()}
 
 
 def _typed(found: dict[str, Any], name: str, kind: type, *, none: bool = False) -> Any:

@@ -102,9 +102,11 @@ class TGatePipeline(Generate):
         made: np.ndarray | None = None
         with self._runner.turn():
             for each in passes:
+                started = perf_counter()
                 run = each if made is None else each.after(made, self.manifest.latents.downscale)
+                enlarged = Timings(0.0, (), 0.0, perf_counter() - started)
                 made, timing = self._whole(run, callback)
-                timings = timing if timings is None else timings + timing
+                timings = timing if timings is None else timings + enlarged + timing
         assert made is not None
         assert timings is not None
         return PipelineOutput(as_asked(self.manifest, request, made), timings, request)

@@ -22,6 +22,7 @@ from tgate_export.runtime.parameter_values import (
     method_values,
     parameter_values,
 )
+from tgate_export.runtime.partial_run import Refined, check_parts, executed_of
 from tgate_export.runtime.prompts import (
     SYNTAX,
     Embeds,
@@ -66,7 +67,11 @@ class Request:
         image_latents: [images, C, h, w] f32 that the run begins with, instead of a picture that the
             VAE encodes.
         hires: the second pass, if there is one; see `passes`.
-        first_draw: of the seed's noise; see `standard_normal`.
+        noise_offset: 0, or `SECOND_PASS`: which of the seed's noise is the run's.
+        denoising_start: part of the run after which it begins, with a sample that has the noise of
+            that moment.
+        denoising_end: part of the run after which it ends, with a sample that has noise left.
+        refined: who went on from there, where that is known.
     """
 
     images: int
@@ -82,7 +87,10 @@ class Request:
     output_type: str
     image_latents: np.ndarray | None = None
     hires: Hires | None = None
-    first_draw: int = 0
+    noise_offset: int = 0
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+    refined: Refined | None = None
 
     def value(self, name: str) -> Any:
         """Return the first image's value of a parameter; None for one that the bundle lacks."""
@@ -141,7 +149,7 @@ class Request:
                 for name, found in self.pictures.items()
             },
             begins_with_image=True, height=hires.height, width=hires.width, latents=None,
-            first_draw=SECOND_PASS,
+            noise_offset=SECOND_PASS,
         )  # fmt: skip
         return first, second
 
@@ -177,6 +185,8 @@ def make_request(
     hires_strength: float | None = None,
     hires_steps: int | None = None,
     hires_upscaler: str | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
     **parameters: Any,
 ) -> Request:
     """Complete and check a call; see `TGatePipeline.__call__`.
@@ -218,21 +228,18 @@ def make_request(
     if image_latents is not None:
         del parameters["image"]
     begins_with_image = image is not None and "image" not in manifest.pictures
-    steps = executed = values["num_inference_steps"][0]
+    steps = values["num_inference_steps"][0]
     scheduler = manifest.samplers.get(values["scheduler"][0])
     largest = MOST_STEPS if scheduler is None else scheduler.max_steps
     if not 1 <= steps <= largest:
         raise InvalidRequestError(
             f"steps must be 1 to {largest}, got {steps}", field="num_inference_steps"
         )
-    if begins_with_image:
-        executed = _executed(values, steps)
-    elif parameters.get("strength") is not None:
-        raise InvalidRequestError(
-            f"strength {parameters['strength']} has no effect without an image", field="strength"
-        )
-    elif "strength" in values:
+    check_parts(denoising_start, denoising_end, parameters, begins_with_image=begins_with_image)
+    by_strength = begins_with_image and denoising_start is None
+    if "strength" in values and not by_strength:
         values["strength"] = (None,) * number
+    executed = executed_of(values, steps, denoising_start, denoising_end, by_strength=by_strength)
     values |= {
         name: (value,) * number
         for name, value in method_values(manifest, parameters, steps, executed).items()
@@ -261,10 +268,9 @@ def make_request(
     given = HiresArguments(hires, hires_strength, hires_steps, hires_upscaler)
     second = None
     if given.given():
-        if begins_with_image or not manifest.takes_prompt:
+        if begins_with_image or not manifest.takes_prompt or denoising_end is not None:
             raise InvalidRequestError(
-                "hires is for pictures that begin with noise: leave it out, or the image",
-                field="hires",
+                "hires is for whole runs that begin with noise: leave it out", field="hires"
             )
         second = second_pass(manifest, given, values, (height, width), largest)
     images = number * num_images_per_prompt
@@ -290,6 +296,9 @@ def make_request(
         if image_latents is None
         else np.repeat(image_latents, num_images_per_prompt, axis=0),
         hires=second,
+        noise_offset=0 if denoising_start is None else SECOND_PASS,  # other noise than before it
+        denoising_start=denoising_start,
+        denoising_end=denoising_end,
     )
 
 
@@ -306,15 +315,3 @@ def check_split(manifest: Manifest, images: int) -> None:
             f"bundle was built for: ask for {images - rest + manifest.batch.min} in all",
             field="num_images_per_prompt",
         )
-
-
-def _executed(values: Mapping[str, tuple[Any, ...]], steps: int) -> int:
-    """Return how many steps of a run that begins with an image are executed."""
-    strength = values["strength"][0] if "strength" in values else 1.0
-    executed = executed_steps(steps, strength)
-    if executed < 1:
-        raise InvalidRequestError(
-            f"strength {strength} of {steps} steps leaves no step to run: raise one of them",
-            field="strength",
-        )
-    return executed

@@ -12,12 +12,13 @@ from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_file import read_sampler_table
 from tgate_export.bundle.sampler_table import SamplerSteps, SamplerTable
 from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
-from tgate_export.runtime.compiled_samplers import compile_table
+from tgate_export.runtime.compiled_samplers import compile_table, scheduler_config
 from tgate_export.runtime.rebuild import check_graphs
 from tgate_export.runtime.request import Request
 from tgate_export.runtime.sampler_choice import has_starts
 from tgate_export.steps.step_plan import StepPlan, plan_steps
 
+_TRAINED = 1000  # timesteps of a model whose configuration does not say
 _MOST_COMPILED = 200  # tables of one number of steps that are kept in memory
 
 
@@ -62,6 +63,14 @@ def step_plan_of(manifest: Manifest, values: Mapping[str, int], sampler: Sampler
         manifest.method.rule, manifest.phase_caches, values,
         sampler.step_of_evaluation,
     )  # fmt: skip
+
+
+def _no_step(name: str, part: float, request: Request) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name} {part:g} of {request.num_inference_steps} steps leaves no step to run: change one "
+        "of them",
+        field=name,
+    )
 
 
 class RunPlans:
@@ -126,12 +135,33 @@ class RunPlans:
         except ValueError as error:
             raise InvalidRequestError(str(error)) from None
         if request.begins_with_image and sampler.starts:
-            sampler = sampler.starting_at(request.first_step)
+            sampler = self._begun(request, sampler)
+        if request.denoising_end is not None:
+            end = sampler.evaluations_until(self._timestep(request.denoising_end))
+            if sampler.step_of_evaluation[end - 1 if end else 0] < 0 or not end:
+                raise _no_step("denoising_end", request.denoising_end, request)
+            sampler = sampler.ending_before(end)
         manifest = self._bundle.manifest
         values = {name: request.value(name) for name in manifest.method.parameters}
         step_plan = step_plan_of(manifest, values, sampler)
         check_graphs(self._bundle, step_plan, request)
         return RunPlan(sampler, step_plan)
+
+    def _begun(self, request: Request, sampler: SamplerSteps) -> SamplerSteps:
+        """Return the run that begins with an image."""
+        start = request.denoising_start
+        if start is None:
+            return sampler.starting_at(request.first_step)
+        first = sampler.evaluations_until(self._timestep(start))
+        if first == len(sampler.timesteps):
+            raise _no_step("denoising_start", start, request)
+        steps = sampler.step_of_evaluation
+        return sampler.starting_at(steps[first] - steps[0], noised=True)
+
+    def _timestep(self, part: float) -> int:
+        """Return the training step that a part of a run ends at, as diffusers rounds it."""
+        trained = int(scheduler_config(self._bundle).get("num_train_timesteps", _TRAINED))
+        return round(trained - part * trained)
 
     def of_passes(self, request: Request) -> tuple[Pass, ...]:
         """Return a request's passes, one after another; see `of`."""

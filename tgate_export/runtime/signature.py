@@ -48,6 +48,8 @@ class Generate(ABC):
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] | None = None,
         target_size: tuple[int, int] | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         image: str | Path | Image.Image | np.ndarray | Sequence[Any] | None = None,
         strength: float | None = None,
         fps: int | None = None,
@@ -63,6 +65,8 @@ class Generate(ABC):
         hires_strength: float | None = None,
         hires_steps: int | None = None,
         hires_upscaler: str | None = None,
+        denoising_end: float | None = None,
+        denoising_start: float | None = None,
         output_type: str = "pil",
         parameters: Mapping[str, Any] | None = None,
         callback_on_step_end: Callable[[StepInfo], None] | None = None,
@@ -114,6 +118,10 @@ class Generate(ABC):
             crops_coords_top_left: SDXL: (top, left) of the crop that the model is told. (0, 0) when
                 not given.
             target_size: SDXL: (height, width) that the model is told; by default the image's own.
+            aesthetic_score: SDXL refiner: how beautiful the model is told that the picture is,
+                about 1 to 10. 6.0 when not given.
+            negative_aesthetic_score: SDXL refiner: how beautiful the model is told that what it is
+                to avoid is; from the gate on this is what it is told. 2.5 when not given.
             image: what a video is made from; or, for a bundle built with image-to-image, what to
                 begin with instead of noise. Its size is that of the result. One for all prompts, or
                 one each. A file, a PIL image in RGB, or an array [H, W, 3], 8-bit or floats in [0,
@@ -141,6 +149,10 @@ class Generate(ABC):
             hires_upscaler: how it is enlarged: "latent" (bilinear; when not given),
                 "latent-bicubic" or "latent-nearest" without decoding it, or "lanczos" in pixels,
                 for a bundle built with image-to-image.
+            denoising_end: end after this part of the run, 0 to 1, with latents that have noise
+                left, for another model: with output_type="latent".
+            denoising_start: begin after this part of the run with the latents `image` as they are,
+                which another model ended with. The gate step counts the steps that run.
             output_type: "pil", "np" or "latent".
             parameters: further ones of the bundle's `Manifest.parameters`, by name.
             callback_on_step_end: called after each denoiser evaluation; an exception ends the run.
@@ -170,6 +182,8 @@ class Generate(ABC):
             "original_size": original_size,
             "crops_coords_top_left": crops_coords_top_left,
             "target_size": target_size,
+            "aesthetic_score": aesthetic_score,
+            "negative_aesthetic_score": negative_aesthetic_score,
             "image": image,
             "strength": strength,
             "fps": fps,
@@ -185,6 +199,8 @@ class Generate(ABC):
             "hires_strength": hires_strength,
             "hires_steps": hires_steps,
             "hires_upscaler": hires_upscaler,
+            "denoising_end": denoising_end,
+            "denoising_start": denoising_start,
             "output_type": output_type,
         }
         return self._generate(arguments | dict(parameters or {}), callback_on_step_end)

@@ -30,7 +30,8 @@ TIME_IDS = 6
 ENCODERS = ("", "_2")  # how the names of a text encoder and of its tokenizer end
 
 
-def _pooled_width(source: ModelSource) -> int:
+def pooled_width(source: ModelSource) -> int:
+    """Return the width of the pooled text."""
     return int(source.config("text_encoder_2")["projection_dim"])
 
 
@@ -41,9 +42,7 @@ def _conditioning(source: ModelSource) -> Conditioning:
             Condition(
                 "prompt_embeds", (clip_tokens(source), width), unconditional="negative", chunks=1
             ),
-            Condition(
-                "text_embeds", (_pooled_width(source),), unconditional="negative", gated=True
-            ),
+            Condition("text_embeds", (pooled_width(source),), unconditional="negative", gated=True),
             Condition(
                 "time_ids",
                 (TIME_IDS,),
@@ -52,12 +51,13 @@ def _conditioning(source: ModelSource) -> Conditioning:
                 origin=FromFormula(formula="time_ids"),
             ),
         ),
-        _predict,
+        predict,
         rescale=True,
     )
 
 
-def _predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+def predict(unet: Any, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+    """Call the UNet; see `Predict`."""
     return unet(
         sample,
         timestep,
@@ -93,12 +93,22 @@ def _check(source: ModelSource) -> None:
         )
     unet = source.config("unet")
     found = unet.get("projection_class_embeddings_input_dim")
-    expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + _pooled_width(source)
+    expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + pooled_width(source)
     if found != expected:
         raise ModelError(
             f"{source.model}: its UNet takes {found} values of pooled text and sizes, expected "
-            f"{expected}: refiners, which take an aesthetic score, are not supported"
+            f"{expected}: a refiner, which takes an aesthetic score, says so in its "
+            "model_index.json (requires_aesthetics_score)"
         )
+    check_vae(source)
+
+
+def check_vae(source: ModelSource) -> None:
+    """Refuse a VAE whose means and deviations are not one for each channel.
+
+    Raises:
+        ModelError: it belongs to another pipeline.
+    """
     vae = source.config("vae")
     for name in ("latents_mean", "latents_std"):
         values = vae.get(name)

@@ -199,7 +199,8 @@ void check_parameters(const Manifest& manifest) {
   static const std::set<std::string> kReserved{
       "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "seed", "num_images",
       "num_images_per_prompt", "height", "width", "latents", "output_type", "parameters", "steps",
-      "deadline", "format", "progress", "preview"};
+      "deadline", "format", "progress", "preview", "hires", "hires_strength", "hires_steps",
+      "hires_upscaler", "denoising_start", "denoising_end"};
   for (const auto& [name, parameter] : manifest.parameters) {
     if (kReserved.count(name) != 0) {
       throw RecordError("parameters." + name, "every run has something of that name");
