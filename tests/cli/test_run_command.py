@@ -287,6 +287,34 @@ def test_a_lora(
 
 
 @pytest.mark.usefixtures("project")
+def test_an_embedding(
+    capsys: Capture,
+    tiny_bundle: Path,
+    tiny_pipeline_dir: Path,
+    builds: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "fox.safetensors"
+    checkpoints.save({"emb_params": torch.ones(2, 32)}, file)
+    run(capsys, "run", tiny_pipeline_dir, "--embedding", f"{file}:<cat>", *CALL)
+    assert builds.pop()["embeddings"] == ((str(file), "<cat>"),)
+    source = resolve_source(str(tiny_pipeline_dir), embeddings=[(str(file), "<cat>")])
+    record = source.record().model_dump(mode="json")
+    placed(tiny_bundle, Path("engines") / tiny_pipeline_dir.name, **record)
+    for given in ((), ("--embedding", f"{file}:<cat>")):
+        assert run(capsys, "run", tiny_pipeline_dir, *given, *CALL).code == 0
+    assert not builds
+    run(capsys, "run", tiny_pipeline_dir, "--embedding", file, *CALL)
+    assert builds.pop()["embeddings"] == ((str(file), None),)
+    error = run(capsys, "run", tiny_bundle, "--embedding", file, *CALL)
+    assert "--embedding is for a model, and" in error.err
+    hub = {**record, "kind": "hub", "model": "stabilityai/sd-turbo", "revision": COMMIT}
+    placed(tiny_bundle, Path("engines/sd-turbo"), **hub)
+    assert run(capsys, "run", "sd-turbo", "--embedding", f"{file}:<cat>", *CALL).code == 0
+    assert not builds
+
+
+@pytest.mark.usefixtures("project")
 def test_a_changed_model_is_built_again_as_it_was(
     capsys: Capture, reuse_bundle: Path, builds: list[Any], model: Path
 ) -> None:

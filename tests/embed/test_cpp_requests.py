@@ -250,6 +250,12 @@ SOURCES: list[dict[str, Any]] = [
             for name, scale in (("a b", 1.0), ("c", -0.35), ("d", 1e-7))
         ]
     },
+    {
+        "embeddings": [
+            {"file": f"/e/{name}.safetensors", "sha256": "0" * 64, "token": token}
+            for name, token in (("a b", "<it's>"), ("c", "猫"))
+        ]
+    },
 ]
 
 

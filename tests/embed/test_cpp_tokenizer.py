@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tests.runtime.test_tokenizer import PROMPTS, with_inversions
 from tests.support.cpp_driver import Driver
+from tests.support.embeddings import PROMPTS as EMBEDDED
+from tests.support.embeddings import embedded
 from tgate_export.data import SHAPES_DIR
 from tgate_export.families.random_tokenizers import byte_tokenizer
 
@@ -150,6 +152,24 @@ def test_textual_inversions_of_several_vectors(driver: Driver, tmp_path: Path) -
     for prompt, ids in zip(PROMPTS, found, strict=True):
         converted = TextualInversionLoaderMixin._maybe_convert_prompt(None, prompt, theirs)
         assert ids == theirs(converted).input_ids, prompt
+
+
+@pytest.mark.builds
+def test_a_bundle_with_textual_inversions(
+    driver: Driver, tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_dir: Path
+) -> None:
+    made = embedded(tmp_path_factory, tiny_pipeline_dir)
+    pipe = made.pipeline(tiny_pipeline_dir)
+    file = str(made.bundle / "tokenizer" / "tokenizer.json")
+    found = driver("encode", file=file, texts=EMBEDDED)["ids"]
+    converted = pipe.maybe_convert_prompt(EMBEDDED, pipe.tokenizer)
+    assert found == pipe.tokenizer(converted).input_ids
+    run = {"prompt": {"texts": EMBEDDED[:1]}, "num_inference_steps": 2}
+    images = [
+        driver("run", bundle=str(made.bundle), request=run | changed)["images"]
+        for changed in ({}, {"prompt": {"texts": EMBEDDED[3:4]}})
+    ]
+    assert images[0] != images[1]
 
 
 def test_a_long_word_takes_no_long_time(driver: Driver) -> None:

@@ -85,7 +85,7 @@ VALID: dict[str, Any] = {
     "family": "stable-diffusion",
     "source": {
         "kind": "local", "model": "tiny", "revision": None, "fingerprint": "f",
-        "config": None, "vae": None, "loras": [],
+        "config": None, "vae": None, "loras": [], "embeddings": [],
     },
     "precision": "fp32",
     "build_key": "k",

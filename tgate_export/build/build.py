@@ -30,6 +30,7 @@ from tgate_export.common.errors import BundleError, TGateError
 from tgate_export.common.hints import Argument
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
+from tgate_export.families.embeddings import GivenEmbedding
 from tgate_export.families.loras import GivenLora, notes
 from tgate_export.families.sampling import sampling_notes
 from tgate_export.families.source import Weights, resolve_source
@@ -66,6 +67,7 @@ def build_bundle(
     config: str | None = None,
     vae: str | None = None,
     loras: Sequence[GivenLora] = (),
+    embeddings: Sequence[GivenEmbedding] = (),
     precision: Precision = "fp32",
     size: tuple[Range, Range] | None = None,
     batch: Range | None = None,
@@ -99,6 +101,8 @@ def build_bundle(
         vae: of a file, another one with the VAE to build.
         loras: LoRA files, each with the number that its change of the weights is multiplied by, in
             the order in which they are applied; the file's own alpha counts besides.
+        embeddings: textual inversion files, each with the token that stands for its vectors in a
+            prompt; None for the file's own, or for its name.
         precision: of the weights and the computation; inputs and outputs that matter stay f32.
         size: width and height ranges in pixels; the model's own size when not given.
         batch: images of one call, dynamic unless fixed; when not given 1 to 8, or one video.
@@ -139,7 +143,9 @@ def build_bundle(
     """
     progress = progress or Progress()
     with progress.stage("checking the source"):
-        source = resolve_source(model, weights, config=config, vae=vae, loras=loras)
+        source = resolve_source(
+            model, weights, config=config, vae=vae, loras=loras, embeddings=embeddings
+        )
         source = source.guided_by(guidance).reading(prompt_chunks)
         options = check_options(
             source, precision, size, batch,

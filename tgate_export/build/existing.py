@@ -10,6 +10,7 @@ from tgate_export.bundle.integrity import Bundle, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
+from tgate_export.families.embeddings import GivenEmbedding, are_added
 from tgate_export.families.loras import GivenLora, are_applied
 from tgate_export.families.reference import Reference
 from tgate_export.families.source import resolve_source
@@ -56,6 +57,7 @@ def is_of_same_files(
     config: str | None = None,
     vae: str | None = None,
     loras: Sequence[GivenLora] | None = None,
+    embeddings: Sequence[GivenEmbedding] | None = None,
 ) -> bool:
     """Whether a model's files still are what its bundle was built from.
 
@@ -68,6 +70,7 @@ def is_of_same_files(
         config: of a file, whose configurations to use; those of the bundle when None.
         vae: of a file, another one with its VAE; that of the bundle when None.
         loras: LoRA files and their scales; those of the bundle when None.
+        embeddings: textual inversion files and their tokens; those of the bundle when None.
 
     Raises:
         ModelError: it can no longer be built.
@@ -75,6 +78,8 @@ def is_of_same_files(
     source = bundle.manifest.source
     if known.kind == "hub":
         if loras is not None and not are_applied(loras, source.loras):
+            return False
+        if embeddings is not None and not are_added(embeddings, source.embeddings):
             return False
         if known.revision in (None, source.revision):
             return True
@@ -84,6 +89,7 @@ def is_of_same_files(
         config=config or source.config,
         vae=vae or source.vae,
         loras=source.given_loras() if loras is None else loras,
+        embeddings=source.given_embeddings() if embeddings is None else embeddings,
     )
     return found.record(found.hashes(cached=True)).fingerprint == source.fingerprint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tgate_export.build.options import options_of
 from tgate_export.build.request import BuildRequest
@@ -128,25 +129,29 @@ def _verify(
 def _source(manifest: Manifest, override: str | None, *, download: bool = False) -> ModelSource:
     recorded = manifest.source
     weights: Weights = "random" if recorded.kind == "random" else "pretrained"
-    loras = recorded.given_loras()
-    for file, _ in loras:
-        if not Path(file).is_file():
-            raise ModelError(f"lora {file}, which the bundle was built with, is not there any more")
+    files = {
+        "lora": [lora.file for lora in recorded.loras],
+        "embedding": [embedding.file for embedding in recorded.embeddings],
+    }
+    for kind, paths in files.items():
+        for path in paths:
+            if not Path(path).is_file():
+                raise ModelError(
+                    f"{kind} {path}, which the bundle was built with, is not there any more"
+                )
+    given: dict[str, Any] = {
+        "config": recorded.config,
+        "vae": recorded.vae,
+        "loras": recorded.given_loras(),
+        "embeddings": recorded.given_embeddings(),
+    }
     try:
         if override:  # whoever asks has named it
-            source = resolve_source(
-                override, weights, config=recorded.config, vae=recorded.vae, loras=loras
-            )
+            source = resolve_source(override, weights, **given)
         else:
             revision = recorded.revision if recorded.kind == "hub" else None
             source = resolve_source(
-                recorded.model,
-                weights,
-                revision=revision,
-                download=download,
-                config=recorded.config,
-                vae=recorded.vae,
-                loras=loras,
+                recorded.model, weights, revision=revision, download=download, **given
             )
     except InvalidRequestError:
         raise ModelError(
@@ -158,6 +163,11 @@ def _source(manifest: Manifest, override: str | None, *, download: bool = False)
     for lora, known in zip(record.loras, recorded.loras, strict=True):
         if lora.sha256 != known.sha256:
             raise ModelError(f"lora {lora.file} is not the file that the bundle was built with")
+    for embedding, built in zip(record.embeddings, recorded.embeddings, strict=True):
+        if embedding.sha256 != built.sha256:
+            raise ModelError(
+                f"embedding {embedding.file} is not the file that the bundle was built with"
+            )
     if record.fingerprint != recorded.fingerprint:
         raise ModelError(
             f"{override or recorded.model} is not what the bundle was built from "

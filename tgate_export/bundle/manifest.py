@@ -123,6 +123,14 @@ class AppliedLora(BundleModel):
     scale: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class AddedEmbedding(BundleModel):
+    """A textual inversion file whose vectors a token stands for."""
+
+    file: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    token: str
+
+
 class Source(BundleModel):
     """Where the weights came from."""
 
@@ -130,7 +138,8 @@ class Source(BundleModel):
     model: str
     revision: str | None
     fingerprint: str = Field(
-        description="sha256 over the configuration, weight and LoRA files, and scales"
+        description="sha256 over the configuration, weight, LoRA and textual inversion files, "
+        "scales and tokens"
     )
     config: str | None = Field(
         default=None, description="of a file: whose configurations it was built with, if told"
@@ -140,9 +149,17 @@ class Source(BundleModel):
         default=(), description="LoRA files that changed the weights, in this order"
     )
 
+    embeddings: tuple[AddedEmbedding, ...] = Field(
+        default=(), description="textual inversion files, in the order of their tokens' ids"
+    )
+
     def given_loras(self) -> tuple[tuple[str, float], ...]:
         """Return the LoRA files with their scales, as `build_bundle` takes them."""
         return tuple((lora.file, lora.scale) for lora in self.loras)
+
+    def given_embeddings(self) -> tuple[tuple[str, str], ...]:
+        """Return the textual inversion files with their tokens, as `build_bundle` takes them."""
+        return tuple((embedding.file, embedding.token) for embedding in self.embeddings)
 
 
 class Sampler(BundleModel):

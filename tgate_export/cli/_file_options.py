@@ -7,12 +7,21 @@ from typing import Any
 
 import click
 
-from tgate_export.cli._types import LoraFile
+from tgate_export.cli._types import EmbeddingFile, LoraFile
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--config`, `--vae` and `--lora` to a command that builds."""
+    """Add `--config`, `--vae`, `--lora` and `--embedding` to a command that builds."""
     for option in (
+        click.option(
+            "--embedding",
+            "embeddings",
+            type=EmbeddingFile(),
+            multiple=True,
+            metavar="FILE[:TOKEN]",
+            help="Add a textual inversion (.safetensors): TOKEN in a prompt, the file's own or its "
+            "name without, stands for its vectors. Repeat for several.",
+        ),
         click.option(
             "--lora",
             "loras",

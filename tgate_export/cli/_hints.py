@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Arguments of Python -> options, where the name is another than with dashes for underscores.
 _OPTIONS = {
     "compute_capabilities": "sm",
+    "embeddings": "embedding",
     "gpus": "gpu",
     "layer_info": "keep-layer-info",
     "library": "target",
@@ -42,9 +43,9 @@ def _words(name: str, value: object) -> list[str]:
         return [f"--{'' if value else 'no-'}{_option(name)}"]
     if name == "size":
         return ["--size", _size(value)]
-    if name == "loras":
-        loras = cast("tuple[tuple[str, float], ...]", value)
-        return [word for file, scale in loras for word in ("--lora", f"{file}:{scale}")]
+    if name in ("loras", "embeddings"):  # a file, and after a colon what is to be known of it
+        files = cast("tuple[tuple[str, object], ...]", value)
+        return [word for file, of in files for word in (f"--{_option(name)}", f"{file}:{of}")]
     values = value if isinstance(value, tuple) else (value,)
     return [word for one in values for word in (f"--{_option(name)}", str(one))]
 

@@ -89,6 +89,26 @@ class LoraFile(click.ParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
+class EmbeddingFile(click.ParamType):
+    """A textual inversion file, and after a colon the token that stands for it."""
+
+    name = "embedding"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str | None]:
+        """Return the file, and its token where one is given."""
+        file, colon, token = str(value).rpartition(":")
+        whole = not colon or Path(value).is_file() or not Path(file).is_file()
+        return (str(value), None) if whole else (file, token)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the shell's own files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class BackendName(click.ParamType):
     """A backend; `select` refuses what is none."""
 

@@ -44,6 +44,7 @@ def command(bundle: Path, as_json: bool) -> None:
         f"source     {source.kind} {source.model}"
         f"{f' at {source.revision}' if source.revision else ''}\n"
         + "".join(f"lora       {lora.file} scale {lora.scale:g}\n" for lora in source.loras)
+        + "".join(f"embedding  {part.file} as {part.token}\n" for part in source.embeddings)
         + f"size       {manifest.size.width}x{manifest.size.height} pixels, "
         f"multiples of {manifest.size.multiple}; batch {manifest.batch}\n"
         f"defaults   {defaults.num_inference_steps} steps, gate step {defaults.gate_step}, "

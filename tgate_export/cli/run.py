@@ -46,6 +46,7 @@ def command(
     config: str | None,
     vae: str | None,
     loras: tuple[tuple[str, float], ...],
+    embeddings: tuple[tuple[str, str | None], ...],
     **options: Any,
 ) -> None:
     """Generate images in one command, with a model or its bundle.
@@ -57,7 +58,9 @@ def command(
     bundle that is there is used, however and by whichever version it was built, and built again
     when the model's files changed.
     """
-    given: dict[str, Any] = {"config": config, "vae": vae, "loras": loras or None}
+    given: dict[str, Any] = {
+        "config": config, "vae": vae, "loras": loras or None, "embeddings": embeddings or None,
+    }  # fmt: skip
     of_file = {name: value for name, value in given.items() if value is not None}
     generate(_bundle(model, bundle, of_file, options), **options)
 
@@ -70,7 +73,8 @@ def _bundle(
     Args:
         model: what was asked for.
         folder: of the bundle.
-        of_file: `config` and `vae` of a checkpoint in one file, and `loras`, those that were given.
+        of_file: `config` and `vae` of a checkpoint in one file, `loras` and `embeddings`, those
+            that were given.
         options: of `generate`.
     """
     given = _given_bundle(model)
@@ -183,6 +187,7 @@ def _build_again(
         config=arguments.get("config"),
         vae=arguments.get("vae"),
         loras=arguments.get("loras", ()),
+        embeddings=arguments.get("embeddings", ()),
     )
     _announce(f"{bundle.path} is built again: {why}", source)
     if image_to_image:

@@ -15,6 +15,7 @@ from tgate_export.bundle.manifest import File, Range, Size
 from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Precision
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
+from tgate_export.families.embeddings import token_names
 from tgate_export.families.loras import file_hashes
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
@@ -112,6 +113,7 @@ def unit_key(
             "weights": "random" if source.kind == "random" else "files",
             "files": {name: _files(source, name, hashes) for name in unit.components},
             "loras": {name: file_hashes(source.loras, hashes, name) for name in unit.components},
+            "embeddings": _embeddings(source, unit, hashes),
             "configurations": {
                 name: source.config(name) for name in (*family.weights, *family.extras)
             },
@@ -133,10 +135,20 @@ def tokenizer_key(source: ModelSource, spec: TokenizerSpec, hashes: Mapping[Path
             "weights": "random" if source.kind == "random" else "files",
             "files": _files(source, spec.component, hashes),
             "encoder": source.config(spec.encoder),
+            "embeddings": token_names(source.embeddings),
             "code": code_sha256("export.tokenizer", "families.loading"),
             "versions": versions_of(_TOKENIZER_LIBRARIES),
         }
     )
+
+
+def _embeddings(source: ModelSource, unit: Unit, hashes: Mapping[Path, File]) -> list[object]:
+    """Return what vectors of a unit's text encoders depend on: their files, and tokens' ids."""
+    specs = [spec for spec in source.family.tokenizers(source) if spec.encoder in unit.components]
+    if not source.embeddings or not specs:
+        return []
+    vectors = [(hashes[found.path].sha256, found.token) for found in source.embeddings]
+    return [vectors, [_files(source, spec.component, hashes) for spec in specs]]
 
 
 def _files(source: ModelSource, component: str, hashes: Mapping[Path, File]) -> dict[str, str]:

@@ -86,7 +86,8 @@ _OTHERS: tuple[tuple[str, str], ...] = (
 _WITHOUT_UNET: tuple[tuple[str, str], ...] = (
     (r"lora|lokr_|hada_w",
      "a LoRA, which `loras` takes: build the model that it was made for"),
-    (r"^(emb_params|string_to_param|clip_[lg])\b", "a textual inversion, and no model"),
+    (r"^(emb_params|string_to_param|clip_[lg])\b",
+     "a textual inversion, which `embeddings` takes: build the model that it was made for"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, which is not supported"),
     (r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(mid|conv_in|mid_block)\b",
      "a VAE alone, which `vae` takes: build the checkpoint that it is for"),

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from tgate_export.adapters.apply import apply_loras
+from tgate_export.adapters.token_embeddings import add_vectors
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.common.errors import ModelError, first_line
+from tgate_export.families.embeddings import add_tokens
 from tgate_export.families.random_tokenizers import random_tokenizer
 from tgate_export.families.source import ModelSource
 from tgate_export.families.spec import TokenizerSpec
@@ -82,22 +84,33 @@ def load(
 
 
 def load_tokenizer(source: ModelSource, spec: TokenizerSpec) -> Any:
-    """Load a tokenizer, as `load` does.
+    """Load a tokenizer, as `load` does, with the tokens of the model's textual inversions.
 
     Raises:
         ModelError: when its files cannot be read.
+        InvalidRequestError: when it has one of these tokens already.
     """
+    return _with_tokens(source, spec)[0]
+
+
+def _with_tokens(source: ModelSource, spec: TokenizerSpec) -> tuple[Any, dict[str, int]]:
+    """Return a tokenizer, and the ids of the tokens that textual inversions add to it."""
     if source.kind == "random":
-        return random_tokenizer(spec, source)
-    return _tokenizer(source, spec.component, spec.class_name)
+        tokenizer = random_tokenizer(spec, source)
+    else:
+        tokenizer = _tokenizer(source, spec.component, spec.class_name)
+    return tokenizer, add_tokens(tokenizer, source.embeddings)
 
 
 def load_component(source: ModelSource, component: str, precision: Precision) -> nn.Module:
-    """Load one part with weights, as `load` does, and change it as the model's LoRA files say.
+    """Load one part with weights, as `load` does, and change it as the model's other files say.
+
+    Those are LoRA files, and textual inversions.
 
     Raises:
-        ModelError: when a weight file cannot be read or does not fit its configuration, or a LoRA
+        ModelError: when a weight file cannot be read or does not fit its configuration, or another
             file does not fit it.
+        InvalidRequestError: a textual inversion's token is one of the tokenizer's own.
     """
     dtype = TORCH_DTYPES[precision]
     cls = _class(source.family.weights[component])
@@ -108,6 +121,10 @@ def load_component(source: ModelSource, component: str, precision: Precision) ->
     module: nn.Module = make(cls, source, component, dtype)
     convert(module.eval().requires_grad_(False), dtype)
     apply_loras(module, component, source.loras)
+    for spec in source.family.tokenizers(source) if source.embeddings else ():
+        if spec.encoder == component:
+            _, ids = _with_tokens(source, spec)
+            add_vectors(module, component, source.embeddings, ids)
     return module
 
 

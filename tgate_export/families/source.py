@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from tgate_export.adapters.embedding_file import Embedding
 from tgate_export.adapters.lora_file import Lora
 from tgate_export.bundle.hash_cache import cached_hashes
 from tgate_export.bundle.hashing import hash_files
@@ -24,6 +25,7 @@ from tgate_export.common.hints import Argument
 from tgate_export.families import hub
 from tgate_export.families.checkpoint_parts import Part
 from tgate_export.families.components import check_components, inner_config, pipeline_class
+from tgate_export.families.embeddings import GivenEmbedding, added, with_embeddings
 from tgate_export.families.locate import Kind, Weights, locate
 from tgate_export.families.loras import GivenLora, applied, with_loras
 from tgate_export.families.model_files import (
@@ -67,6 +69,7 @@ class ModelSource:
         single: the checkpoint in one file that it is; `directory` has its configurations.
         loras: LoRA files that change its weights, in this order.
         prompt_chunks: how many runs of the text encoder a prompt can have.
+        embeddings: textual inversion files, whose tokens its tokenizers know, in this order.
     """
 
     kind: Kind
@@ -83,6 +86,7 @@ class ModelSource:
     single: SingleFile | None = None
     loras: tuple[Lora, ...] = ()
     prompt_chunks: int = 1
+    embeddings: tuple[Embedding, ...] = ()
 
     def guided_by(self, guidance: Literal["classifier-free", "none"] | None) -> ModelSource:
         """Return this model with another kind of guidance; its own when None.
@@ -208,6 +212,7 @@ class ModelSource:
         for component in self.family.components(self):
             found += self.component_paths(component)
         found += [lora.path for lora in self.loras]
+        found += [embedding.path for embedding in self.embeddings]
         return tuple(dict.fromkeys(found))
 
     def files(self) -> tuple[str, ...]:
@@ -219,6 +224,9 @@ class ModelSource:
         for index, lora in enumerate(self.loras):
             if path == lora.path:
                 return f"lora/{index}.safetensors"
+        for index, embedding in enumerate(self.embeddings):
+            if path == embedding.path:
+                return f"embedding/{index}.safetensors"
         name = self.single.name_of(path) if self.single else None
         return name or Path(os.path.relpath(path, self.directory)).as_posix()
 
@@ -272,6 +280,8 @@ class ModelSource:
         for lora in self.loras:
             factors = {component: lora.factors(component) for component in lora.layers}
             digest.update(json.dumps([lora.scale, factors]).encode())
+        for embedding in self.embeddings:
+            digest.update(json.dumps(embedding.token).encode())
         return Source(
             kind=self.kind,
             model=self.model,
@@ -280,6 +290,7 @@ class ModelSource:
             config=self.single.config if self.single else None,
             vae=str(self.single.vae) if self.single and self.single.vae else None,
             loras=applied(self.loras, hashes),
+            embeddings=added(self.embeddings, hashes),
         )
 
 
@@ -292,6 +303,7 @@ def resolve_source(
     config: str | None = None,
     vae: str | None = None,
     loras: Sequence[GivenLora] = (),
+    embeddings: Sequence[GivenEmbedding] = (),
 ) -> ModelSource:
     """Find a model by name, folder, file or Hugging Face id, and check that it can be built.
 
@@ -306,10 +318,11 @@ def resolve_source(
         config: of a file, a folder or a name whose configurations overrule what is found out.
         vae: of a file, another one with the VAE to build.
         loras: LoRA files that change the weights, each with its scale.
+        embeddings: textual inversion files, each with its token, or None for the file's own.
 
     Raises:
-        InvalidRequestError: an unknown name, `config` or `vae` of what is no file, or LoRA files
-            that `with_loras` refuses.
+        InvalidRequestError: an unknown name, `config` or `vae` of what is no file, or files that
+            `with_loras` or `with_embeddings` refuse.
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
@@ -347,7 +360,7 @@ def resolve_source(
     if located.defaults is None:
         source = replace(source, defaults=own_defaults(source))
     samplers(source)  # refuses a model that none serves
-    source = with_loras(source, loras)
+    source = with_embeddings(with_loras(source, loras), embeddings)
     if located.hub:
         hub.fetch_weights(located.hub, family.weights, download=download)
     if source.kind != "random":

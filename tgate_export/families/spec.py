@@ -78,6 +78,7 @@ class Family:
             runs begin with an image, always.
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         loras: LoRA files can change the weights of its UNet and text encoders.
+        embeddings: textual inversion files can add tokens to its text encoders.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
         samplers: those that serve it; all that can be compiled when None.
@@ -106,6 +107,7 @@ class Family:
     aesthetic: bool = False
     image_to_image: bool = False
     loras: bool = False
+    embeddings: bool = False
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False
 

@@ -67,6 +67,7 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "config": manifest.source.config,
         "vae": manifest.source.vae,
         "loras": manifest.source.given_loras() or None,
+        "embeddings": manifest.source.given_embeddings() or None,
         "weights": "random" if manifest.source.kind == "random" else "pretrained",
         "precision": manifest.precision,
         "size": (manifest.size.width, manifest.size.height),

@@ -95,5 +95,6 @@ FAMILY = Family(
     prompt_encoder=_prompt_encoder,
     image_to_image=True,
     loras=True,
+    embeddings=True,
     clip_skips=_clip_skips,
 )

@@ -142,6 +142,7 @@ FAMILY = Family(
     parameters=lambda _source: declared("original_size", "crops_coords_top_left", "target_size"),
     image_to_image=True,
     loras=True,
+    embeddings=True,
     clip_skips=_clip_skips,
     vae_upcast=True,
     latents_by_channel=True,

@@ -121,6 +121,16 @@ Manifest read_manifest(const Json& json, Unknown unknown) {
         lora.end();
       }
     }
+    if (const auto embeddings = source.optional("embeddings")) {
+      for (const Value& entry : embeddings->array()) {
+        Fields embedding(entry);
+        AddedEmbedding& added = manifest.source_embeddings.emplace_back();
+        added.file = embedding.required("file").string();
+        embedding.required("sha256").sha256();
+        added.token = embedding.required("token").string();
+        embedding.end();
+      }
+    }
     source.end();
   }
   manifest.precision = read_precision(fields.required("precision"));

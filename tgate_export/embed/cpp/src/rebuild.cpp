@@ -36,6 +36,9 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   for (const AppliedLora& lora : manifest.source_loras) {
     options.emplace_back("lora", lora.file + ":" + text_of(lora.scale));
   }
+  for (const AddedEmbedding& embedding : manifest.source_embeddings) {
+    options.emplace_back("embedding", embedding.file + ":" + embedding.token);
+  }
   options.emplace_back("weights", manifest.source_kind == "random" ? "random" : "pretrained");
   options.emplace_back("precision", manifest.precision);
   options.emplace_back("size", size_text(manifest));

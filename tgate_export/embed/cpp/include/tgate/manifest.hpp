@@ -158,6 +158,12 @@ struct AppliedLora {
   double scale;
 };
 
+// A textual inversion file whose vectors a token stands for.
+struct AddedEmbedding {
+  std::string file;
+  std::string token;
+};
+
 struct Manifest {
   std::string name;
   std::string family;
@@ -166,6 +172,7 @@ struct Manifest {
   std::string source_config;  // of a file: whose configurations it was built with; "" unless told
   std::string source_vae;     // of a file: that of another VAE; "" for its own
   std::vector<AppliedLora> source_loras;
+  std::vector<AddedEmbedding> source_embeddings;
   std::string precision;
   Range batch;
   Range height;
