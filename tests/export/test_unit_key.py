@@ -80,7 +80,8 @@ def edit_weights(name: str) -> Callable[[Path], None]:
         # One component's shapes decide on another's.
         (edit_json("unet/config.json", norm_eps=1e-6), ALL),
         (edit_json("text_encoder/config.json", layer_norm_eps=1e-6), {*ALL, "tokenizer"}),
-        (edit_json("vae/config.json", scaling_factor=0.5), ALL),
+        (edit_json("vae/config.json", scaling_factor=0.5), {"vae_encoder", "vae_decoder"}),
+        (edit_json("vae/config.json", block_out_channels=[8, 16, 16]), ALL),
         (edit_json("tokenizer/tokenizer_config.json", model_max_length=7), {"tokenizer"}),
         (edit_json("scheduler/scheduler_config.json", beta_end=0.02), set()),
         (lambda pipeline: (pipeline / "README.md").write_text("nothing"), set()),

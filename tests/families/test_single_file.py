@@ -166,7 +166,7 @@ def test_what_is_no_regular_file(mine: Path) -> None:
         InvalidRequestError, mine / "model.safetensors", config=str(mine / "p"),
         vae=str(mine / "vae"),
     )  # fmt: skip
-    assert message.endswith("vae is no file")
+    assert message.endswith("vae is neither a file nor a folder")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
@@ -179,9 +179,8 @@ def test_quantised_weights(mine: Path, dtype: torch.dtype) -> None:
 
 
 def test_what_is_for_files_alone(made: Path) -> None:
-    for name in ("config", "vae"):
-        message = refused(InvalidRequestError, made / "p", **{name: "x"})
-        assert f"{name} x is for a checkpoint in one file" in message
+    message = refused(InvalidRequestError, made / "p", config="x")
+    assert "config x is for a checkpoint in one file" in message
     message = refused(InvalidRequestError, made / "model.safetensors", weights="random")
     assert "weights random takes a model name or a folder" in message
 

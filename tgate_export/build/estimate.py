@@ -34,7 +34,7 @@ def estimate(source: ModelSource) -> Estimate:
     """Return what the build of a model will take, whose files are here."""
     parameters = sum(
         count_parameters(path, part.prefix if (part := source.part(component)) else "")
-        for component in source.family.weights
+        for component in source.weights
         for path in source.weight_paths(component)
     )
     return _estimate(parameters)

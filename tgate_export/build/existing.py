@@ -68,7 +68,7 @@ def is_of_same_files(
         model: as the user named it.
         known: what that stands for.
         config: of a file, whose configurations to use; those of the bundle when None.
-        vae: of a file, another one with its VAE; that of the bundle when None.
+        vae: another VAE's file or folder; that of the bundle when None.
         loras: LoRA files and their scales; those of the bundle when None.
         embeddings: textual inversion files and their tokens; those of the bundle when None.
 
@@ -77,6 +77,8 @@ def is_of_same_files(
     """
     source = bundle.manifest.source
     if known.kind == "hub":
+        if vae is not None and str(Path(vae).absolute()) != source.vae:
+            return False
         if loras is not None and not are_applied(loras, source.loras):
             return False
         if embeddings is not None and not are_added(embeddings, source.embeddings):

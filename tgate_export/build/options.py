@@ -119,6 +119,13 @@ def check_options(
         raise InvalidRequestError(
             f"{source.model} is a {source.pipeline}, which has no image-to-image: leave it out"
         )
+    if image_to_image and source.vae and not source.vae.encodes:
+        raise InvalidRequestError(
+            f"vae {source.vae.path} has no encoder, which image-to-image needs",
+            "choose another ",
+            Argument("vae"),
+            field="vae",
+        )
     if size is None:
         width, height = (
             Range(min=side, opt=side, max=side) for side in geometry.default_size(source)

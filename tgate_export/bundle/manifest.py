@@ -144,7 +144,9 @@ class Source(BundleModel):
     config: str | None = Field(
         default=None, description="of a file: whose configurations it was built with, if told"
     )
-    vae: str | None = Field(default=None, description="of a file: that of another VAE")
+    vae: str | None = Field(
+        default=None, description="the file or folder of a VAE in place of the model's own"
+    )
     loras: tuple[AppliedLora, ...] = Field(
         default=(), description="LoRA files that changed the weights, in this order"
     )

@@ -34,8 +34,9 @@ def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--vae",
             type=click.Path(),
-            metavar="FILE",
-            help="For a FILE: build the VAE of this other .safetensors file.",
+            metavar="FILE|DIR",
+            help="Build this VAE in place of the model's own: a .safetensors file or a folder. It "
+            "may be a TAESD, which is smaller and faster.",
         ),
         click.option(
             "--config",

@@ -43,6 +43,7 @@ def command(bundle: Path, as_json: bool) -> None:
         f"{megabytes(total)} in {len(manifest.files)} files\n"
         f"source     {source.kind} {source.model}"
         f"{f' at {source.revision}' if source.revision else ''}\n"
+        + (f"vae        {source.vae}\n" if source.vae else "")
         + "".join(f"lora       {lora.file} scale {lora.scale:g}\n" for lora in source.loras)
         + "".join(f"embedding  {part.file} as {part.token}\n" for part in source.embeddings)
         + f"size       {manifest.size.width}x{manifest.size.height} pixels, "

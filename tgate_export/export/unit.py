@@ -16,6 +16,7 @@ from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Precisi
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
 from tgate_export.families.embeddings import token_names
+from tgate_export.families.geometry import vae_downscale
 from tgate_export.families.loras import file_hashes
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
@@ -115,7 +116,8 @@ def unit_key(
             "loras": {name: file_hashes(source.loras, hashes, name) for name in unit.components},
             "embeddings": _embeddings(source, unit, hashes),
             "configurations": {
-                name: source.config(name) for name in (*family.weights, *family.extras)
+                name: _configuration(source, unit, name)
+                for name in (*family.weights, *family.extras)
             },
             "precision": precision,
             "size": size.model_dump(),
@@ -140,6 +142,15 @@ def tokenizer_key(source: ModelSource, spec: TokenizerSpec, hashes: Mapping[Path
             "versions": versions_of(_TOKENIZER_LIBRARIES),
         }
     )
+
+
+def _configuration(source: ModelSource, unit: Unit, name: str) -> dict[str, Any]:
+    """Return what of a component's configuration a unit depends on."""
+    config = source.config(name)
+    if name != "vae" or "vae" in unit.components:
+        return config
+    # Others know how small the VAE makes latents.
+    return {"downscale": vae_downscale(source), "channels": config.get("latent_channels")}
 
 
 def _embeddings(source: ModelSource, unit: Unit, hashes: Mapping[Path, File]) -> list[object]:

@@ -15,8 +15,9 @@ from typing import Literal
 from tgate_export.common.errors import ModelError
 from tgate_export.common.hints import Argument
 
-# LDM names the UNet and the VAE; CLIP and OpenCLIP name text encoders; diffusers names all.
-Layout = Literal["ldm", "clip", "open-clip", "diffusers"]
+# LDM names the UNet and the VAE; CLIP and OpenCLIP name text encoders; diffusers names all. TAESD's
+# author names its decoder alone.
+Layout = Literal["ldm", "clip", "open-clip", "diffusers", "taesd"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ _WITHOUT_UNET: tuple[tuple[str, str], ...] = (
     (r"^(emb_params|string_to_param|clip_[lg])\b",
      "a textual inversion, which `embeddings` takes: build the model that it was made for"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, which is not supported"),
-    (r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(mid|conv_in|mid_block)\b",
+    (r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(mid|conv_in|mid_block|layers\.0)\b",
      "a VAE alone, which `vae` takes: build the checkpoint that it is for"),
     (r"^(text_model|transformer\.resblocks|encoder\.block)\.|^token_embedding\.",
      "a text encoder alone: build the checkpoint that it belongs to"),
@@ -130,8 +131,9 @@ def find_vae(file: Path, keys: Collection[str]) -> Part:
         return parts["vae"]
     raise ModelError(
         f"{file} has no VAE of Stable Diffusion or SDXL, which has "
-        "decoder.mid.block_1.conv1.weight (LDM's names) or "
-        "decoder.mid_block.resnets.0.conv1.weight (diffusers' names)",
+        "decoder.mid.block_1.conv1.weight (LDM's names), "
+        "decoder.mid_block.resnets.0.conv1.weight (diffusers' names) or decoder.layers.0.weight "
+        "(TAESD in diffusers' names)",
         "choose another ",
         Argument("vae"),
     )

@@ -18,6 +18,7 @@ from torch import nn
 
 from tgate_export.common.errors import ModelError, first_line
 from tgate_export.families.checkpoint_parts import Part
+from tgate_export.families.vae import one_less
 
 Tensors = dict[str, torch.Tensor]
 
@@ -48,8 +49,10 @@ def _diffusers(cls: Any, part: Part, config: Mapping[str, Any], _dtype: torch.dt
     with torch.device("meta"):
         module: Any = cls.from_config(config)
     from_ldm = _vae_from_ldm if cls.__name__ == "AutoencoderKL" else _unet_from_ldm
-    rename = from_ldm if part.layout == "ldm" else _from_diffusers
-    tensors = _renamed(rename, part, module.config)
+    renames = {"ldm": from_ldm, "taesd": _from_taesd}
+    tensors = _renamed(renames.get(part.layout, _from_diffusers), part, module.config)
+    if cls.__name__ == "AutoencoderTiny" and not any(key.startswith("encoder.") for key in tensors):
+        module.encoder = nn.Identity()  # a decoder alone
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     module.load_state_dict(_fitted(part, tensors, shapes), assign=True)
     loaded: nn.Module = module
@@ -122,6 +125,10 @@ def _from_open_clip(part: Part, tensors: Tensors, config: Any) -> Tensors:
     model = SimpleNamespace(config=config)
     converted: Tensors = single_file_utils.convert_open_clip_checkpoint(model, tensors, part.prefix)
     return converted
+
+
+def _from_taesd(_part: Part, tensors: Tensors, _config: Any) -> Tensors:
+    return {f"decoder.layers.{one_less(key)}": value for key, value in tensors.items()}
 
 
 def _from_diffusers(part: Part, tensors: Tensors, _config: Any) -> Tensors:

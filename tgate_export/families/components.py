@@ -122,12 +122,14 @@ def check_components(source: ModelSource, listing: Callable[[str], Collection[st
     index = source.index()
     expected = {**source.family.weights, "scheduler": "diffusers.scheduler"}
     expected |= dict.fromkeys(source.family.extras, "")
+    if source.vae:
+        expected.pop("vae")
     for component, class_name in expected.items():
         _check_component(source, component, class_name, index, listing)
     if source.kind != "random":
         for spec in source.family.tokenizers(source):
             _check_component(source, spec.component, spec.class_name, index, listing)
-    for component, class_name in source.family.weights.items():
+    for component, class_name in source.weights.items():
         _check_config(source, component, class_name)
     predicted = source.config("scheduler").get("prediction_type", "epsilon")
     known = get_args(Manifest.model_fields["prediction_type"].annotation)

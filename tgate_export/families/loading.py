@@ -113,7 +113,7 @@ def load_component(source: ModelSource, component: str, precision: Precision) ->
         InvalidRequestError: a textual inversion's token is one of the tokenizer's own.
     """
     dtype = TORCH_DTYPES[precision]
-    cls = _class(source.family.weights[component])
+    cls = _class(source.weights[component])
     if source.kind == "random":
         make = _random
     else:

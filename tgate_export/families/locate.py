@@ -60,7 +60,6 @@ def locate(
     *,
     download: bool,
     config: str | None = None,
-    vae: str | None = None,
 ) -> Located:
     """Find a model's files; see `resolve_source`."""
     named = NAMED_MODELS.get(model)
@@ -71,16 +70,15 @@ def locate(
         )  # fmt: skip
     known = reference(model)
     if known.kind == "local" and Path(known.model).is_file():
-        return _of_file(Path(known.model), known.name, weights, config, vae)
-    for name, value in (("config", config), ("vae", vae)):
-        if value is not None:
-            raise InvalidRequestError(
-                f"{name} {value} is for a checkpoint in one file, and {model} is none",
-                "leave ",
-                Argument(name),
-                " out",
-                field=name,
-            )
+        return _of_file(Path(known.model), known.name, weights, config)
+    if config is not None:
+        raise InvalidRequestError(
+            f"config {config} is for a checkpoint in one file, and {model} is none",
+            "leave ",
+            Argument("config"),
+            " out",
+            field="config",
+        )
     if known.kind == "local":
         kind: Kind = "random" if weights == "random" else "local"
         return Located(kind, known.model, known.name, Path(known.model))
@@ -98,9 +96,7 @@ def locate(
     )  # fmt: skip
 
 
-def _of_file(
-    path: Path, name: str, weights: Weights, config: str | None, vae: str | None
-) -> Located:
+def _of_file(path: Path, name: str, weights: Weights, config: str | None) -> Located:
     if weights == "random":
         raise InvalidRequestError(
             f"weights random takes a model name or a folder, and {path} is a file",
@@ -109,7 +105,7 @@ def _of_file(
             " out",
             field="weights",
         )
-    single = open_single_file(path, config, vae)
+    single = open_single_file(path, config)
     found = single.configuration
     # A name that was found says what the file is made like; one that was given, how it is sampled.
     defaults = found.defaults if config is not None else None

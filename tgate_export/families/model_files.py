@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tgate_export.common.errors import ModelError
-from tgate_export.common.safetensors_header import read_header
+from tgate_export.common.safetensors_header import Header, read_header
 
 # In the order of preference: what has most digits first, and what people mean when both are there.
 VARIANTS = (None, "fp32", "bf16", "fp16")
@@ -244,6 +244,34 @@ def check_safetensors(path: Path, prefix: str = "") -> None:
                 f"{path} is quantised ({key} is {tensor.dtype}): build from the weights in fp32, "
                 "bf16 or fp16"
             )
+
+
+def open_header(path: Path) -> Header:
+    """Read the header of a file that a user named; refuse what is no safetensors in words for it.
+
+    Raises:
+        ModelError: a pickle, a quantised file, no regular file, or one that is damaged.
+    """
+    if path.suffix.lower() in PICKLES or _is_pickle(path):
+        raise ModelError(
+            f"{path} is a pickle, which is never loaded: load it with torch.load(FILE, "
+            'weights_only=True) and write its "state_dict" with safetensors.torch.save_file'
+        )
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{path} is quantised (GGUF): build from the weights in fp32 or fp16")
+    real = path.resolve()
+    check_file(real.parent, real)
+    return read_header(path)
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(9)
+    except OSError:
+        return False  # `check_file` says why
+    # Of safetensors the first eight bytes are a length, and the ninth opens an object.
+    return begin[8:] != b"{" and begin.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def count_parameters(path: Path, prefix: str = "") -> int:

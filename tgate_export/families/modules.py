@@ -36,7 +36,10 @@ def skipping(
 
 
 class VaeEncoder(nn.Module):
-    """Images [B, H, W, 3] f32 in [0, 1] to latents [B, C, h, w] f32: the posterior's mode."""
+    """Images [B, H, W, 3] f32 in [0, 1] to latents [B, C, h, w] f32: the posterior's mode.
+
+    `AutoencoderTiny` has no posterior, and gives latents.
+    """
 
     def __init__(self, vae: nn.Module, *, scaled: bool = True, by_channel: bool = False) -> None:
         super().__init__()
@@ -47,9 +50,9 @@ class VaeEncoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map [0, 1] to [-1, 1], encode, and scale the latents if told so, as diffusers does."""
         pixels = (2 * images - 1).permute(0, 3, 1, 2).to(self.compute_dtype)
-        posterior = self.vae.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
-        mode: torch.Tensor = posterior.mode().float()
-        return (mode - _channels(self.mean)) * _channels(self.scale)
+        found = self.vae.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
+        mode: torch.Tensor = found if isinstance(found, torch.Tensor) else found.mode()
+        return (mode.float() - _channels(self.mean)) * _channels(self.scale)
 
 
 class VaeDecoder(nn.Module):

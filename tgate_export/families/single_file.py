@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgate_export.common.errors import InvalidRequestError, ModelError
+from tgate_export.common.errors import ModelError
 from tgate_export.common.hints import Argument, Hint
-from tgate_export.common.safetensors_header import Header, read_header
+from tgate_export.common.safetensors_header import Header
 from tgate_export.families import checkpoint_unet
 from tgate_export.families.checkpoint_configs import (
     Changes,
@@ -30,8 +30,9 @@ from tgate_export.families.checkpoint_kinds import (
     is_refiner,
     refuse_other_unets,
 )
-from tgate_export.families.checkpoint_parts import Part, find_parts, find_vae, shapes_of
-from tgate_export.families.model_files import PICKLES, check_file
+from tgate_export.families.checkpoint_parts import Part, find_parts, shapes_of
+from tgate_export.families.model_files import open_header
+from tgate_export.families.vae import check_sizes, other_sizes
 
 CLIP = Path(__file__).resolve().parent / "clip"
 _CLIP_TOKENS = 49408
@@ -50,7 +51,6 @@ class SingleFile:
     Attributes:
         path: the file.
         config: the configurations that a user named: a name, or a folder's whole path.
-        vae: the file that replaces its VAE.
         parts: where the weights of components are; others' are in the configurations' folder.
         configuration: what components are built with.
         changes: entries of configurations that are other than in their files, by component.
@@ -59,7 +59,6 @@ class SingleFile:
 
     path: Path
     config: str | None
-    vae: Path | None
     parts: Mapping[str, Part]
     configuration: Configuration
     changes: Changes
@@ -90,8 +89,6 @@ class SingleFile:
         """Return what a file is called in fingerprints; None for one of the configurations."""
         if path == self.path:
             return "checkpoint.safetensors"
-        if path == self.vae:
-            return "vae.safetensors"
         return f"clip/{path.relative_to(CLIP).as_posix()}" if path.is_relative_to(CLIP) else None
 
 
@@ -100,19 +97,18 @@ def clip_files(folder: Path) -> tuple[Path, ...]:
     return folder / "tokenizer_config.json", CLIP / "merges.txt", CLIP / "vocab.json"
 
 
-def open_single_file(path: Path, config: str | None = None, vae: str | None = None) -> SingleFile:
+def open_single_file(path: Path, config: str | None = None) -> SingleFile:
     """Find out what a checkpoint is.
 
     Args:
         path: the file.
         config: a diffusers folder or a name, whose configurations are taken as they are.
-        vae: a file whose VAE replaces the checkpoint's.
 
     Raises:
-        InvalidRequestError: `config` or `vae` are none.
+        InvalidRequestError: `config` is none.
         ModelError: no checkpoint of a family that can be built.
     """
-    header = _header(path)
+    header = open_header(path)
     parts = find_parts(path, header.tensors.keys())
     unet = checkpoint_unet.of_shapes(_shapes(parts["unet"], header), parts["unet"].layout)
     if unet is None:
@@ -139,51 +135,18 @@ def open_single_file(path: Path, config: str | None = None, vae: str | None = No
         # A refiner has the second of SDXL's text encoders alone, which is the first of its file.
         parts = {**parts, "text_encoder_2": parts["text_encoder"]}
         del parts["text_encoder"]
-    headers = {path: header}
-    replaced = None
-    if vae is not None:
-        replaced = Path(vae).absolute()
-        if not replaced.is_file():
-            raise InvalidRequestError(f"vae {vae} is no file", field="vae")
-        headers[replaced] = _header(replaced)
-        parts = {**parts, "vae": find_vae(replaced, headers[replaced].tensors.keys())}
     changes = _merged(configuration.changes, found.changes)
     single = SingleFile(
         path,
         config if configuration.name else str(configuration.directory) if config else None,
-        replaced,
         parts,
         configuration,
         changes,
         _findings(path, found, configuration, parts, header, distilled=unet.guidance > 0),
     )
     for component, part in parts.items():
-        _check_sizes(single, component, _shapes(part, headers[part.file]))
+        _check_sizes(single, component, _shapes(part, header))
     return single
-
-
-def _header(path: Path) -> Header:
-    """Read a file's header; refuse what is no safetensors in words for it."""
-    if path.suffix.lower() in PICKLES or _is_pickle(path):
-        raise ModelError(
-            f"{path} is a pickle, which is never loaded: load it with torch.load(FILE, "
-            'weights_only=True) and write its "state_dict" with safetensors.torch.save_file'
-        )
-    if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{path} is quantised (GGUF): build from the weights in fp32 or fp16")
-    real = path.resolve()
-    check_file(real.parent, real)
-    return read_header(path)
-
-
-def _is_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            begin = stream.read(9)
-    except OSError:
-        return False  # `check_file` says why
-    # Of safetensors the first eight bytes are a length, and the ninth opens an object.
-    return begin[8:] != b"{" and begin.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _shapes(part: Part, header: Header) -> dict[str, tuple[int, ...]]:
@@ -204,22 +167,19 @@ def _check_sizes(single: SingleFile, component: str, shapes: Mapping[str, tuple[
     # A text encoder's may be part of a whole CLIP's.
     class_name = None if component == "vae" else "transformers.CLIPTextModel"
     config = single.changed(component, single.configuration.config(component, class_name))
+    file = single.parts[component].file
+    hint: Hint = (
+        "give a diffusers folder whose configurations are its own: ",
+        Argument("config", "FOLDER"),
+    )
     if component == "vae":
-        names: tuple[str, ...] = ("block_out_channels", "latent_channels")
-        weight = shapes.get("decoder.conv_in.weight", ())[:2]
-        expected: tuple[Any, ...] = (config.get(names[0], [None])[-1], config.get(names[1], 4))
-    else:
-        names = ("vocab_size", "hidden_size")
-        key = _EMBEDDINGS[single.parts[component].layout]
-        weight = shapes.get(key) or shapes.get(f"text_model.{key}") or ()
-        expected = (config.get(names[0], _CLIP_TOKENS), config.get(names[1]))
+        check_sizes(file, config, shapes, hint)
+        return
+    key = _EMBEDDINGS[single.parts[component].layout]
+    weight = shapes.get(key) or shapes.get(f"text_model.{key}") or ()
+    expected = (config.get("vocab_size", _CLIP_TOKENS), config.get("hidden_size"))
     if tuple(weight) != expected:
-        raise ModelError(
-            f"{single.parts[component].file} has a {component} of other sizes than its "
-            f"configuration: {' and '.join(names)} are {list(weight)}, expected {list(expected)}",
-            "give a diffusers folder whose configurations are its own: ",
-            Argument("config", "FOLDER"),
-        )
+        raise other_sizes(file, component, ("vocab_size", "hidden_size"), weight, expected, hint)
 
 
 def check_complete(single: SingleFile, weights: Mapping[str, str]) -> None:

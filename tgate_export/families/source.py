@@ -41,6 +41,7 @@ from tgate_export.families.sampling import own_defaults, samplers
 from tgate_export.families.single_file import SingleFile, check_complete, clip_files
 from tgate_export.families.spec import Family
 from tgate_export.families.tokenizer_files import check_tokenizer_files
+from tgate_export.families.vae import Vae, open_vae, with_vae
 from tgate_export.methods.conditioning import Conditioning
 
 _CONFIG_FILES = {
@@ -67,6 +68,7 @@ class ModelSource:
         guidance: how the denoiser is told to follow the prompt.
         parts: components that are folders of their own -> the folder.
         single: the checkpoint in one file that it is; `directory` has its configurations.
+        vae: what is built in place of its own VAE.
         loras: LoRA files that change its weights, in this order.
         prompt_chunks: how many runs of the text encoder a prompt can have.
         embeddings: textual inversion files, whose tokens its tokenizers know, in this order.
@@ -84,6 +86,7 @@ class ModelSource:
     guidance: Guidance = "classifier-free"
     parts: Mapping[str, Path] = field(default_factory=dict)
     single: SingleFile | None = None
+    vae: Vae | None = None
     loras: tuple[Lora, ...] = ()
     prompt_chunks: int = 1
     embeddings: tuple[Embedding, ...] = ()
@@ -137,8 +140,17 @@ class ModelSource:
         found = self.family.conditioning(self).guided_by(self.guidance)
         return found.in_chunks(self.prompt_chunks)
 
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """Components with weights -> "library.Class"."""
+        if self.vae is None:
+            return self.family.weights
+        return {**self.family.weights, "vae": self.vae.class_name}
+
     def root(self, component: str) -> Path:
         """Return the model folder that a component belongs to."""
+        if component == "vae" and self.vae and self.vae.part is None:
+            return self.vae.path
         return self.parts.get(component) or self.shared.get(component, self.directory)
 
     @property
@@ -148,6 +160,8 @@ class ModelSource:
 
     def folder(self, component: str) -> Path:
         """Return a component's folder."""
+        if component == "vae" and self.vae and self.vae.part is None:
+            return self.vae.path
         if self.single and (packaged := self.single.tokenizer(component)):
             return packaged
         part = self.parts.get(component)
@@ -159,6 +173,8 @@ class ModelSource:
         Raises:
             ModelError: when it is missing or no JSON.
         """
+        if component == "vae" and self.vae and self.vae.config is not None:
+            return dict(self.vae.config)
         path = self.folder(component) / _CONFIG_FILES.get(component, "config.json")
         class_name = self.family.weights.get(component)
         config = inner_config(read_json(path), class_name)
@@ -179,10 +195,12 @@ class ModelSource:
         """
         folder = self.folder(component)
         names = [path.name for path in folder.glob("*")]
-        return choose_weights(folder, names, self.family.weights[component])
+        return choose_weights(folder, names, self.weights[component])
 
     def text_files(self, component: str) -> tuple[Path, ...]:
         """Return a component's configurations and vocabularies."""
+        if component == "vae" and self.vae and self.vae.part and self.vae.config is not None:
+            return ()  # its file's shapes say everything
         if self.single and (packaged := self.single.tokenizer(component)):
             return clip_files(packaged)
         paths = sorted(self.folder(component).glob("*"))
@@ -197,6 +215,8 @@ class ModelSource:
 
     def part(self, component: str) -> Part | None:
         """Return where a component's weights are in a file that holds more; None for a folder's."""
+        if component == "vae" and self.vae:
+            return self.vae.part
         return self.single.parts.get(component) if self.single else None
 
     def weight_paths(self, component: str) -> tuple[Path, ...]:
@@ -227,7 +247,9 @@ class ModelSource:
         for index, embedding in enumerate(self.embeddings):
             if path == embedding.path:
                 return f"embedding/{index}.safetensors"
-        name = self.single.name_of(path) if self.single else None
+        name = self.vae.name_of(path) if self.vae else None
+        if name is None and self.single:
+            name = self.single.name_of(path)
         return name or Path(os.path.relpath(path, self.directory)).as_posix()
 
     def hashes(self, *, cached: bool = False) -> dict[Path, File]:
@@ -288,7 +310,7 @@ class ModelSource:
             revision=self.revision,
             fingerprint=digest.hexdigest(),
             config=self.single.config if self.single else None,
-            vae=str(self.single.vae) if self.single and self.single.vae else None,
+            vae=str(self.vae.path) if self.vae else None,
             loras=applied(self.loras, hashes),
             embeddings=added(self.embeddings, hashes),
         )
@@ -316,17 +338,17 @@ def resolve_source(
         revision: of an id, as a bundle's manifest records it.
         download: whether anything may be downloaded that is not in the cache.
         config: of a file, a folder or a name whose configurations overrule what is found out.
-        vae: of a file, another one with the VAE to build.
+        vae: a file or a folder with the VAE to build in place of the model's own.
         loras: LoRA files that change the weights, each with its scale.
         embeddings: textual inversion files, each with its token, or None for the file's own.
 
     Raises:
-        InvalidRequestError: an unknown name, `config` or `vae` of what is no file, or files that
+        InvalidRequestError: an unknown name, `config` of what is no file, or files that `with_vae`,
             `with_loras` or `with_embeddings` refuse.
         ModelError: no diffusers pipeline, one that has nothing to gate, pickled, missing or
             truncated weights, or a download that failed.
     """
-    located = locate(model, weights, revision, download=download, config=config, vae=vae)
+    located = locate(model, weights, revision, download=download, config=config)
     pipeline = pipeline_class(located.directory, located.model, located.names(download=download))
     index = read_json(located.directory / "model_index.json")
     aesthetic = index.get("requires_aesthetics_score") is True
@@ -345,8 +367,11 @@ def resolve_source(
         parts=located.hub.folders() if located.hub else {},
         single=located.single,
     )
+    if vae is not None:
+        source = with_vae(source, open_vae(vae))
+    own = {name: cls for name, cls in family.weights.items() if name != "vae" or not source.vae}
     if source.single:
-        check_complete(source.single, family.weights)
+        check_complete(source.single, own)
     source.check_texts((*family.weights, "scheduler", *family.extras))
     check_components(source, partial(located.listing, download=download))
     if source.kind != "random":
@@ -362,7 +387,7 @@ def resolve_source(
     samplers(source)  # refuses a model that none serves
     source = with_embeddings(with_loras(source, loras), embeddings)
     if located.hub:
-        hub.fetch_weights(located.hub, family.weights, download=download)
+        hub.fetch_weights(located.hub, own, download=download)
     if source.kind != "random":
         source.check_weights()
     return source

@@ -79,6 +79,7 @@ class Family:
         image_to_image: a run can begin with an image, as in diffusers' pipelines of that name.
         loras: LoRA files can change the weights of its UNet and text encoders.
         embeddings: textual inversion files can add tokens to its text encoders.
+        vaes: classes, as in `weights`, that can take the place of its VAE.
         clip_skips: how many of the text encoders' last layers a prompt can skip; above 0 their
             module takes a last input `clip_skip` [B] i64.
         samplers: those that serve it; all that can be compiled when None.
@@ -108,6 +109,7 @@ class Family:
     image_to_image: bool = False
     loras: bool = False
     embeddings: bool = False
+    vaes: tuple[str, ...] = ()
     clip_skips: Callable[[ModelSource], int] = lambda _source: 0
     zero_negative: Callable[[ModelSource], bool] = lambda _source: False
 

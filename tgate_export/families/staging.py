@@ -67,7 +67,7 @@ def staged_weights(source: ModelSource, component: str, cls: Any) -> Iterator[Pa
         cls: its class.
     """
     folder, weights = source.folder(component), source.weight_files(component)
-    whole = weights_name(source.family.weights[component])
+    whole = weights_name(source.weights[component])
     with tempfile.TemporaryDirectory(prefix="tgate-export-") as made:
         staged = Path(made)
         config = plain_config(cls, source.config(component))

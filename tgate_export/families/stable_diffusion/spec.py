@@ -16,6 +16,7 @@ from tgate_export.families.unets import (
     context_width,
     guidance_embedding,
 )
+from tgate_export.families.vae import KL, TINY
 from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ FAMILY = Family(
     weights={
         "text_encoder": "transformers.CLIPTextModel",
         "unet": "diffusers.UNet2DConditionModel",
-        "vae": "diffusers.AutoencoderKL",
+        "vae": KL,
     },
     denoiser="unet",
     tokenizers=clip_tokenizers,
@@ -96,5 +97,6 @@ FAMILY = Family(
     image_to_image=True,
     loras=True,
     embeddings=True,
+    vaes=(KL, TINY),
     clip_skips=_clip_skips,
 )

@@ -17,6 +17,7 @@ from tgate_export.families.unets import (
     context_width,
     guidance_embedding,
 )
+from tgate_export.families.vae import KL, TINY
 from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ FAMILY = Family(
         "text_encoder": "transformers.CLIPTextModel",
         "text_encoder_2": "transformers.CLIPTextModelWithProjection",
         "unet": "diffusers.UNet2DConditionModel",
-        "vae": "diffusers.AutoencoderKL",
+        "vae": KL,
     },
     denoiser="unet",
     tokenizers=lambda source: clip_tokenizers(source, ENCODERS),
@@ -143,6 +144,7 @@ FAMILY = Family(
     image_to_image=True,
     loras=True,
     embeddings=True,
+    vaes=(KL, TINY),
     clip_skips=_clip_skips,
     vae_upcast=True,
     latents_by_channel=True,

@@ -25,6 +25,7 @@ from tgate_export.families.unets import (
     clip_tokens,
     context_width,
 )
+from tgate_export.families.vae import KL, TINY
 from tgate_export.methods.conditioning import Condition, Conditioning
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ FAMILY = Family(
     weights={
         "text_encoder_2": "transformers.CLIPTextModelWithProjection",
         "unet": "diffusers.UNet2DConditionModel",
-        "vae": "diffusers.AutoencoderKL",
+        "vae": KL,
     },
     denoiser="unet",
     tokenizers=lambda source: clip_tokenizers(source, (ENCODER,)),
@@ -107,6 +108,7 @@ FAMILY = Family(
     aesthetic=True,
     image_to_image=True,
     clip_skips=_clip_skips,
+    vaes=(KL, TINY),
     vae_upcast=True,
     latents_by_channel=True,
 )

@@ -170,7 +170,7 @@ struct Manifest {
   std::string source_kind;
   std::string source_model;
   std::string source_config;  // of a file: whose configurations it was built with; "" unless told
-  std::string source_vae;     // of a file: that of another VAE; "" for its own
+  std::string source_vae;     // file or folder of a VAE in place of its own; "" for its own
   std::vector<AppliedLora> source_loras;
   std::vector<AddedEmbedding> source_embeddings;
   std::string precision;
