@@ -139,3 +139,50 @@ def test_prompts_of_other_text_encoders_have_no_chunks(tiny_pipeline_dir: Path) 
         t5.reading(2)
     with pytest.raises(InvalidRequestError, match=r"whose prompts have no weights: leave .* out"):
         check_options(t5, "fp32", prompt_syntax="a1111")
+
+
+@pytest.mark.parametrize(
+    ("sides", "given", "expected"),
+    [
+        ((1024, 1024), None, 0),
+        ((1024, 1032), None, 512),
+        ((2048, 512), None, 512),
+        ((2048, 2048), 0, 0),
+        ((2048, 2048), 1024, 1024),
+        ((1024, 512), 512, 512),
+        ((512, 512), 512, 0),  # no larger than a tile
+        ((512, 512), 1024, 0),
+    ],
+)
+def test_tiles_of_the_vae(sides: tuple[int, int], given: int | None, expected: int) -> None:
+    source = resolve_source("sd15", "random")
+    size = fixed(sides[0]), fixed(sides[1])
+    options = check_options(source, "fp32", size, vae_tile=given)
+    assert options.vae_tile == expected
+    usual = check_options(source, "fp32", size)
+    keys = {build_key(source, source.record(), one) for one in (options, usual)}
+    assert len(keys) == 1 + (options.vae_tile != usual.vae_tile)
+
+
+@pytest.mark.parametrize(
+    ("model", "tile", "reason"),
+    [
+        ("sd15", 500, "vae_tile 500 is not 0, nor a multiple of 32: try 480 or 512"),
+        ("sd15", 8, "try 32"),
+        ("sd15", -32, "try 32"),
+        ("svd", 512, "makes videos, whose VAE takes whole images"),
+    ],
+)
+def test_tiles_that_are_none(model: str, tile: int, reason: str) -> None:
+    source = resolve_source(model, "random")
+    size = (fixed(1024), fixed(576)) if model == "svd" else (fixed(2048), fixed(2048))
+    with pytest.raises(InvalidRequestError, match=reason):
+        check_options(source, "fp32", size, vae_tile=tile)
+
+
+def test_tiles_of_a_dynamic_size_have_its_steps() -> None:
+    source = resolve_source("sd15", "random")
+    side = Range(min=512, opt=1024, max=2048)
+    assert check_options(source, "fp32", (side, side)).vae_tile == 512
+    with pytest.raises(InvalidRequestError, match="nor a multiple of 64: try 512 or 576"):
+        check_options(source, "fp32", (side, side), vae_tile=544)

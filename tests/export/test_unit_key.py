@@ -215,3 +215,17 @@ def test_what_no_key_has_is_declared_alike(
     compared = same & one.keys() & another.keys()
     assert compared >= {"text_encoder", "vae_decoder"}
     assert {name: one[name] for name in compared} == {name: another[name] for name in compared}
+
+
+def test_tiles_of_all_sizes_are_one_unit(tiny_pipeline_dir: Path) -> None:
+    source = resolve_source(str(tiny_pipeline_dir))
+    sizes = [
+        SIZE.model_copy(update={"width": Range(min=side, opt=side, max=side), "height": TWO})
+        for side in (16, 32, 48)
+    ]
+    tiled = [keys(source, size=size, vae_tile=16) for size in sizes]
+    vae = {"vae_encoder", "vae_decoder"}
+    assert changed(tiled[1], tiled[2]) == {"text_encoder", "denoiser"}
+    assert not changed(tiled[0], tiled[1]) & vae
+    # Its values are not limited, since they are blended.
+    assert changed(keys(source, size=sizes[0]), tiled[0]) == vae

@@ -22,6 +22,7 @@ GRAPH = {
     "float32_attention": False,
     "float32_layers": 0,
     "parameters": 12,
+    "tiles": None,
     "inputs": [
         {
             "name": "sample",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.dims import concrete_shape, graph_dims
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.common.errors import ModelError
 from tgate_export.steps.step_plan import StepPlan
@@ -56,7 +56,7 @@ def graph_macs(
     height: int | None = None,
     width: int | None = None,
 ) -> Macs:
-    """Count one run of a graph.
+    """Count one run of a graph; of one that is run on tiles, all of them.
 
     Args:
         bundle: where the graph is.
@@ -70,12 +70,12 @@ def graph_macs(
     """
     manifest = bundle.manifest
     size = manifest.size
-    dims = named_dims(
-        manifest, batch=batch, height=height or size.height.opt, width=width or size.width.opt
-    )
+    height, width = height or size.height.opt, width or size.width.opt
+    dims = graph_dims(manifest, graph, batch=batch, height=height, width=width)
     entry = manifest.graph(graph)
     shapes = {tensor.name: concrete_shape(graph, tensor, dims) for tensor in entry.inputs}
-    return count_macs(bundle.file(entry.file), shapes)
+    times = entry.tiles.count(height, width) if entry.tiles else 1
+    return count_macs(bundle.file(entry.file), shapes) * times
 
 
 def run_macs(bundle: Bundle, step_plan: StepPlan, *, batch: int = 1) -> Macs:

@@ -105,6 +105,7 @@ def _keys(request: BuildRequest) -> dict[Unit, str]:
             batch=options.batch,
             method=options.method,
             phases=options.phases,
+            vae_tile=options.vae_tile,
         )
         for unit in units(request.source, image_to_image=options.image_to_image)
     }
@@ -179,12 +180,13 @@ def _export(work: Assembly) -> None:
     assert model is not None
     phases = _phases(work)
     declared = graph_exports(
-        source, model, options.size, phases, image_to_image=options.image_to_image
-    )
+        source, model, options.size, phases,
+        image_to_image=options.image_to_image, vae_tile=options.vae_tile,
+    )  # fmt: skip
     for unit in work.missing:
         work.exported[unit.name] = export_unit(
             source, unit, model, declared, phases, work.graphs, work.progress,
-            batch=options.batch, size=options.size,
+            batch=options.batch,
         )  # fmt: skip
 
 

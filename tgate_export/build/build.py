@@ -79,6 +79,7 @@ def build_bundle(
     guidance_carry: float | None = None,
     guidance: Literal["classifier-free", "none"] | None = None,
     image_to_image: bool = False,
+    vae_tile: int | None = None,
     samplers: str | None = None,
     prompt_chunks: int = 1,
     prompt_syntax: str | None = None,
@@ -121,6 +122,9 @@ def build_bundle(
             negative prompt, no guidance scale. The model's own when not given.
         image_to_image: whether runs can begin with an image: adds the graph `vae_encoder`, and how
             every sampler begins at later steps.
+        vae_tile: sides of the tiles in which larger images are decoded (and encoded), in pixels, so
+            that their memory is bounded; 0 for whole images. When not given whole up to 1024
+            pixels, and tiles of 512 for bundles of larger ones.
         samplers: to compile besides those that every bundle has: "all", or names with commas
             between them (docs/samplers.md). Python and the command line compile others when they
             are first asked for.
@@ -152,7 +156,8 @@ def build_bundle(
             source, precision, size, batch,
             {"gate_step": gate_step, "sp_interval": sp_interval, "fi_interval": fi_interval,
              "warm_up": warm_up, "cache_blend": cache_blend, "guidance_carry": guidance_carry},
-            image_to_image=image_to_image, samplers=samplers, prompt_syntax=prompt_syntax,
+            image_to_image=image_to_image, vae_tile=vae_tile, samplers=samplers,
+            prompt_syntax=prompt_syntax,
         )  # fmt: skip
         out = out or default_folder(source, options)
         hashes = source.hashes()

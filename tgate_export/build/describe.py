@@ -8,6 +8,7 @@ from typing import TypeVar
 from tgate_export.build.options import BuildOptions, versions
 from tgate_export.build.request import BuildRequest
 from tgate_export.bundle.manifest import SCHEMA_MINOR, File, Manifest, Sampler, Tokenizer
+from tgate_export.bundle.tiles import ABILITY, Tiles, overlap_of
 from tgate_export.export.unit import ExportedUnit
 from tgate_export.families import geometry
 from tgate_export.families.source import ModelSource
@@ -36,9 +37,15 @@ def describe(
     """
     source, options = request.source, request.options
     graphs = _merged(unit.graphs for unit in units.values())
+    if tile := options.vae_tile:
+        tiles = Tiles(size=tile, overlap=overlap_of(tile))
+        for name in ("vae_encoder", "vae_decoder"):
+            if name in graphs:
+                graphs[name] = graphs[name].model_copy(update={"tiles": tiles})
     requires = [
         *(["prompt-chunks"] if source.prompt_chunks > 1 else []),
         *(["prompt-syntax"] if options.prompt_syntax not in (None, "plain") else []),
+        *([ABILITY] if options.vae_tile else []),
     ]
     return Manifest(
         schema_version=2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tgate_export.bundle.manifest import (
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.bundle.sampler_names import EVERY, find_name
 from tgate_export.bundle.sampler_names import SAMPLERS as NAMES
+from tgate_export.bundle.tiles import default_tile
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
@@ -53,6 +55,7 @@ class BuildOptions:
             guidance is classifier-free.
         guidance: what guides the denoiser.
         image_to_image: whether runs can begin with an image.
+        vae_tile: sides of the tiles that the VAE takes, in pixels; 0 for whole images.
         method: what the denoiser's graphs are made for.
         samplers: those that are compiled, in the order of the bundle.
         prompt_syntax: how prompts are read that say nothing of it; None where there is one way.
@@ -64,6 +67,7 @@ class BuildOptions:
     settings: Mapping[str, float]
     guidance: Guidance
     image_to_image: bool = False
+    vae_tile: int = 0
     method: Method = tgate_v2.METHOD
     samplers: tuple[str, ...] = ()
     prompt_syntax: str | None = None
@@ -87,6 +91,7 @@ def check_options(
     settings: Mapping[str, float | None] | None = None,
     *,
     image_to_image: bool = False,
+    vae_tile: int | None = None,
     samplers: str | None = None,
     prompt_syntax: str | None = None,
 ) -> BuildOptions:
@@ -100,6 +105,8 @@ def check_options(
         settings: defaults of the method's parameters and numbers; the model's own for what is None
             or left out.
         image_to_image: whether runs can begin with an image.
+        vae_tile: sides of the tiles that the VAE takes, in pixels; 0 for whole images, and by the
+            size when None.
         samplers: more than those that every bundle has: "all", or names with commas between them.
         prompt_syntax: the bundle's default of how prompts are read; "plain" when not given.
 
@@ -151,13 +158,15 @@ def check_options(
                     f"{name} {value} is not a multiple of {multiple}"
                     f"{', as a dynamic size must be' if dynamic else ''}: try {near}"
                 )
+    found = Size(height=height, width=width, multiple=multiple)
     return BuildOptions(
         precision,
-        Size(height=height, width=width, multiple=multiple),
+        found,
         batch,
         settings,
         source.guidance,
         image_to_image,
+        _vae_tile(source, vae_tile, found),
         method,
         _samplers(source, samplers),
         _syntax(source, prompt_syntax),
@@ -179,6 +188,29 @@ def _syntax(source: ModelSource, wanted: str | None) -> str | None:
             field="prompt_syntax",
         )
     return None
+
+
+def _vae_tile(source: ModelSource, tile: int | None, size: Size) -> int:
+    """Return the sides of the VAE's tiles; 0 for none, and for images that are no larger."""
+    largest = max(size.height.max, size.width.max)
+    if geometry.latents(source).video:
+        if tile:
+            raise InvalidRequestError(
+                f"{source.model} makes videos, whose VAE takes whole images: leave vae_tile out",
+                field="vae_tile",
+            )
+        return 0
+    if tile is None:
+        tile = default_tile(size.height.max, size.width.max)
+    # A quarter of it, by which tiles overlap, is whole latents; and a dynamic graph has steps.
+    multiple = math.lcm(4 * geometry.vae_downscale(source), size.multiple)
+    if tile < 0 or tile % multiple:
+        below = max(0, tile) // multiple * multiple
+        near = f"{below} or {below + multiple}" if below else str(multiple)
+        raise InvalidRequestError(
+            f"vae_tile {tile} is not 0, nor a multiple of {multiple}: try {near}", field="vae_tile"
+        )
+    return tile if tile < largest else 0
 
 
 def _samplers(source: ModelSource, wanted: str | None) -> tuple[str, ...]:
@@ -250,6 +282,7 @@ def options_of(manifest: Manifest) -> BuildOptions:
         _method_settings(tgate_v2.METHOD, manifest.defaults, manifest.guidance, {}),
         manifest.guidance,
         "vae_encoder" in manifest.graphs and manifest.takes_prompt,
+        manifest.vae_tile,
         samplers=tuple(manifest.samplers),
         prompt_syntax=str(manifest.parameters["prompt_syntax"].default)
         if "prompt_syntax" in manifest.parameters
@@ -289,6 +322,7 @@ def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str
         "settings": dict(options.settings),
         "guidance": options.guidance,
         "image_to_image": options.image_to_image,
+        "vae_tile": options.vae_tile,
         "samplers": options.samplers,
         "prompts": [source.prompt_chunks, options.prompt_syntax],
         "code": code_sha256("build.assemble", family_module(source.family)),

@@ -35,6 +35,15 @@ def named_dims(manifest: Manifest, *, batch: int, height: int, width: int) -> di
     }
 
 
+def graph_dims(
+    manifest: Manifest, graph: str, *, batch: int, height: int, width: int
+) -> dict[str, int]:
+    """Return the named dimensions of one graph: of one that is run on tiles, those of a tile."""
+    if (tiles := manifest.graph(graph).tiles) is not None:
+        height, width = min(height, tiles.size), min(width, tiles.size)
+    return named_dims(manifest, batch=batch, height=height, width=width)
+
+
 def concrete_shape(graph: str, tensor: Tensor, dims: dict[str, int]) -> tuple[int, ...]:
     """Return a tensor's shape in numbers.
 

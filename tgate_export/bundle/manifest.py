@@ -276,6 +276,12 @@ class Manifest(BundleModel):
         return Defaults.model_validate(without | fields)
 
     @property
+    def vae_tile(self) -> int:
+        """Sides of the tiles that the VAE takes, in pixels; 0 for whole images."""
+        decoder = self.graphs.get("vae_decoder")
+        return decoder.tiles.size if decoder is not None and decoder.tiles is not None else 0
+
+    @property
     def prompt_encoder(self) -> str:
         """The graph that reads what is to be generated: a text, or for a video its image."""
         return "image_encoder" if "image_encoder" in self.graphs else "text_encoder"

@@ -69,6 +69,7 @@ def check_references(manifest: Manifest) -> None:
                     f"graphs.{name}.inputs.{index}.from",
                     f"input {tensor.name!r} of graph {name!r} {fault}",
                 )
+    _check_tiles(manifest)
     _check_methods(manifest)
     _check_parameters(manifest)
     if "prompt_syntax" in manifest.parameters:
@@ -159,6 +160,21 @@ def _formula_fault(manifest: Manifest, origin: FromFormula, row: Shape) -> str:
         return f"is not of the shape of {origin.formula}"
     missing = [name for name in parameters if name not in manifest.parameters]
     return f"is of parameter {missing[0]!r}, which is not listed" if missing else ""
+
+
+def _check_tiles(manifest: Manifest) -> None:
+    latent = manifest.latents.downscale
+    for name, graph in manifest.graphs.items():
+        if (tiles := graph.tiles) is None:
+            continue
+        if name not in ("vae_encoder", "vae_decoder"):
+            raise ReferenceFaultError(f"graphs.{name}.tiles", "only graphs of the VAE have tiles")
+        if tiles.size % latent or tiles.overlap % latent or tiles.overlap >= tiles.size:
+            raise ReferenceFaultError(
+                f"graphs.{name}.tiles",
+                f"{tiles.size} pixels that overlap by {tiles.overlap} are no tiles of latents of "
+                f"{latent} pixels",
+            )
 
 
 def _check_methods(manifest: Manifest) -> None:

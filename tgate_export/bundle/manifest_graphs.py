@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tgate_export.bundle.fields import MAX_RANK, BundleModel, BundlePath, Count, Name, Positive
 from tgate_export.bundle.origins import Origin
+from tgate_export.bundle.tiles import Tiles
 from tgate_export.steps.rule import Guard
 
 DType = Literal["float32", "float16", "int64"]
@@ -41,6 +42,9 @@ class Graph(BundleModel):
         default=0, description="linear layers that are fp32 whatever the precision"
     )
     parameters: int = Field(description="number of weights this graph uses")
+    tiles: Tiles | None = Field(
+        default=None, description="of the VAE: how it is run on images that are larger than a tile"
+    )
     inputs: tuple[Input, ...]
     outputs: tuple[Tensor, ...]
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tgate_export.bundle import tiles
 from tgate_export.bundle.manifest import SCHEMA_MINOR, SCHEMA_VERSION, Manifest
 from tgate_export.bundle.manifest_checks import ReferenceFaultError
 from tgate_export.common.errors import BundleError
 from tgate_export.common.json_file import parse_json
 
 # Abilities beyond those of 2.0 that this reader has.
-ABILITIES: frozenset[str] = frozenset({"prompt-chunks", "prompt-syntax"})
+ABILITIES = frozenset({"prompt-chunks", "prompt-syntax", tiles.ABILITY})
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:

@@ -131,6 +131,13 @@ if TYPE_CHECKING:
     help="Let runs begin with an image (generate --image): adds the VAE's encoder.",
 )
 @click.option(
+    "--vae-tile",
+    type=click.IntRange(min=0),
+    metavar="PIXELS",
+    help="Decode larger images in overlapping tiles with sides of so many pixels, in bounded "
+    "memory; 0 for whole images. Default: whole up to 1024 pixels, tiles of 512 beyond.",
+)
+@click.option(
     "--prompt-chunks",
     type=int,
     default=1,
@@ -179,6 +186,7 @@ def command(
     guidance_carry: float | None,
     guidance: str | None,
     image_to_image: bool,
+    vae_tile: int | None,
     samplers: str | None,
     prompt_chunks: int,
     prompt_syntax: str | None,
@@ -220,6 +228,7 @@ def command(
         guidance_carry=guidance_carry,
         guidance=cast(Literal["classifier-free", "none"] | None, guidance),
         image_to_image=image_to_image,
+        vae_tile=vae_tile,
         samplers=samplers,
         prompt_chunks=prompt_chunks,
         prompt_syntax=prompt_syntax,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.dims import concrete_shape, graph_dims
 from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.bundle.plans import ShapeRange
 
@@ -15,8 +15,9 @@ def graph_shapes(manifest: Manifest, graph: str, batch: Range) -> dict[str, Shap
     """
     size = manifest.size
     low, usual, high = (
-        named_dims(
+        graph_dims(
             manifest,
+            graph,
             batch=getattr(batch, end),
             height=getattr(size.height, end),
             width=getattr(size.width, end),

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir
 import torch
 
-from tgate_export.bundle.manifest import Range, Size
+from tgate_export.bundle.manifest import Range
 from tgate_export.bundle.manifest_graphs import (
     Cache,
     Dimension,
@@ -47,7 +47,6 @@ def export_unit(
     progress: Progress,
     *,
     batch: Range,
-    size: Size,
 ) -> ExportedUnit:
     """Export a unit's graphs, one after another, and its weights once.
 
@@ -60,7 +59,6 @@ def export_unit(
         folder: where the files go.
         progress: told of every graph.
         batch: batch range.
-        size: image size range.
     """
     precision = component_precision(source, unit.components[0], parts.precision)
     denoising = unit.name == DENOISER
@@ -70,7 +68,7 @@ def export_unit(
             if graph.unit != unit.name:
                 continue
             with progress.stage(f"exporting {graph.name}"):
-                model = export_graph(graph, batch, size, vae_downscale(source))
+                model = export_graph(graph, batch, graph.size, vae_downscale(source))
                 weights.externalize(model)
                 onnx_ir.save(model, folder / f"{graph.name}.onnx")
                 graphs[graph.name] = Graph(

@@ -16,7 +16,7 @@ from tgate_export.bundle.manifest_graphs import Cache, Dimension, Graph, Precisi
 from tgate_export.common.code_hash import code_sha256
 from tgate_export.common.versions import versions_of
 from tgate_export.families.embeddings import token_names
-from tgate_export.families.geometry import vae_downscale
+from tgate_export.families.geometry import vae_downscale, vae_size
 from tgate_export.families.loras import file_hashes
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
@@ -81,6 +81,7 @@ def unit_key(
     batch: Range,
     method: Method,
     phases: Iterable[str],
+    vae_tile: int = 0,
 ) -> str:
     """Hash everything that a unit's files depend on.
 
@@ -96,8 +97,10 @@ def unit_key(
         batch: the bundle's.
         method: that the denoiser is exported for.
         phases: its graphs, of the method's.
+        vae_tile: sides of the tiles that the VAE takes, in pixels; 0 for whole images.
     """
     family = source.family
+    tile = vae_tile if "vae" in unit.components else 0
     # Guidance, chunks of prompts and the method are the denoiser's alone. Nothing that is exported
     # imports the method: it is named.
     denoising = {
@@ -120,7 +123,8 @@ def unit_key(
                 for name in (*family.weights, *family.extras)
             },
             "precision": precision,
-            "size": size.model_dump(),
+            "size": vae_size(size, tile).model_dump(),
+            "tiled": tile > 0,
             "batch": batch.model_dump(),
             "denoising": denoising if unit.name == DENOISER else None,
             "code": code_sha256("export.export_unit", family_module(family)),

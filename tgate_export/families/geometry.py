@@ -52,6 +52,22 @@ def check_size(source: ModelSource, size: Size) -> Size:
     return size.model_copy(update={"height": smaller(size.height), "width": smaller(size.width)})
 
 
+def vae_size(size: Size, tile: int) -> Size:
+    """Return the size that graphs of the VAE are made for.
+
+    Args:
+        size: of images.
+        tile: sides of tiles in pixels; 0 where images are taken whole.
+    """
+    if not tile:
+        return size
+
+    def side(of: Range) -> Range:
+        return Range(min=min(of.min, tile), opt=min(of.opt, tile), max=min(of.max, tile))
+
+    return size.model_copy(update={"height": side(size.height), "width": side(size.width)})
+
+
 def default_size(source: ModelSource) -> tuple[int, int]:
     """Width and height that the denoiser was trained at, in pixels."""
     if source.family.size is not None:

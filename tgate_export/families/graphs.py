@@ -22,7 +22,7 @@ from tgate_export.bundle.origins import (
     Of,
     Origin,
 )
-from tgate_export.families.geometry import latents, vae_downscale
+from tgate_export.families.geometry import latents, vae_downscale, vae_size
 from tgate_export.families.loading import TORCH_DTYPES, Components, component_precision
 from tgate_export.families.modules import VaeDecoder, VaeEncoder
 from tgate_export.families.source import ModelSource
@@ -59,6 +59,7 @@ class GraphExport:
         inputs: in the order of the module's arguments.
         outputs: in the order of its results.
         sizes: usual size of every named dimension but the batch.
+        size: of the images that it is for.
     """
 
     name: str
@@ -68,6 +69,7 @@ class GraphExport:
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
     sizes: Mapping[str, int]
+    size: Size
 
 
 def denoiser_phases(
@@ -93,6 +95,7 @@ def graph_exports(
     phases: DenoiserPhases | None,
     *,
     image_to_image: bool = False,
+    vae_tile: int = 0,
 ) -> tuple[GraphExport, ...]:
     """Declare the graphs of a bundle in the order in which they are exported and verified.
 
@@ -102,17 +105,20 @@ def graph_exports(
         size: the bundle's.
         phases: the denoiser's; None where it is not loaded, and not exported.
         image_to_image: whether runs can begin with an image.
+        vae_tile: sides of the tiles that the VAE takes, in pixels; 0 for whole images.
     """
     family = source.family
     conditioning = source.conditioning()
     groups = () if phases is None else phases.groups
     compute = TORCH_DTYPES[component_precision(source, family.denoiser, parts.precision)]
     axes = _Axes(size, groups, vae_downscale(source))
+    of_vae = _Axes(vae_size(size, vae_tile), (), vae_downscale(source))
     frames = conditioning.frames
     float32 = torch.float32
     sample = GraphInput(
         "sample", float32, axes.latents(latents(source).channels), FromLoop(loop="sample")
     )
+    vae_latents = of_vae.latents(latents(source).channels)
     timestep = GraphInput("timestep", float32, ("batch",), FromLoop(loop="timestep"))
     noise_pred = GraphInput("noise_pred", float32, sample.shape)
     caches = {
@@ -162,8 +168,11 @@ def graph_exports(
         module: Callable[[], nn.Module],
         inputs: tuple[GraphInput, ...],
         outputs: tuple[GraphInput, ...],
+        axes: _Axes = axes,
     ) -> GraphExport:
-        return GraphExport(name, unit, components[unit], module, inputs, outputs, axes.sizes)
+        return GraphExport(
+            name, unit, components[unit], module, inputs, outputs, axes.sizes, axes.size
+        )
 
     image = [
         entry
@@ -179,9 +188,10 @@ def graph_exports(
         "vae_encoder",
         "vae_encoder",
         lambda: VaeEncoder(parts["vae"], scaled=not image, by_channel=by_channel),
-        (GraphInput("noisy_image" if image else "images", float32, axes.images(), pixels),),
+        (GraphInput("noisy_image" if image else "images", float32, of_vae.images(), pixels),),
         tuple(encoded(entry) for entry in image)
-        or (GraphInput("image_latents", float32, sample.shape),),
+        or (GraphInput("image_latents", float32, vae_latents),),
+        of_vae,
     )
 
     def phase(phases: DenoiserPhases, name: str) -> GraphExport:
@@ -230,15 +240,19 @@ def graph_exports(
         declare(
             "vae_decoder",
             "vae_decoder",
-            lambda: (family.vae_decoder or _vae_decoder)(source, parts),
-            (GraphInput("latents", float32, sample.shape, FromLoop(loop="latents")),),
-            (GraphInput("images", float32, axes.images(frames)),),
+            lambda: _vae_decoder(source, parts, tiled=vae_tile > 0),
+            (GraphInput("latents", float32, vae_latents, FromLoop(loop="latents")),),
+            (GraphInput("images", float32, of_vae.images(frames)),),
+            of_vae,
         ),
     )
 
 
-def _vae_decoder(source: ModelSource, parts: Components) -> nn.Module:
-    return VaeDecoder(parts["vae"], by_channel=source.family.latents_by_channel)
+def _vae_decoder(source: ModelSource, parts: Components, *, tiled: bool) -> nn.Module:
+    if source.family.vae_decoder is not None:
+        return source.family.vae_decoder(source, parts)
+    # Tiles are blended before values are limited.
+    return VaeDecoder(parts["vae"], by_channel=source.family.latents_by_channel, limited=not tiled)
 
 
 def _parameter(name: str, dtype: torch.dtype, of: Of | None = None) -> GraphInput:
@@ -250,7 +264,7 @@ class _Axes:
     """Dimensions that depend on the image size: numbers when it is fixed, names when it is not."""
 
     def __init__(self, size: Size, groups: tuple[CacheTensor, ...], downscale: int) -> None:
-        self._size, self._downscale = size, downscale
+        self.size = size
         self.sizes = {
             "latent_height": size.height.opt // downscale,
             "latent_width": size.width.opt // downscale,
@@ -276,7 +290,7 @@ class _Axes:
         return tuple(dim if isinstance(dim, int) else self._side(dim) for dim in shape)
 
     def cache(self, index: int, group: CacheGroup, dtype: torch.dtype) -> GraphInput:
-        fixed = self._size.height.fixed and self._size.width.fixed
+        fixed = self.size.height.fixed and self.size.width.fixed
         fixed |= group.downsample is None
         tokens = group.tokens if fixed else f"tokens_{index}"
         passes = () if group.passes is None else (group.passes,)
@@ -284,7 +298,7 @@ class _Axes:
         return GraphInput(group.name, dtype, shape)
 
     def _side(self, name: str) -> int | str:
-        side = self._size.height if name.endswith("height") else self._size.width
+        side = self.size.height if name.endswith("height") else self.size.width
         if not side.fixed:
             return name
         return self.sizes[name]

@@ -56,11 +56,15 @@ class VaeEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Latents [B, C, h, w] f32 to images [B, H, W, 3] f32 in [0, 1]."""
+    """Latents [B, C, h, w] f32 to images [B, H, W, 3] f32.
 
-    def __init__(self, vae: nn.Module, *, by_channel: bool = False) -> None:
+    They are in [0, 1] where values are `limited`, and else nearly.
+    """
+
+    def __init__(self, vae: nn.Module, *, by_channel: bool = False, limited: bool = True) -> None:
         super().__init__()
         self.vae = vae
+        self.limited = limited
         self.scale, self.mean = latent_space(vae, by_channel=by_channel)
         self.compute_dtype = next(vae.parameters()).dtype
 
@@ -68,7 +72,10 @@ class VaeDecoder(nn.Module):
         """Undo the latents' scaling, decode, and map [-1, 1] to [0, 1], as diffusers does."""
         scaled = latents / _channels(self.scale) + _channels(self.mean)
         image = self.vae.decode(scaled.to(self.compute_dtype), return_dict=False)[0]  # type: ignore[operator]
-        return (image.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        pixels = image.float() / 2 + 0.5
+        if self.limited:
+            pixels = pixels.clamp(0, 1)
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def latent_space(vae: Any, *, by_channel: bool) -> tuple[list[float], list[float]]:

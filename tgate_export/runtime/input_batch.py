@@ -12,6 +12,7 @@ from tgate_export.runtime.backends.base import Backend, Execute, Row
 from tgate_export.runtime.backends.launching import bind
 from tgate_export.runtime.image_state import LOOP, ImageState
 from tgate_export.runtime.plan import BatchShape, Launch, plan_batch
+from tgate_export.runtime.tiles import Run, Tiling, decode_tiles, encode_tiles
 
 # What has two buffers, of which the sampler reads one and writes the other: names by buffer.
 _ALTERNATING = {f"{name}.{parity}": name for name in ("sample", "history") for parity in (0, 1)}
@@ -53,6 +54,7 @@ class InputBatch:
         """
         self.shape = shape
         self._backend = backend
+        self._manifest = manifest
         self._smallest = shape.batch if whole_batches else min(manifest.batch.min, shape.batch)
         self._plan = plan_batch(manifest, shape)
         self._memory = backend.allocate(self._plan.bindings)
@@ -81,6 +83,8 @@ class InputBatch:
         """Return what the VAE makes of at most `batch` images [H, W, 3] f32 in [0, 1]."""
         launch = self._plan.encode_image
         assert launch is not None  # `check_graphs` refuses a request that needs it
+        if tiling := self._tiling(launch):
+            return list(encode_tiles(tiling, images, self._run_tiles(launch, [])))
         (source,), (output,) = launch.inputs, launch.outputs.values()
         self._call(launch, {source: images})
         return self._memory.take_rows(output, range(len(images)))
@@ -89,9 +93,32 @@ class InputBatch:
         """Return the images [H, W, 3] f32 in [0, 1] of at most `batch` that took their steps."""
         self._release(members)
         launch = self._plan.decode
+        samples = [member.state["sample"] for member in members]
+        if tiling := self._tiling(launch):
+            spans: list[Span] = []
+            run = self._run_tiles(launch, spans)
+            images = decode_tiles(tiling, map(np.asarray, samples), run)
+            return images, Span(spans[0].start, spans[-1].end)
         (source,) = launch.inputs
-        span = self._call(launch, {source: [member.state["sample"] for member in members]})
+        span = self._call(launch, {source: samples})
         return self._memory.read_rows("images", range(len(members))), span
+
+    def _tiling(self, launch: Launch) -> Tiling | None:
+        """Return where the tiles of a graph of the VAE lie; None for one that takes all at once."""
+        tiles = self._manifest.graph(launch.graph).tiles
+        if tiles is None:
+            return None
+        return Tiling.of(self._manifest, tiles, self.shape.height, self.shape.width)
+
+    def _run_tiles(self, launch: Launch, spans: list[Span]) -> Run:
+        """Return what runs a graph on a tile of each image, and notes when it did."""
+        (source,), (output,) = launch.inputs, launch.outputs.values()
+
+        def run(cuts: list[np.ndarray]) -> list[np.ndarray]:
+            spans.append(self._call(launch, {source: cuts}))
+            return self._memory.read_rows(output, range(len(cuts)))
+
+        return run
 
     def latents(self, members: Sequence[ImageState]) -> list[np.ndarray]:
         """Return the samples [C, h, w] f32 of images that this batch has."""

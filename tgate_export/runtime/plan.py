@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.dims import concrete_shape, graph_dims, named_dims
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_graphs import DType, Input, Tensor
 from tgate_export.bundle.origins import FromLoop
@@ -125,7 +125,9 @@ def plan_batch(manifest: Manifest, shape: BatchShape) -> BatchPlan:
 
 def batch_buffers(manifest: Manifest, shape: BatchShape) -> dict[str, BufferSpec]:
     """Return the memory of a batch, by buffer."""
-    dims = named_dims(manifest, batch=shape.batch, height=shape.height, width=shape.width)
+    sizes = {"batch": shape.batch, "height": shape.height, "width": shape.width}
+    dims = named_dims(manifest, **sizes)
+    decoded = graph_dims(manifest, "vae_decoder", **sizes)
     latents = (shape.batch, dims["channels"], dims["latent_height"], dims["latent_width"])
     history = (latents[0], HISTORY, *latents[1:])
     buffers = {
@@ -134,7 +136,9 @@ def batch_buffers(manifest: Manifest, shape: BatchShape) -> dict[str, BufferSpec
         "noise": BufferSpec("float32", latents),
         "denoiser_input": BufferSpec("float32", latents),
         "noise_pred": BufferSpec("float32", latents),
-        "latents": BufferSpec("float32", latents),  # to be decoded
+        "latents": BufferSpec(  # to be decoded
+            "float32", (*latents[:2], decoded["latent_height"], decoded["latent_width"])
+        ),
     }
     for parity in (0, 1):
         buffers[f"sample.{parity}"] = BufferSpec("float32", latents)
@@ -142,7 +146,9 @@ def batch_buffers(manifest: Manifest, shape: BatchShape) -> dict[str, BufferSpec
     others = ["vae_decoder", *(["vae_encoder"] if shape.image else [])]
 
     def add(buffer: str, graph: str, tensor: Tensor) -> None:
-        buffers.setdefault(buffer, BufferSpec(tensor.dtype, concrete_shape(graph, tensor, dims)))
+        of_graph = graph_dims(manifest, graph, **sizes)
+        spec = BufferSpec(tensor.dtype, concrete_shape(graph, tensor, of_graph))
+        buffers.setdefault(buffer, spec)
 
     for name in (manifest.prompt_encoder, *others, *shape.phases):
         graph = manifest.graph(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tgate_export.bundle.integrity import Bundle
-from tgate_export.bundle.manifest import DEFAULT_BATCH
+from tgate_export.bundle.manifest import DEFAULT_BATCH, Manifest
 from tgate_export.bundle.sampler_names import EDM, USUAL
+from tgate_export.bundle.tiles import default_tile
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Build
 from tgate_export.runtime.request import Request
@@ -48,6 +49,12 @@ def check_graphs(bundle: Bundle, step_plan: StepPlan, request: Request) -> None:
         )
 
 
+def _vae_tile(manifest: Manifest) -> int | None:
+    """Return the argument of a build, where it is not the default for the bundle's size."""
+    usual = default_tile(manifest.size.height.max, manifest.size.width.max)
+    return None if manifest.vae_tile == usual else manifest.vae_tile
+
+
 def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes: object) -> Build:
     """Return the call that builds the bundle again, with some arguments changed.
 
@@ -83,6 +90,7 @@ def rebuild(bundle: Bundle, plans: Mapping[str, object] | None = None, **changes
         "image_to_image": True
         if "vae_encoder" in manifest.graphs and manifest.takes_prompt
         else None,
+        "vae_tile": _vae_tile(manifest),
         "samplers": ",".join(samplers) or None,
         "prompt_chunks": manifest.prompt_chunks if manifest.prompt_chunks > 1 else None,
         "prompt_syntax": "a1111"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.dims import concrete_shape, graph_dims
 from tgate_export.bundle.integrity import Bundle
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.manifest_graphs import Input
@@ -73,7 +73,10 @@ def graph_references(
     known = _random_inputs(source, manifest, batch)
     references = {}
     image_to_image = "vae_encoder" in manifest.graphs
-    declared = graph_exports(source, parts, manifest.size, phases, image_to_image=image_to_image)
+    declared = graph_exports(
+        source, parts, manifest.size, phases,
+        image_to_image=image_to_image, vae_tile=manifest.vae_tile,
+    )  # fmt: skip
     encoder = manifest.prompt_encoder
     # A denoiser is run on what the encoder makes of a prompt.
     wanted = None if only is None else {*only, *([encoder] if "full" in only else [])}
@@ -114,7 +117,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
     """
     random = np.random.default_rng(SEED)
     height, width = manifest.size.height.opt, manifest.size.width.opt
-    dims = named_dims(manifest, batch=batch, height=height, width=width)
+    sizes = {"batch": batch, "height": height, "width": width}
     vocabularies = {
         spec.input: source.config(spec.encoder)["vocab_size"]
         for spec in source.family.tokenizers(source)
@@ -146,6 +149,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
 
     for name, graph in manifest.graphs.items():
         negative = name == manifest.prompt_encoder and manifest.takes_negative
+        dims = graph_dims(manifest, name, **sizes)
         for prefix in ("", NEGATIVE) if negative else ("",):
             for tensor in graph.inputs:
                 key = prefix + tensor.name
@@ -153,7 +157,7 @@ def _random_inputs(source: ModelSource, manifest: Manifest, batch: int) -> Array
                     known[key] = value(tensor, concrete_shape(name, tensor, dims))
     for tensor in manifest.graph("full").inputs:  # of an encoder that runs later
         if tensor.name not in known and isinstance(tensor.origin, FromGraph):
-            shape = concrete_shape("full", tensor, dims)
+            shape = concrete_shape("full", tensor, graph_dims(manifest, "full", **sizes))
             known[tensor.name] = random.standard_normal(shape, dtype=np.float32)
     return known
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tgate_export.bundle.dims import concrete_shape, named_dims
+from tgate_export.bundle.dims import concrete_shape, graph_dims
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.runtime.backends.base import Backend
 from tgate_export.runtime.plan import BindingPlan, BufferSpec, Launch
@@ -53,7 +53,7 @@ def run_on(backend: Backend, manifest: Manifest, graph: str, inputs: Arrays) -> 
     entry = manifest.graph(graph)
     size = manifest.size
     batch = len(inputs[entry.inputs[0].name])
-    dims = named_dims(manifest, batch=batch, height=size.height.opt, width=size.width.opt)
+    dims = graph_dims(manifest, graph, batch=batch, height=size.height.opt, width=size.width.opt)
     buffers = {
         tensor.name: BufferSpec(tensor.dtype, concrete_shape(graph, tensor, dims))
         for tensor in (*entry.inputs, *entry.outputs)

@@ -17,12 +17,14 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 
 using Dims = std::map<std::string, std::int64_t>;
 
-Dims named_dims(const Manifest& manifest, const RunShape& shape) {
-  const std::int64_t h = shape.height / manifest.latent_downscale;
-  const std::int64_t w = shape.width / manifest.latent_downscale;
-  Dims dims{{"batch", shape.batch},   {"channels", manifest.latent_channels},
-            {"height", shape.height}, {"width", shape.width},
-            {"latent_height", h},     {"latent_width", w}};
+// Of images of `height` x `width` pixels, or of tiles.
+Dims named_dims(const Manifest& manifest, std::int64_t batch, std::int64_t height,
+                std::int64_t width) {
+  const std::int64_t h = height / manifest.latent_downscale;
+  const std::int64_t w = width / manifest.latent_downscale;
+  Dims dims{{"batch", batch},     {"channels", manifest.latent_channels},
+            {"height", height},   {"width", width},
+            {"latent_height", h}, {"latent_width", w}};
   for (const auto& [name, dimension] : manifest.dimensions) {
     // The sides are below 2^31: of three factors, the product of two cannot overflow.
     const std::int64_t area =
@@ -63,10 +65,16 @@ Shape concrete(const std::string& graph, const TensorSpec& tensor, const Dims& d
 class Planner {
  public:
   Planner(const Manifest& manifest, const RunShape& shape)
-      : manifest_(manifest), dims_(named_dims(manifest, shape)) {
+      : manifest_(manifest),
+        dims_(named_dims(manifest, shape.batch, shape.height, shape.width)),
+        tile_dims_(dims_) {
+    if (const auto& tiles = manifest.graph(kVaeDecoder).tiles) {
+      tile_dims_ = named_dims(manifest, shape.batch, std::min(shape.height, tiles->size),
+                              std::min(shape.width, tiles->size));
+    }
     add_loop(shape);
     add_graph(kPromptEncoder);
-    add_graph("vae_decoder");
+    add_graph(kVaeDecoder);
     for (const std::string& phase : shape.phases) {
       if (added_.count(phase) == 0) add_graph(phase);
     }
@@ -115,7 +123,10 @@ class Planner {
         {"noise", {kFloat, latents, shape.draws_noise ? evaluations : 0}},
         {"denoiser_input", {kFloat, latents}},
         {"noise_pred", {kFloat, latents}},
-        {"images", {kFloat, {shape.batch, shape.height, shape.width, 3}}},
+        {"images", {kFloat, {shape.batch, tile_dims_.at("height"), tile_dims_.at("width"), 3}}},
+        // A tile of the final ones, where they are decoded in tiles.
+        {"latents", {kFloat, {shape.batch, dims_.at("channels"), tile_dims_.at("latent_height"),
+                              tile_dims_.at("latent_width")}}},
     };
     for (const char* parity : {"0", "1"}) {
       buffers_[std::string("sample.") + parity] = {kFloat, latents};
@@ -139,7 +150,7 @@ class Planner {
 
   void add(const std::string& buffer, const std::string& graph, const TensorSpec& tensor) {
     // The first decides: `check_fit` finds out where another one differs.
-    buffers_.emplace(buffer, BufferSpec{tensor.dtype, concrete(graph, tensor, dims_)});
+    buffers_.emplace(buffer, BufferSpec{tensor.dtype, concrete(graph, tensor, dims_of(graph))});
   }
 
   // A run has a single graph before its loop.
@@ -155,7 +166,7 @@ class Planner {
   void check_fit(const std::string& graph, const TensorSpec& tensor, const Slot& slot) const {
     const auto found = buffers_.find(slot.buffer);
     if (found != buffers_.end() && found->second.dtype == tensor.dtype &&
-        found->second.shape == concrete(graph, tensor, dims_)) {
+        found->second.shape == concrete(graph, tensor, dims_of(graph))) {
       return;
     }
     const std::string has =
@@ -167,8 +178,13 @@ class Planner {
                                        ", but buffer " + quote(slot.buffer) + " is " + has);
   }
 
+  const Dims& dims_of(const std::string& graph) const {
+    return graph == kVaeDecoder ? tile_dims_ : dims_;
+  }
+
   const Manifest& manifest_;
   Dims dims_;
+  Dims tile_dims_;  // of the decoder
   Buffers buffers_;
   std::set<std::string> added_;
 };
@@ -270,7 +286,8 @@ BindingPlan plan_run(const Manifest& manifest, const RunShape& shape) {
                        {"next_history", alternating("history", step + 1)}})});
   }
   plan.latents = alternating("sample", shape.phases.size());
-  plan.decode = planner.bind("vae_decoder", {{"latents", plan.latents}});
+  const bool tiled = manifest.graph(kVaeDecoder).tiles.has_value();
+  plan.decode = planner.bind(kVaeDecoder, {{"latents", tiled ? Slot{"latents"} : plan.latents}});
   plan.buffers = planner.take_buffers();
   return plan;
 }

@@ -15,6 +15,7 @@ namespace tgate {
 inline const std::string kNegative = "negative_";
 // The graph that reads what is to be generated.
 inline const std::string kPromptEncoder = "text_encoder";
+inline const std::string kVaeDecoder = "vae_decoder";
 
 using Shape = std::vector<std::int64_t>;
 

@@ -19,7 +19,7 @@ namespace {
 constexpr std::int64_t kSchemaVersion = 2;
 constexpr std::int64_t kSchemaMinor = 1;
 // Abilities beyond those of 2.0 that this reader has.
-const std::set<std::string> kAbilities{};
+const std::set<std::string> kAbilities{"tiles"};
 
 Range read_range(const Value& value) {
   Fields fields(value);

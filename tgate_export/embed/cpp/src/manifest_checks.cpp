@@ -225,11 +225,29 @@ void check_parameters(const Manifest& manifest) {
   }
 }
 
+void check_tiles(const Manifest& manifest) {
+  const std::int64_t latent = manifest.latent_downscale;
+  for (const auto& [name, graph] : manifest.graphs) {
+    if (!graph.tiles) continue;
+    const auto [size, overlap] = *graph.tiles;
+    if (name != "vae_encoder" && name != "vae_decoder") {
+      throw RecordError("graphs." + name + ".tiles", "only graphs of the VAE have tiles");
+    }
+    if (size % latent != 0 || overlap % latent != 0 || overlap >= size) {
+      throw RecordError("graphs." + name + ".tiles",
+                        std::to_string(size) + " pixels that overlap by " +
+                            std::to_string(overlap) + " are no tiles of latents of " +
+                            std::to_string(latent) + " pixels");
+    }
+  }
+}
+
 }  // namespace
 
 void check_references(const Manifest& manifest) {
   check_files(manifest);
   check_origins(manifest);
+  check_tiles(manifest);
   check_methods(manifest);
   check_caches(manifest);
   check_parameters(manifest);

@@ -252,6 +252,12 @@ Graph read_graph(const Value& value) {
   fields.required("parameters").integer();
   graph.inputs = list_of<InputSpec>(fields.required("inputs"), read_input);
   graph.outputs = list_of<TensorSpec>(fields.required("outputs"), read_output);
+  if (const auto value_of_tiles = fields.optional_not_null("tiles")) {
+    Fields tiles(*value_of_tiles);
+    graph.tiles = Tiles{tiles.required("size").integer_from(1),
+                        tiles.required("overlap").integer_from(1)};
+    tiles.end();
+  }
   fields.end();
   return graph;
 }

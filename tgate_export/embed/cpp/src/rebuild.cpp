@@ -55,6 +55,11 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   options.emplace_back("out", bundle.path.string());
   if (manifest.guidance == "none") options.emplace_back("guidance", "none");
   if (manifest.graphs.contains("vae_encoder")) options.emplace_back("image-to-image", "");
+  // Where it is not the default for the bundle's size, as Python's `default_tile`.
+  const std::int64_t usual = std::max(manifest.height.max, manifest.width.max) > 1024 ? 512 : 0;
+  const Graph* decoder = manifest.graphs.find("vae_decoder");
+  const std::int64_t tile = decoder != nullptr && decoder->tiles ? decoder->tiles->size : 0;
+  if (tile != usual) options.emplace_back("vae-tile", std::to_string(tile));
   for (const auto& [name, value] : changes) {
     const auto same = std::find_if(options.begin(), options.end(), [&, &wanted = name](
                                        const auto& option) { return option.first == wanted; });

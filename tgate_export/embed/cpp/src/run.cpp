@@ -48,6 +48,9 @@ PreparedRun::PreparedRun(Backend& backend, const Manifest& manifest, RunShape sh
     steps_.emplace_back(std::move(denoiser), backend.prepare(step.sampler, *memory_));
   }
   decode_ = backend.prepare(plan_.decode, *memory_);
+  if (const auto& tiles = manifest.graph(kVaeDecoder).tiles) {
+    tiling_ = tiling_of(manifest, *tiles, shape_.height, shape_.width);
+  }
 }
 
 template <class T>
@@ -69,7 +72,24 @@ Tensor PreparedRun::latents_after(std::size_t step) const {
   throw std::logic_error("the sampler has no next_sample");
 }
 
-Tensor PreparedRun::images() const { return read({"images"}); }
+void PreparedRun::decode() {
+  if (!tiling_) {
+    decode_();
+    return;
+  }
+  const Tensor latents = read(plan_.latents);
+  Canvas canvas(*tiling_, shape_.batch);
+  for (const std::int64_t top : tiling_->tops) {
+    for (const std::int64_t left : tiling_->lefts) {
+      write({"latents"}, cut(latents, *tiling_, top, left));
+      decode_();
+      canvas.add(read({"images"}), top, left);
+    }
+  }
+  tiled_images_ = canvas.take();
+}
+
+Tensor PreparedRun::images() { return tiling_ ? std::move(tiled_images_) : read({"images"}); }
 
 std::vector<std::string> PreparedRun::write_inputs(Tokenizers& tokenizers, const Part& part,
                                                    const SamplerSteps& sampler) {

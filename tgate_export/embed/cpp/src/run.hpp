@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "binding_plan.hpp"
 #include "call.hpp"
 #include "sampler_table.hpp"
+#include "tiles.hpp"
 #include "tokenizer.hpp"
 
 namespace tgate {
@@ -46,10 +48,10 @@ class PreparedRun {
   void encode(const Part& part);
   void denoise(std::size_t step) const { steps_[step].first(); }
   void solve(std::size_t step) const { steps_[step].second(); }
-  void decode() const { decode_(); }
+  void decode();
 
   Tensor latents_after(std::size_t step) const;  // [B,C,h,w]
-  Tensor images() const;                         // [B,H,W,3] in [0, 1]
+  Tensor images();                               // [B,H,W,3] in [0, 1], after `decode`
 
  private:
   using Rows = std::vector<std::vector<std::int64_t>>;
@@ -75,6 +77,8 @@ class PreparedRun {
   std::vector<Execute> encode_;
   std::vector<std::pair<Execute, Execute>> steps_;
   Execute decode_;
+  std::optional<Tiling> tiling_;  // where the image is decoded in tiles
+  Tensor tiled_images_;
 };
 
 }  // namespace tgate

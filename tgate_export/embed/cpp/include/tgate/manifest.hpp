@@ -79,12 +79,19 @@ struct InputSpec : TensorSpec {
   Origin origin;
 };
 
+// How a graph of the VAE is run on images that are larger than a tile; in pixels.
+struct Tiles {
+  std::int64_t size;     // sides of a tile; of a smaller image its own
+  std::int64_t overlap;  // of neighbouring tiles: at least so many
+};
+
 struct Graph {
   std::string file;
   std::optional<std::string> weights;
   std::string precision;
   std::vector<InputSpec> inputs;
   std::vector<TensorSpec> outputs;
+  std::optional<Tiles> tiles;
 };
 
 // A tensor that one step writes and a later one reads: an output of its name.
