@@ -1,7 +1,7 @@
 """Compile and run diffusion models with temporally gated attention (T-GATE).
 
-`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs; `TGatePipeline` generates
-with one, without torch.
+`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs, `fuse_loras` makes another one
+with LoRA files; `TGatePipeline` generates with one, without torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from tgate_export.common import telemetry
 
 if TYPE_CHECKING:
     from tgate_export.build.build import build_bundle
+    from tgate_export.build.fuse_loras import fuse_loras
     from tgate_export.runtime.pipeline import TGatePipeline
 
 __version__ = "0.1.0"
-__all__ = ["TGatePipeline", "build_bundle"]
+__all__ = ["TGatePipeline", "build_bundle", "fuse_loras"]
 
 telemetry.turn_off()  # before any part of this package imports an engine
 
 _LAZY = {
     "TGatePipeline": "tgate_export.runtime.pipeline",
     "build_bundle": "tgate_export.build.build",
+    "fuse_loras": "tgate_export.build.fuse_loras",
 }
 
 

@@ -43,8 +43,8 @@ def test_what_a_build_depends_on(
 ) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
     options = check_options(source, "fp32", None, Range(min=1, opt=1, max=8))
-    key = build_key(source, source.record(), options)
-    assert build_key(source, source.record(), options) == key
+    key = build_key(source, source.hashes(), options)
+    assert build_key(source, source.hashes(), options) == key
     if changed == "code":
         monkeypatch.setattr(options_module, "code_sha256", lambda *modules: f"other {modules}")
     else:
@@ -53,7 +53,7 @@ def test_what_a_build_depends_on(
             versions.metadata, "version",
             lambda name: "0" if name == changed else version(name),
         )  # fmt: skip
-    assert build_key(source, source.record(), options) != key
+    assert build_key(source, source.hashes(), options) != key
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_numbers_of_guidance_are_a_bundles_defaults(tiny_pipeline_dir: Path) -> 
     assert (table["cache_blend"].default, table["guidance_carry"].default) == (1.0, 0.25)
     # Defaults are in no graph.
     assert options.phases == check_options(source, "fp32").phases
-    assert build_key(source, source.record(), options) != build_key(
-        source, source.record(), check_options(source, "fp32")
+    assert build_key(source, source.hashes(), options) != build_key(
+        source, source.hashes(), check_options(source, "fp32")
     )
 
 

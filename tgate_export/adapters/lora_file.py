@@ -44,6 +44,7 @@ _PREFIXES = {
     "text_encoder.": "text_encoder",
     "diffusion_model.": "unet",
 }
+COMPONENTS = frozenset(_PREFIXES.values())  # those that files change
 _PEFT = "base_model.model."
 _BARE = {
     "unet": re.compile(

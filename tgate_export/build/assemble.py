@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from tgate_export.build.assembly import Assembly
 from tgate_export.build.compare import differences_of, with_comparison
 from tgate_export.build.describe import describe
+from tgate_export.build.disk import require_space
 from tgate_export.build.request import BuildRequest
 from tgate_export.build.tokenizers import write_tokenizers
 from tgate_export.build.units import label, load_unit, store_unit
@@ -26,8 +26,6 @@ from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
 from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG
-from tgate_export.common.errors import TGateError
-from tgate_export.common.hints import Argument
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import ContentCache
@@ -149,14 +147,7 @@ def _check_space(work: Assembly) -> None:
     names = {name for unit in work.missing for name in unit.components}
     weights = [weight for name in names for weight in work.model[name].parameters()]
     needed = sum(weight.numel() * weight.element_size() for weight in weights)
-    free = shutil.disk_usage(work.staging).free
-    if free < needed * 1.02:
-        raise TGateError(
-            f"the bundle needs {needed / 1e9:.1f} GB and {work.staging.parent} has "
-            f"{free / 1e9:.1f} GB free",
-            "free some space, or choose another ",
-            Argument("out"),
-        )
+    require_space(work.staging, needed)
 
 
 def _phases(work: Assembly) -> DenoiserPhases | None:

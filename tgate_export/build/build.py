@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tgate_export.build.assemble import assemble
+from tgate_export.build.disk import readable_disk_errors
+from tgate_export.build.existing import up_to_date
 from tgate_export.build.options import (
     BuildOptions,
     build_key,
@@ -17,17 +17,11 @@ from tgate_export.build.options import (
     default_folder,
 )
 from tgate_export.build.request import BuildRequest
-from tgate_export.bundle.integrity import (
-    Bundle,
-    check_files,
-    read_manifest,
-)
-from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.manifest import Manifest, Range
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.bundle.plans import keep_plans
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
-from tgate_export.common.errors import BundleError, TGateError
-from tgate_export.common.hints import Argument
 from tgate_export.common.progress import Progress
 from tgate_export.export.content_cache import user_content_cache
 from tgate_export.families.embeddings import GivenEmbedding
@@ -162,7 +156,7 @@ def build_bundle(
         out = out or default_folder(source, options)
         hashes = source.hashes()
         record = source.record(hashes)
-        key = build_key(source, record, options)
+        key = build_key(source, hashes, options)
         request = BuildRequest(source, hashes, record, options, key)
         cache = user_content_cache()
         check_replaceable(out, force=force)
@@ -179,9 +173,9 @@ def build_bundle(
                 f"gate step {options.gate_step} turns gating off in runs of {steps} steps, the "
                 f"default: the model's own gate step is {source.defaults.gate_step}"
             )
-        existing = None if force else _up_to_date(out, key)
+        existing = None if force else up_to_date(out, key)
     differences: tuple[Difference, ...] = ()
-    with _readable_disk_errors(out):
+    with readable_disk_errors(out):
         if existing is not None:
             remove_leftovers(out)
             manifest = existing
@@ -214,32 +208,3 @@ def _compile_plans(
 
         results.append(compile_plans(bundle, request, progress, force=force))
     return tuple(results)
-
-
-@contextlib.contextmanager
-def _readable_disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TGateError(
-                f"the disk is full: {out.parent} cannot hold the bundle; free some space"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise TGateError(
-                f"cannot write {out}: {error.strerror}", "choose another ", Argument("out")
-            ) from error
-        raise
-
-
-def _up_to_date(out: Path, key: str) -> Manifest | None:
-    if not (out / MANIFEST_NAME).is_file():
-        return None
-    try:
-        manifest = read_manifest(out)
-        if manifest.build_key != key:
-            return None
-        check_files(Bundle(out, manifest), check_hashes=True)
-    except BundleError:  # damaged: build it again
-        return None
-    return manifest

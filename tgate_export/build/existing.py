@@ -6,14 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgate_export.build.options import folder_of
-from tgate_export.bundle.integrity import Bundle, read_manifest
+from tgate_export.bundle.integrity import Bundle, check_files, read_manifest
 from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
-from tgate_export.common.errors import InvalidRequestError
+from tgate_export.common.errors import BundleError, InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.families.embeddings import GivenEmbedding, are_added
 from tgate_export.families.loras import GivenLora, are_applied
 from tgate_export.families.reference import Reference
 from tgate_export.families.source import resolve_source
+
+
+def up_to_date(out: Path, key: str) -> Manifest | None:
+    """Return the manifest of a whole bundle that has this build key; None where there is none."""
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(out)
+        if manifest.build_key != key:
+            return None
+        check_files(Bundle(out, manifest), check_hashes=True)
+    except BundleError:  # damaged: build it again
+        return None
+    return manifest
 
 
 def find_bundle(

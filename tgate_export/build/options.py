@@ -14,11 +14,11 @@ from tgate_export.bundle.manifest import (
     DEFAULT_BATCH,
     SCHEMA_VERSION,
     Defaults,
+    File,
     Guidance,
     Manifest,
     Range,
     Size,
-    Source,
 )
 from tgate_export.bundle.manifest_graphs import Precision
 from tgate_export.bundle.sampler_names import EVERY, find_name
@@ -29,6 +29,7 @@ from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.hints import Argument
 from tgate_export.common.versions import versions_of
 from tgate_export.families import geometry
+from tgate_export.families.loras import hash_with_loras
 from tgate_export.families.names import MAX_BATCH
 from tgate_export.families.registry import family_module
 from tgate_export.families.source import ModelSource
@@ -311,11 +312,17 @@ def folder_of(name: str, size: tuple[Range, Range] | None = None) -> Path:
     return Path("engines") / f"{name}-{label}"
 
 
-def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str:
-    """Hash everything that a bundle depends on: weights, settings, our code and its libraries."""
+def build_key(source: ModelSource, hashes: Mapping[Path, File], options: BuildOptions) -> str:
+    """Hash everything that a bundle depends on: weights, settings, our code and its libraries.
+
+    Args:
+        source: the pipeline.
+        hashes: of its files.
+        options: the build's settings.
+    """
     content = {
         "schema_version": SCHEMA_VERSION,
-        "source": [record.kind, record.fingerprint],
+        "source": [source.kind, source.plain_fingerprint(hashes)],
         "precision": options.precision,
         "size": options.size.model_dump(),
         "batch": options.batch.model_dump(),
@@ -328,7 +335,8 @@ def build_key(source: ModelSource, record: Source, options: BuildOptions) -> str
         "code": code_sha256("build.assemble", family_module(source.family)),
         "versions": versions(),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hash_with_loras(key, source.loras, hashes)
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Generate images with a model; builds what is not built.",
     "models": "List the models that build accepts by name.",
     "build": "Compile a diffusers pipeline into a bundle.",
+    "lora": "Make a bundle with LoRA files in its weights, without a build.",
     "inspect": "Show what is in a bundle, without loading it.",
     "verify": "Prove a bundle against PyTorch.",
     "generate": "Generate images or videos with a bundle.",

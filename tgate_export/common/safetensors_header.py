@@ -89,14 +89,30 @@ def _entry(entry: Mapping[str, Any], start: int) -> TensorEntry:
 
 
 def read_values(path: Path, entry: TensorEntry) -> NDArray[np.float32] | None:
-    """Read a small tensor of a file whose header was read; None for a large one."""
+    """Read a small tensor [n] of a file whose header was read; None for a large one."""
     dtype = _DTYPES.get(entry.dtype)
     size = entry.end - entry.begin
     if dtype is None or not 0 < size <= _SMALL or size % np.dtype(dtype).itemsize:
         return None
+    return _floats(path, entry)
+
+
+def read_tensor(path: Path, entry: TensorEntry) -> NDArray[np.float32]:
+    """Read a tensor of numbers of a file whose header was read, in its shape.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its data is not of its type and shape.
+    """
+    return _floats(path, entry).reshape(entry.shape)
+
+
+def _floats(path: Path, entry: TensorEntry) -> NDArray[np.float32]:
+    if entry.dtype not in _DTYPES:
+        raise ValueError(f"numbers of type {entry.dtype} are not read")
     with path.open("rb") as stream:
         stream.seek(entry.begin)
-        values = np.frombuffer(stream.read(size), dtype)
+        values = np.frombuffer(stream.read(entry.end - entry.begin), _DTYPES[entry.dtype])
     if entry.dtype == "BF16":  # the upper half of an F32
         values = (values.astype("<u4") << 16).view("<f4")
     return values.astype(np.float32)

@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx_ir
 import torch
 
+from tgate_export.adapters.lora_file import COMPONENTS
+from tgate_export.bundle.layers_file import SUFFIX, write_layers
 from tgate_export.bundle.manifest import Range
 from tgate_export.bundle.manifest_graphs import (
     Cache,
@@ -19,8 +21,10 @@ from tgate_export.bundle.manifest_graphs import (
     Precision,
     Tensor,
 )
+from tgate_export.common.errors import VerificationError
 from tgate_export.common.memory import release_memory
 from tgate_export.common.progress import Progress
+from tgate_export.export.layer_constants import LayerConstants
 from tgate_export.export.onnx_export import export_graph
 from tgate_export.export.unit import GRAPHS_FOLDER, ExportedUnit
 from tgate_export.export.weights import WeightFile, count_parameters
@@ -63,12 +67,14 @@ def export_unit(
     precision = component_precision(source, unit.components[0], parts.precision)
     denoising = unit.name == DENOISER
     graphs = {}
+    layers = _layers(source, unit, parts)
     with closing(WeightFile(folder / f"{unit.name}.weights")) as weights:
         for graph in declared:
             if graph.unit != unit.name:
                 continue
             with progress.stage(f"exporting {graph.name}"):
                 model = export_graph(graph, batch, graph.size, vae_downscale(source))
+                layers = _with_graph(layers, graph.name, model, progress)
                 weights.externalize(model)
                 onnx_ir.save(model, folder / f"{graph.name}.onnx")
                 graphs[graph.name] = Graph(
@@ -83,13 +89,37 @@ def export_unit(
                 )
                 del model
                 release_memory()
+    file = f"{unit.name}{SUFFIX}" if layers else None
+    if layers and file:
+        write_layers(folder / file, layers.layers())
     if phases is None or not denoising:
-        return ExportedUnit(graphs=graphs)
+        return ExportedUnit(graphs=graphs, layers=file)
     return ExportedUnit(
         graphs=graphs,
+        layers=file,
         caches=_caches(phases.groups, graphs),
         dimensions=_dimensions(phases.groups, graphs),
     )
+
+
+def _layers(source: ModelSource, unit: Unit, parts: Components) -> LayerConstants | None:
+    """Return what notes where the weights are that a LoRA may change; None where none does."""
+    if not source.family.loras or not set(unit.components) <= COMPONENTS:
+        return None
+    return LayerConstants({name: parts[name] for name in unit.components})
+
+
+def _with_graph(
+    layers: LayerConstants | None, graph: str, model: onnx_ir.Model, progress: Progress
+) -> LayerConstants | None:
+    """Note a graph's weights; None where they are not found, which takes nothing but `lora`."""
+    if layers is not None:
+        try:
+            layers.add(graph, model)
+        except VerificationError as error:
+            progress.note(f"the bundle will take no LoRA without a build: {error}")
+            return None
+    return layers
 
 
 def _float32_layers(unit: Unit, parts: Components, precision: Precision) -> int:

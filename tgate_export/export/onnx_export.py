@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim
 
 from tgate_export.bundle.manifest import Range, Size
+from tgate_export.export.layer_constants import following_weights
 from tgate_export.export.quick_export import quickly
 from tgate_export.export.translations import TRANSLATIONS
 from tgate_export.families.graphs import GraphExport, GraphInput
@@ -27,7 +28,7 @@ OPSET = 23
 
 @torch.no_grad()
 def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -> onnx_ir.Model:
-    """Export a graph; its weights still point at the module's own memory.
+    """Export a graph; its weights still point at the module's own memory, see `layers_of`.
 
     Args:
         graph: what to export.
@@ -39,7 +40,7 @@ def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -
     dims = _Dims(graph.sizes, batch, size, downscale)
     arguments = tuple(dims.example(entry) for entry in graph.inputs)
     shapes = _as_arguments(module, [dims.dynamic(entry) for entry in graph.inputs])
-    with _quiet(), quickly():
+    with _quiet(), quickly(), following_weights(module):
         program = torch.onnx.export(
             module,
             arguments,

@@ -52,7 +52,7 @@ def _without_traces() -> Iterator[None]:
         _warn_of("leave stack traces out", error)
         yield
         return
-    with _patched(config, "do_not_emit_stack_traces", True):
+    with patched(config, "do_not_emit_stack_traces", True):
         yield
 
 
@@ -77,7 +77,7 @@ def _one_registry() -> Iterator[None]:
         registry.functions = {target: [*found] for target, found in known.functions.items()}
         return registry
 
-    with _patched(ONNXRegistry, "from_torchlib", staticmethod(from_known)):
+    with patched(ONNXRegistry, "from_torchlib", staticmethod(from_known)):
         yield
 
 
@@ -110,7 +110,7 @@ def _known_values() -> Iterator[None]:
                 self._maybe_promote_node(node, rule)
         return node.meta["val"]
 
-    with _patched(interpreter, "run_node", run_node):
+    with patched(interpreter, "run_node", run_node):
         yield
 
 
@@ -143,7 +143,7 @@ def _few_decompositions() -> Iterator[None]:
             known = False
         return program if known else decompose(program, registry)
 
-    with _patched(passes, "decompose_with_registry", decompose_if_needed):
+    with patched(passes, "decompose_with_registry", decompose_if_needed):
         yield
     if moved:
         _warn_of("decompose only what it has to", moved[0])
@@ -193,14 +193,15 @@ def _quick_matching() -> Iterator[None]:
                 moved.append(error)
         return match(self, model, graph, node, **options)
 
-    with _patched(matcher, "match", match_quickly):
+    with patched(matcher, "match", match_quickly):
         yield
     if moved:
         _warn_of("match quickly", moved[0])
 
 
 @contextlib.contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give something of another library another value while the block runs."""
     usual = vars(owner)[name]  # as it is written: a class method is bound when it is asked for
     setattr(owner, name, value)
     try:

@@ -57,18 +57,21 @@ class ExportedUnit(BundleModel):
         graphs: in the order in which they were exported.
         caches: of the denoiser.
         dimensions: named ones of its caches.
+        layers: name of the file that says where weights are that a LoRA may change; None without.
         compared: None before they were.
     """
 
     graphs: dict[Name, Graph]
     caches: dict[Name, Cache] = Field(default_factory=dict)
     dimensions: dict[Name, Dimension] = Field(default_factory=dict)
+    layers: Name | None = None
     compared: Comparison | None = None
 
     def files(self) -> set[str]:
         """Return the names of its files in the bundle's folder of graphs."""
         named = {path for graph in self.graphs.values() for path in (graph.file, graph.weights)}
-        return {path.removeprefix(f"{GRAPHS_FOLDER}/") for path in named if path is not None}
+        files = {path.removeprefix(f"{GRAPHS_FOLDER}/") for path in named if path is not None}
+        return files | ({self.layers} if self.layers else set())
 
 
 def unit_key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,12 +18,28 @@ ALIGNMENT = 4096
 INLINE_BYTES = 1024
 
 
-class WeightFile:
-    """Writes weights of one or more graphs to one file, each distinct content once."""
+class Target(Protocol):
+    """What weights can be written to."""
 
-    def __init__(self, path: Path) -> None:
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Write data, which stays as it is."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class WeightFile:
+    """Writes weights of one or more graphs to one file, each distinct content once.
+
+    Args:
+        path: the file.
+        stream: what writes to it; the file itself when not given.
+    """
+
+    def __init__(self, path: Path, stream: Target | None = None) -> None:
         self.path = path
-        self._stream = path.open("wb")
+        self._stream: Target = path.open("wb") if stream is None else stream
+        self._position = 0
         self._known: dict[bytes, tuple[int, int]] = {}
 
     def close(self) -> None:
@@ -41,7 +57,7 @@ class WeightFile:
             tensor = value.const_value
             if tensor is None or tensor.nbytes < INLINE_BYTES:
                 continue
-            offset, length = self._store(tensor.numpy())
+            offset, length = self.store(tensor.numpy())
             value.const_value = onnx_ir.ExternalTensor(
                 location=self.path.name,
                 offset=offset,
@@ -52,15 +68,19 @@ class WeightFile:
                 base_dir=os.fspath(self.path.parent),
             )
 
-    def _store(self, array: np.ndarray) -> tuple[int, int]:
+    def store(self, array: np.ndarray) -> tuple[int, int]:
+        """Write an array, unless its content is there already; return where it is, in bytes.
+
+        It must stay as it is.
+        """
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(data).digest()
         if digest not in self._known:
-            position = self._stream.tell()
-            offset = -(-position // ALIGNMENT) * ALIGNMENT
-            self._stream.write(bytes(offset - position))
+            offset = -(-self._position // ALIGNMENT) * ALIGNMENT
+            self._stream.write(bytes(offset - self._position))
             self._stream.write(data)
             self._known[digest] = (offset, len(data))
+            self._position = offset + len(data)
         return self._known[digest]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from tgate_export.families.unets import context_width
 
 if TYPE_CHECKING:
     from tgate_export.families.source import ModelSource
+    from tgate_export.families.spec import Family
 
 # A LoRA file and what its change of the weights is multiplied by.
 GivenLora = tuple[str, float]
@@ -34,16 +37,23 @@ def with_loras(source: ModelSource, given: Sequence[GivenLora]) -> ModelSource:
             a model that takes none.
         ModelError: a file that cannot be read, or is for another model.
     """
+    loras = open_loras(given)
+    if loras:
+        check_family(source.family, source.model)
+        width = context_width(source.config("unet"))
+        for lora in loras:
+            check_lora(lora, source.family, width)
+    return replace(source, loras=loras)
+
+
+def open_loras(given: Sequence[GivenLora]) -> tuple[Lora, ...]:
+    """Read what LoRA files change, in the order in which they are applied.
+
+    Raises:
+        InvalidRequestError: no such file, the same file twice, or a scale that is no finite number.
+        ModelError: a file that cannot be read.
+    """
     loras = tuple(open_lora(file, scale) for file, scale in given)
-    if loras and not source.family.loras:
-        raise InvalidRequestError(
-            f"{source.model}: LoRA is for Stable Diffusion and SDXL, and this is "
-            f"{source.family.title}",
-            "leave ",
-            Argument("loras"),
-            " out",
-            field="loras",
-        )
     seen: set[Path] = set()
     for lora in loras:
         if (real := lora.path.resolve()) in seen:
@@ -51,25 +61,66 @@ def with_loras(source: ModelSource, given: Sequence[GivenLora]) -> ModelSource:
                 f"lora {lora.path} is given twice: add up its scales", field="loras"
             )
         seen.add(real)
-        _check(source, lora)
-    return replace(source, loras=loras)
+    return loras
 
 
-def _check(source: ModelSource, lora: Lora) -> None:
-    """Refuse a file for another model, as far as it can be told without the model's layers."""
+def check_family(family: Family, model: str) -> None:
+    """Refuse a model that takes no LoRA.
+
+    Raises:
+        InvalidRequestError: names the model.
+    """
+    if not family.loras:
+        raise InvalidRequestError(
+            f"{model}: LoRA is for Stable Diffusion and SDXL, and this is {family.title}",
+            "leave ",
+            Argument("loras"),
+            " out",
+            field="loras",
+        )
+
+
+def check_lora(lora: Lora, family: Family, width: int | None) -> None:
+    """Refuse a file for another model, as far as it can be told without the model's layers.
+
+    Args:
+        lora: the file.
+        family: the model's.
+        width: of the text that its UNet reads, where that is known.
+
+    Raises:
+        ModelError: says what of it is another model's.
+    """
     for component in lora.layers:
-        if component not in source.family.weights:
+        if component not in family.weights:
             raise ModelError(
                 f"lora {lora.path} is not for this model: it changes {component}, and "
-                f"{source.family.title} has none"
+                f"{family.title} has none"
             )
-    width = context_width(source.config("unet"))
     found = lora.text_width()
-    if found is not None and found[1] != width:
+    if None not in (found, width) and found is not None and found[1] != width:
         raise ModelError(
             f"lora {lora.path} is not for this model: {found[0]} reads text of width {found[1]}, "
             f"and the model's has {width}"
         )
+
+
+def hash_with_loras(before: str, loras: Sequence[Lora], hashes: Mapping[Path, File]) -> str:
+    """Return the hash of what has a hash itself, and is then changed by LoRA files.
+
+    One file after another gives what all of them at once do: a bundle that got a LoRA later has the
+    hashes of one that was built with it.
+
+    Args:
+        before: the hash without them.
+        loras: the files.
+        hashes: theirs.
+    """
+    for lora in loras:
+        factors = {component: lora.factors(component) for component in sorted(lora.layers)}
+        content = [before, hashes[lora.path].sha256, lora.scale, factors]
+        before = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return before
 
 
 def file_hashes(

@@ -27,7 +27,7 @@ from tgate_export.families.checkpoint_parts import Part
 from tgate_export.families.components import check_components, inner_config, pipeline_class
 from tgate_export.families.embeddings import GivenEmbedding, added, with_embeddings
 from tgate_export.families.locate import Kind, Weights, locate
-from tgate_export.families.loras import GivenLora, applied, with_loras
+from tgate_export.families.loras import GivenLora, applied, hash_with_loras, with_loras
 from tgate_export.families.model_files import (
     WeightFiles,
     check_file,
@@ -287,6 +287,19 @@ class ModelSource:
                 check_file(self.root(component), path)
                 check_safetensors(path)
 
+    def plain_fingerprint(self, hashes: Mapping[Path, File]) -> str:
+        """Hash configuration and weights, without LoRA files; see `record`."""
+        digest = hashlib.sha256()
+        loras = {lora.path for lora in self.loras}
+        for name, path in zip(self.files(), self.paths(), strict=True):
+            if path not in loras:
+                digest.update(f"{name}\0{hashes[path].sha256}\n".encode())
+        if self.single:
+            digest.update(json.dumps(self.single.changes, sort_keys=True).encode())
+        for embedding in self.embeddings:
+            digest.update(json.dumps(embedding.token).encode())
+        return digest.hexdigest()
+
     def record(self, hashes: Mapping[Path, File] | None = None) -> Source:
         """Return what the manifest says of the source.
 
@@ -294,21 +307,11 @@ class ModelSource:
             hashes: those of its files, where they are known; they are hashed otherwise.
         """
         hashes = self.hashes() if hashes is None else hashes
-        digest = hashlib.sha256()
-        for name, path in zip(self.files(), self.paths(), strict=True):
-            digest.update(f"{name}\0{hashes[path].sha256}\n".encode())
-        if self.single:
-            digest.update(json.dumps(self.single.changes, sort_keys=True).encode())
-        for lora in self.loras:
-            factors = {component: lora.factors(component) for component in lora.layers}
-            digest.update(json.dumps([lora.scale, factors]).encode())
-        for embedding in self.embeddings:
-            digest.update(json.dumps(embedding.token).encode())
         return Source(
             kind=self.kind,
             model=self.model,
             revision=self.revision,
-            fingerprint=digest.hexdigest(),
+            fingerprint=hash_with_loras(self.plain_fingerprint(hashes), self.loras, hashes),
             config=self.single.config if self.single else None,
             vae=str(self.vae.path) if self.vae else None,
             loras=applied(self.loras, hashes),

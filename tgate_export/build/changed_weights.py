@@ -1,0 +1,285 @@
+"""A unit's graphs and weights written again, with other values of some layers (no torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tgate_export.adapters import lora_file
+from tgate_export.adapters.change import LoraTensors, find_layers
+from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.layers_file import Layers
+from tgate_export.bundle.manifest import File
+from tgate_export.common.errors import BundleError
+from tgate_export.common.progress import Progress
+from tgate_export.export.weights import WeightFile
+from tgate_export.runtime.backends.onnx_check import read_graph
+from tgate_export.runtime.backends.onnx_file import EXTERNAL, FLOAT16, FLOAT32
+
+_DTYPES = {FLOAT32: "<f4", FLOAT16: "<f2"}
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What becomes of a layer's weight.
+
+    Attributes:
+        component: that the layer is of.
+        path: of the layer.
+        shape: of its weight.
+        loras: what changes it, one after another.
+    """
+
+    component: str
+    path: str
+    shape: tuple[int, ...]
+    loras: tuple[tuple[LoraTensors, lora_file.Layer], ...]
+
+
+@dataclass(frozen=True)
+class ConstantChange:
+    """What becomes of a constant that is a layer's weight, or its transpose."""
+
+    layer: LayerChange
+    transposed: bool
+
+    def applied(self, stored: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the constant after the change."""
+        weight = stored.T if self.transposed else stored
+        for tensors, layer in self.layer.loras:
+            weight = tensors.changed(weight, layer, self.layer.path, self.layer.component)
+        return weight.T if self.transposed else weight
+
+
+# By graph and initializer.
+Changes = Mapping[tuple[str, str], ConstantChange]
+
+
+@dataclass(frozen=True)
+class ChangedTensor:
+    """A constant of a graph that has other values than before.
+
+    Attributes:
+        component: whose weight it is.
+        layer: path of the layer.
+        graph: name of the graph.
+        tensor: name of the constant.
+        shape: as it is stored.
+    """
+
+    component: str
+    layer: str
+    graph: str
+    tensor: str
+    shape: tuple[int, ...]
+
+
+def layer_changes(loras: Sequence[lora_file.Lora], layers: Layers) -> list[LayerChange]:
+    """Return which of a bundle's layers LoRA files change.
+
+    Args:
+        loras: the files, in the order in which they are applied.
+        layers: the bundle's.
+
+    Raises:
+        ModelError: a file is for another model.
+    """
+    found: dict[tuple[str, str], list[tuple[LoraTensors, lora_file.Layer]]] = {}
+    for lora in loras:
+        tensors = LoraTensors(lora)
+        for component in lora.layers:
+            shapes = {path: layer.shape for path, layer in layers[component].items()}
+            for path, layer in find_layers(lora, component, shapes).items():
+                found.setdefault((component, path), []).append((tensors, layer))
+    return [
+        LayerChange(component, path, layers[component][path].shape, tuple(changes))
+        for (component, path), changes in found.items()
+    ]
+
+
+def constant_changes(changes: Sequence[LayerChange], layers: Layers) -> Changes:
+    """Return what becomes of which constants of a bundle's graphs."""
+    return {
+        (constant.graph, constant.initializer): ConstantChange(change, constant.transposed)
+        for change in changes
+        for constant in layers[change.component][change.path].constants
+    }
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Where data is in the new file, in bytes, and whether it is other than before."""
+
+    offset: int
+    length: int
+    differs: bool
+
+
+class UnitWriter:
+    """Writes graphs that share a weights file, and the file, as an export would.
+
+    What is equal is stored once, and what no longer is gets a place of its own. One weight at a
+    time is in memory.
+
+    Args:
+        bundle: where they are.
+        weights: the file, relative to the bundle.
+        changes: of the constants of its graphs.
+    """
+
+    def __init__(self, bundle: Bundle, weights: str, changes: Changes) -> None:
+        self._bundle, self._weights, self._changes = bundle, weights, changes
+        self._written: dict[object, _Written] = {}
+        self._changed: list[ChangedTensor] = []
+        self._done = 0
+
+    def write(
+        self, folder: Path, progress: Progress
+    ) -> tuple[dict[str, File], tuple[ChangedTensor, ...]]:
+        """Write them; return the hashes of the files, and what is other than before.
+
+        Args:
+            folder: the new bundle's, which has the folders of the old one.
+            progress: told how far it is.
+
+        Raises:
+            BundleError: a graph cannot be read, or lacks a constant that is to be changed.
+            ModelError: weights would be infinite or no numbers.
+            OSError: the folder cannot be written.
+        """
+        manifest = self._bundle.manifest
+        total = manifest.files[self._weights].bytes
+        files: dict[str, File] = {}
+        with (
+            self._bundle.file(self._weights).open("rb", buffering=0) as source,
+            HashedFile(folder / self._weights) as target,
+        ):
+            weights = WeightFile(folder / self._weights, target)
+            for name, graph in manifest.graphs.items():
+                if graph.weights != self._weights:
+                    continue
+                model = read_graph(self._bundle, name)
+                left = {tensor for graph_name, tensor in self._changes if graph_name == name}
+                for tensor in model.graph.initializer:
+                    left.discard(tensor.name)
+                    if tensor.data_location == EXTERNAL:
+                        self._move(name, tensor, source, weights)
+                        progress.advance(min(self._done, total), total)
+                    else:
+                        self._change_inline(name, tensor)
+                if left:
+                    raise BundleError(
+                        f"{self._bundle.file(graph.file)} has no {min(left)!r}, which is to be "
+                        "changed: build the bundle again"
+                    )
+                content = model.SerializeToString()
+                (folder / graph.file).write_bytes(content)
+                files[graph.file] = File(
+                    sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)
+                )
+            files[self._weights] = target.hashed()
+        return files, tuple(self._changed)
+
+    def _move(self, graph: str, tensor: Any, source: BinaryIO, weights: WeightFile) -> None:
+        """Write an initializer's data, and let it say where that is."""
+        where = {entry.key: entry for entry in tensor.external_data}
+        place = int(where["offset"].value), int(where["length"].value)
+        found = self._changes.get((graph, tensor.name))
+        # Graphs share what stays by its place, and what is changed by its layer.
+        key: object = place
+        if found is not None:
+            key = found.layer.component, found.layer.path, found.transposed
+        if key not in self._written:
+            data = _read(source, *place)
+            after = data if found is None else _changed(tensor, data, found)
+            new = weights.store(np.frombuffer(after, np.uint8))
+            self._written[key] = _Written(*new, differs=after != data)
+            self._done += place[1]
+        written = self._written[key]
+        where["offset"].value, where["length"].value = str(written.offset), str(written.length)
+        self._note(graph, tensor, found, differs=written.differs)
+
+    def _change_inline(self, graph: str, tensor: Any) -> None:
+        """Change an initializer that is so small that its graph has it."""
+        if (found := self._changes.get((graph, tensor.name))) is not None:
+            after = _changed(tensor, tensor.raw_data, found)
+            self._note(graph, tensor, found, differs=after != tensor.raw_data)
+            tensor.raw_data = after
+
+    def _note(
+        self, graph: str, tensor: Any, found: ConstantChange | None, *, differs: bool
+    ) -> None:
+        if found is not None and differs:
+            self._changed.append(
+                ChangedTensor(
+                    found.layer.component, found.layer.path, graph, tensor.name, tuple(tensor.dims)
+                )
+            )
+
+
+def _read(source: BinaryIO, offset: int, length: int) -> bytes:
+    source.seek(offset)
+    data = source.read(length)
+    if len(data) < length:  # an old kernel, or a file that became shorter
+        raise BundleError(f"{source.name} ends before {offset + length}: build the bundle again")
+    return data
+
+
+def _changed(tensor: Any, data: bytes, found: ConstantChange) -> bytes:
+    """Return an initializer's data after its change."""
+    shape = tuple(tensor.dims)
+    expected = found.layer.shape[::-1] if found.transposed else found.layer.shape
+    dtype = np.dtype(_DTYPES.get(tensor.data_type, "V1"))
+    if shape != expected or len(data) != math.prod(shape) * dtype.itemsize:
+        raise BundleError(
+            f"{tensor.name!r} of a graph is no weight {list(expected)}: build the bundle again"
+        )
+    return found.applied(np.frombuffer(data, dtype).reshape(shape)).tobytes()
+
+
+class HashedFile(AbstractContextManager["HashedFile"]):
+    """A new file that another thread hashes while it is written.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("xb", buffering=0)
+        self._digest, self._bytes = hashlib.sha256(), 0
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write data, which has to stay as it is."""
+        view = memoryview(data).cast("B")
+        if self._last is not None:  # no more than one is waiting
+            self._last.result()
+        self._last = self._pool.submit(self._digest.update, view)
+        done = 0
+        while done < len(view):
+            done += self._stream.write(view[done:])
+        self._bytes += done
+
+    def hashed(self) -> File:
+        """Return the hash of what was written."""
+        if self._last is not None:
+            self._last.result()
+        return File(sha256=self._digest.hexdigest(), bytes=self._bytes)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._pool.shutdown()
+        self._stream.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
