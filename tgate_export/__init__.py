@@ -1,7 +1,7 @@
 """Compile and run diffusion models with temporally gated attention (T-GATE).
 
-`build_bundle` turns a diffusers pipeline into a bundle of ONNX graphs, `fuse_loras` makes another one
-with LoRA files; `TGatePipeline` generates with one, without torch.
+`build_bundle` turns a diffusers pipeline into a bundle, `fuse_loras` a bundle into one with LoRA
+files in its weights; `TGatePipeline` generates with one, without torch.
 """
 
 from __future__ import annotations
