@@ -270,6 +270,9 @@ class HashedFile(AbstractContextManager["HashedFile"]):
             done += self._stream.write(view[done:])
         self._bytes += done
 
+    def flush(self) -> None:
+        """Do nothing: what was written can be read."""
+
     def hashed(self) -> File:
         """Return the hash of what was written."""
         if self._last is not None:

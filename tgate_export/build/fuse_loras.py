@@ -7,9 +7,11 @@ Neither the model nor torch is needed: the bundle says where its weights are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +117,7 @@ def fuse_loras(
         if not loras:
             raise InvalidRequestError("no LoRA files: name at least one", field="loras")
         _require_protobuf()
-        opened = open_bundle(path, cache_hashes=True)
+        opened = open_bundle(path, check_hashes=False)
         if os.path.realpath(out) == str(opened.path):
             raise InvalidRequestError(
                 f"{out} is the bundle itself", "choose another ", Argument("out"), field="out"
@@ -136,9 +138,10 @@ def fuse_loras(
             manifest = existing
         else:
             with replace_bundle(out, force=force) as staging:
-                written, changed = _write(
-                    opened, constant_changes(changes, layers), staging, progress
-                )
+                with _intact(opened.path):
+                    written, changed = _write(
+                        opened, constant_changes(changes, layers), staging, progress
+                    )
                 manifest = manifest.model_copy(update={"files": manifest.files | written})
                 (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
                 if verify:
@@ -154,6 +157,23 @@ def fuse_loras(
         differences=differences,
         stale_plans=_stale_plans(opened, Bundle(out, manifest)),
     )
+
+
+@contextlib.contextmanager
+def _intact(bundle: Path) -> Iterator[None]:
+    """Check a bundle's hashes while the block reads it, and before its end.
+
+    Raises:
+        BundleError: the bundle is damaged, whatever the block made of it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(open_bundle, bundle, cache_hashes=True)
+        try:
+            yield
+        except TGateError:
+            checked.result()
+            raise
+        checked.result()
 
 
 def _require_protobuf() -> None:
