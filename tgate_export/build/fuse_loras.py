@@ -31,8 +31,9 @@ from tgate_export.bundle.hashing import hash_file
 from tgate_export.bundle.integrity import Bundle, open_bundle
 from tgate_export.bundle.layers_file import Layers, read_layers
 from tgate_export.bundle.manifest import MANIFEST_NAME, File, Manifest
-from tgate_export.bundle.plans import keep_plans, link_file, plan_sets, stale_parts
+from tgate_export.bundle.plans import keep_plans, plan_sets, stale_parts
 from tgate_export.bundle.store import check_replaceable, remove_leftovers, replace_bundle
+from tgate_export.common.copy_file import copy_file
 from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.common.hints import Argument, Build
 from tgate_export.common.install import pip_install
@@ -257,11 +258,12 @@ def _write(
         for file in (graph.file, graph.weights)
         if file is not None
     }
-    require_space(staging, sum(manifest.files[file].bytes for file in own))
+    require_space(staging, sum(file.bytes for file in manifest.files.values()))
     for name in manifest.files:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         if name not in own:
-            link_file(bundle.file(name), staging / name)
+            with bundle.file(name).open("rb") as source:
+                copy_file(source.fileno(), staging / name)
     written: dict[str, File] = {}
     changed: tuple[ChangedTensor, ...] = ()
     for weights in sorted(file for file in touched if file is not None):

@@ -21,6 +21,7 @@ from pydantic import JsonValue, ValidationError
 
 from tgate_export.bundle.hashing import hash_files
 from tgate_export.bundle.manifest import BundleModel, File, Name
+from tgate_export.common.copy_file import copy_file
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.common.user_cache import cache_folder, mine, read_cached, write_cached
 
@@ -118,7 +119,7 @@ class ContentCache:
             with self._temporary(key) as made:
                 for name in files:
                     with (folder / name).open("rb") as source:
-                        _copy_file(source.fileno(), made / name, mode=0o600)
+                        copy_file(source.fileno(), made / name, mode=0o600)
                 write_cached(made / _RECORD, record.model_dump_json(indent=1).encode())
                 if self._record(key, made) is None:  # a full disk
                     return
@@ -180,7 +181,7 @@ class ContentCache:
                 break
             with source:
                 copied.append(target / name)
-                _copy_file(source.fileno(), target / name)
+                copy_file(source.fileno(), target / name)
         same = len(copied) == len(record.files) and record.files == dict(
             hash_files(target, record.files)
         )
@@ -254,20 +255,3 @@ def _remove_tree(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _copy_file(source: int, target: Path, mode: int | None = None) -> None:
-    """Copy an open file to a new one, without its bytes where the file system can.
-
-    Never a second name of the same file: whoever then writes into a bundle would damage the cache.
-    """
-    with target.open("xb") as stream:
-        if mode is not None:
-            os.fchmod(stream.fileno(), mode)
-        try:
-            while os.copy_file_range(source, stream.fileno(), 1 << 30):
-                pass
-        except OSError:
-            # Not between these file systems: what was copied so far is where both files are now.
-            with os.fdopen(os.dup(source), "rb") as rest:
-                shutil.copyfileobj(rest, stream, 1 << 20)
