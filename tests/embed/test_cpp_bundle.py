@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +18,10 @@ from tests.bundle.test_integrity import SEEN_BY_SIZE, Damage, add_bystanders, ch
 from tests.bundle.test_plans import DAMAGES
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
 from tests.bundle.test_sampler_table import edit, make_starts, make_steps, make_table
+from tests.support import loras
 from tests.support.cpp_driver import Driver, Refusal, assert_alike
 from tests.support.manifest import ESCAPES, FILE, VALID, changed
+from tgate_export import fuse_loras
 from tgate_export.bundle.integrity import open_bundle
 from tgate_export.bundle.manifest import SCHEMA_MINOR
 from tgate_export.bundle.manifest_checks import RESERVED
@@ -44,6 +47,13 @@ def assert_same_refusal(driver: Driver, bundle: Path, *, check_hashes: bool = Tr
 
 def test_a_good_bundle_opens(driver: Driver, tiny_bundle: Path) -> None:
     assert driver("open", bundle=str(tiny_bundle)) == {"name": "tiny"}
+
+
+def test_a_bundle_that_got_a_lora_opens(driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
+    pair = torch.ones(1, 4), torch.ones(32, 1)
+    file = loras.save(loras.peft("unet.", {"conv_in": pair}), tmp_path / "fox.safetensors")
+    fuse_loras(tiny_bundle, [(str(file), 1.0)], out=tmp_path / "fox")
+    assert driver("open", bundle=str(tmp_path / "fox")) == {"name": "tiny"}
 
 
 @pytest.mark.parametrize("damage", [*(damage for damage, _ in SEEN_BY_SIZE), change_byte])

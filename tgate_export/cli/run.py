@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,10 @@ def _bundle(
             raise click.UsageError(f"--bundle is for a model, and {model} is a bundle already")
         for name in of_file:
             option = on_command_line(Argument(name))
-            raise click.UsageError(f"{option} is for a model, and {model} is a bundle already")
+            what = f"{option} is for a model, and {model} is a bundle already"
+            if name == "loras":
+                what += f": `tgate-export lora {shlex.quote(model)}` makes one with it"
+            raise click.UsageError(what)
         return given
     # What is wrong with a call is found before a build of minutes, where it can be.
     check_writable(options["out"])
