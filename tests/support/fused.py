@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from tests.support import loras
 from tgate_export.build.options import options_of
 from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.layers_file import read_layers
 from tgate_export.common.progress import Progress
 from tgate_export.families.graphs import denoiser_phases
 from tgate_export.families.loading import load
@@ -85,3 +86,23 @@ def differing(one: Bundle, other: Bundle) -> set[tuple[str, str]]:
     before, after = dict(constants(one)), dict(constants(other))
     assert before.keys() == after.keys()
     return {key for key, value in before.items() if value.tobytes() != after[key].tobytes()}
+
+
+def weight_errors(bundle: Bundle, folder: Path) -> dict[tuple[str, str, str], float]:
+    """Return how far the constants that are layers' weights are from a pipeline's.
+
+    By component, path of the layer and graph; relative, by their norms.
+    """
+    pipe = pipeline(folder)
+    stored = dict(constants(bundle))
+    errors = {}
+    for component, layers in read_layers(bundle).items():
+        module = getattr(pipe, component)
+        for path, layer in layers.items():
+            weight = module.get_submodule(path).weight.detach().numpy()
+            for constant in layer.constants:
+                found = stored[constant.graph, constant.initializer].astype(np.float32)
+                found = found.T if constant.transposed else found
+                error = np.linalg.norm(found - weight) / np.linalg.norm(weight)
+                errors[component, path, constant.graph] = float(error)
+    return errors

@@ -35,10 +35,12 @@ class LayerConstant:
     Attributes:
         weight: the layer's.
         transposed: whether the constant is its transpose.
+        readers: how many nodes' inputs it is.
     """
 
     weight: torch.Tensor
     transposed: bool
+    readers: int
 
 
 @contextlib.contextmanager
@@ -85,21 +87,22 @@ def _apart(names: Container[str | None]) -> Iterator[None]:
 
 def _constants(model: onnx_ir.Model, module: nn.Module) -> Iterator[tuple[str, LayerConstant]]:
     """Yield the names that layers' weights, and transposes of them, have in a new graph."""
-    weights = layer_weights(module)
-    for path, weight in weights.items():
-        value = model.graph.initializers.get(f"{path}.weight")
-        if value is None:  # nothing reads it
+    weights = {id(weight) for weight in layer_weights(module).values()}
+    # A layer may be in a module by several names, and the graph has one of them.
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = model.graph.initializers.get(name)
+        if value is None or id(parameter) not in weights:
             continue
-        readers = [node for node, _ in value.uses()]
-        turned = [
-            node.outputs[0].name
-            for node in readers
-            if node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]
-        ]
-        for name in turned:
-            yield name, LayerConstant(weight, transposed=True)
-        if len(turned) < len(readers):
-            yield f"{path}.weight", LayerConstant(weight, transposed=False)
+        plain = 0
+        for node, _ in value.uses():
+            if node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]:
+                turned = node.outputs[0]
+                assert turned.name is not None
+                yield turned.name, LayerConstant(parameter, True, len(turned.uses()))
+            else:
+                plain += 1
+        if plain:
+            yield name, LayerConstant(parameter, False, plain)
 
 
 class LayerConstants:
@@ -121,12 +124,14 @@ class LayerConstants:
             model: exported by `export_graph`; its weights still are the components' own.
 
         Raises:
-            VerificationError: a weight is no constant, or one that does not equal it to the bit.
+            VerificationError: a weight is no constant, or one that does not equal it to the bit, or
+                something else was made of it, too: the constant has other readers than before.
         """
         noted: dict[str, LayerConstant] = model.meta[_META]
         for name, constant in noted.items():
             value = model.graph.initializers.get(name)
-            if value is None or not _equal(value.const_value, constant):
+            same = value is not None and len(value.uses()) == constant.readers
+            if value is None or not (same and _equal(value.const_value, constant)):
                 raise VerificationError(f"graph {graph!r} has no weight {name!r} of the model")
             self._constants.setdefault(id(constant.weight), []).append(
                 Constant(graph=graph, initializer=name, transposed=constant.transposed)
