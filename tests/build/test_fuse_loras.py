@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ import torch
 from tests.bundle.test_integrity import change_byte
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
 from tests.support import fused, loras, tiny
-from tests.support.hostile import full_disk, relist
+from tests.support.hostile import relist
 from tests.support.loras import ATTENTION, MOST
 from tests.support.once import made_once
 from tests.test_import_rule import HEAVY
@@ -234,7 +235,7 @@ def no_rank(file: Path) -> None:
     [
         (unknown_layer, "has no layer no_such_layer (1 of 1 are not there)"),
         (other_width, "reads text of width 48, and the model's has 32"),
-        (other_component, "it changes text_encoder_2, and Stable Diffusion has none"),
+        (other_component, "it changes text_encoder_2, and Stable Diffusion 1.x and 2.x has none"),
         (not_a_number, f"weights of {K} in unet are infinite or no numbers"),
         (too_large, f"weights of {K} in unet are infinite or no numbers"),
         (no_rank, "has no rank in"),
@@ -280,7 +281,13 @@ def lose_a_shape(bundle: Path) -> None:
     relist(bundle)
 
 
-def swap_layers(bundle: Path) -> None:
+def turn_a_layer(bundle: Path) -> None:
+    file = bundle / "graphs" / "denoiser.layers.json"
+    file.write_text(file.read_text().replace('"shape":[32,4,3,3]', '"shape":[4,32,3,3]'))
+    relist(bundle)
+
+
+def share_a_constant(bundle: Path) -> None:
     file = bundle / "graphs" / "denoiser.layers.json"
     text = file.read_text().replace("denoiser.conv_in.weight", "denoiser.conv_out.weight")
     file.write_text(text)
@@ -298,7 +305,8 @@ def other_family(bundle: Path) -> None:
         (rename_constant, "has no 'other', which is to be changed: build the bundle again"),
         (rename_graph, "names graph 'other', which is not there: build the bundle again"),
         (lose_a_shape, r"layers\.unet\.conv_in\.shape: Field required: build the bundle again"),
-        (swap_layers, "of a graph is no weight .*: build the bundle again"),
+        (turn_a_layer, "'denoiser.conv_in.weight' of a graph is no weight .*: build the bundle"),
+        (share_a_constant, "has two layers for 'denoiser.conv_out.weight' of 'full': build"),
         (other_family, "LoRA is for Stable Diffusion and SDXL, and this is a bundle of PixArt"),
         (change_byte, r"was changed after the build \(its sha256 differs\): build the bundle"),
     ],
@@ -338,22 +346,27 @@ def test_requests_that_make_no_sense(tiny_bundle: Path, unet_file: Path, tmp_pat
     assert not out.exists()
 
 
-def test_a_full_disk_leaves_nothing(tiny_bundle: Path, unet_file: Path, tmp_path: Path) -> None:
-    with full_disk(2000), pytest.raises(TGateError, match="the disk is full"):
+def full_disk(*_arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupted(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"), [(full_disk, TGateError), (interrupted, KeyboardInterrupt)]
+)
+def test_what_does_not_end_leaves_nothing(
+    tiny_bundle: Path, unet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[..., None], error: type[BaseException],
+) -> None:  # fmt: skip
+    before = contents(tiny_bundle)
+    monkeypatch.setattr(WeightFile, "store", fail)
+    with pytest.raises(error):
         fuse_loras(tiny_bundle, [(str(unet_file), 0.5)], out=tmp_path / "out" / "bundle")
     assert not list((tmp_path / "out").glob("*"))
-
-
-def test_an_interruption_leaves_nothing(
-    tiny_bundle: Path, unet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(WeightFile, "store", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fuse_loras(tiny_bundle, [(str(unet_file), 0.5)], out=tmp_path / "out" / "bundle")
-    assert not list((tmp_path / "out").glob("*"))
+    assert contents(tiny_bundle) == before
 
 
 def test_plans_of_what_stays_come_along(

@@ -67,6 +67,8 @@ def graphs_differ(bundle: Bundle, folder: Path) -> tuple[Difference, ...]:
     """Run every graph of a bundle beside the PyTorch modules of a pipeline."""
     manifest = bundle.manifest
     source = resolve_source(str(folder))
+    if manifest.guidance == "none":
+        source = source.guided_by("none")
     parts = load(source, manifest.precision)
     options = options_of(manifest)
     phases = denoiser_phases(source, parts, options.size, options.method, options.phases)

@@ -212,19 +212,21 @@ def _layers(bundle: Bundle, path: Path, loras: Sequence[Lora], out: Path) -> Lay
                     field="loras",
                 )
     layers = read_layers(bundle)
-    if "unet" not in layers:
+    texts = (
+        layer.shape[1]
+        for name, layer in layers.get("unet", {}).items()
+        if name.endswith(".attn2.to_k")
+    )
+    width = next(texts, None)
+    for lora in loras:
+        check_lora(lora, family, width)
+    if {component for lora in loras for component in lora.layers} - layers.keys():
         given = tuple((str(lora.path), lora.scale) for lora in loras)
         raise BundleError(
             f"{path} does not say where its weights are, as those of older versions",
             "build it with the LoRA: ",
             rebuild(bundle, loras=manifest.source.given_loras() + given, out=out),
         )
-    width = next(
-        (layer.shape[1] for name, layer in layers["unet"].items() if name.endswith(".attn2.to_k")),
-        None,
-    )
-    for lora in loras:
-        check_lora(lora, family, width)
     return layers
 
 

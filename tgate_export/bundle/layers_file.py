@@ -83,15 +83,22 @@ def read_layers(bundle: Bundle) -> Layers:
             raise BundleError(f"{path}: {field}: {first['msg']}: build the bundle again") from None
         except (OSError, ValueError) as error:
             raise BundleError(f"cannot read {path} ({error}): build the bundle again") from None
-        named = {
-            constant.graph
-            for component in layers.values()
-            for layer in component.values()
-            for constant in layer.constants
-        }
-        if lacking := sorted(named - bundle.manifest.graphs.keys()):
-            raise BundleError(
-                f"{path} names graph {lacking[0]!r}, which is not there: build the bundle again"
-            )
+        if fault := _fault(bundle, layers):
+            raise BundleError(f"{path} {fault}: build the bundle again")
         found |= layers
     return found
+
+
+def _fault(bundle: Bundle, layers: Layers) -> str:
+    """Return what is wrong with the constants that layers name, or ""."""
+    seen: set[tuple[str, str]] = set()
+    for component in layers.values():
+        for layer in component.values():
+            for constant in layer.constants:
+                if constant.graph not in bundle.manifest.graphs:
+                    return f"names graph {constant.graph!r}, which is not there"
+                key = constant.graph, constant.initializer
+                if key in seen:
+                    return f"has two layers for {constant.initializer!r} of {constant.graph!r}"
+                seen.add(key)
+    return ""
