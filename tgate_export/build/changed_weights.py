@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,10 +161,8 @@ class UnitWriter:
         manifest = self._bundle.manifest
         total = manifest.files[self._weights].bytes
         files: dict[str, File] = {}
-        with (
-            self._bundle.file(self._weights).open("rb", buffering=0) as source,
-            HashedFile(folder / self._weights) as target,
-        ):
+        source = _Mapped(self._bundle.file(self._weights))
+        with HashedFile(folder / self._weights) as target:
             weights = WeightFile(folder / self._weights, target)
             for name, graph in manifest.graphs.items():
                 if graph.weights != self._weights:
@@ -189,7 +189,7 @@ class UnitWriter:
             files[self._weights] = target.hashed()
         return files, tuple(self._changed)
 
-    def _move(self, graph: str, tensor: Any, source: BinaryIO, weights: WeightFile) -> None:
+    def _move(self, graph: str, tensor: Any, source: _Mapped, weights: WeightFile) -> None:
         """Write an initializer's data, and let it say where that is."""
         where = {entry.key: entry for entry in tensor.external_data}
         place = int(where["offset"].value), int(where["length"].value)
@@ -199,10 +199,13 @@ class UnitWriter:
         if found is not None:
             key = found.layer.component, found.layer.path, found.transposed
         if key not in self._written:
-            data = _read(source, *place)
-            after = data if found is None else _changed(tensor, data, found)
-            new = weights.store(np.frombuffer(after, np.uint8))
-            self._written[key] = _Written(*new, differs=after != data)
+            before = source.read(*place)
+            after, differs = before, False
+            if found is not None:
+                after = np.frombuffer(_changed(tensor, before, found), np.uint8)
+                differs = not np.array_equal(after, before)
+            self._written[key] = _Written(*weights.store(after), differs)
+            source.forget(*place)
             self._done += place[1]
         written = self._written[key]
         where["offset"].value, where["length"].value = str(written.offset), str(written.length)
@@ -226,15 +229,35 @@ class UnitWriter:
             )
 
 
-def _read(source: BinaryIO, offset: int, length: int) -> bytes:
-    source.seek(offset)
-    data = source.read(length)
-    if len(data) < length:  # an old kernel, or a file that became shorter
-        raise BundleError(f"{source.name} ends before {offset + length}: build the bundle again")
-    return data
+class _Mapped:
+    """The bytes of a file, without copies of them.
+
+    Args:
+        path: the file; that of a bundle is never written again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._mapping = path, None
+        with path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size:
+                self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._mapping or b"", np.uint8)
+
+    def read(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """Return bytes [length]."""
+        data = self._bytes[offset : offset + length]
+        if len(data) < length:
+            raise BundleError(f"{self._path} ends before {offset + length}: build the bundle again")
+        return data
+
+    def forget(self, offset: int, length: int) -> None:
+        """Let bytes take no memory until they are read again."""
+        begin = offset - offset % mmap.PAGESIZE
+        if self._mapping is not None and length:
+            self._mapping.madvise(mmap.MADV_DONTNEED, begin, offset + length - begin)
 
 
-def _changed(tensor: Any, data: bytes, found: ConstantChange) -> bytes:
+def _changed(tensor: Any, data: bytes | NDArray[np.uint8], found: ConstantChange) -> bytes:
     """Return an initializer's data after its change."""
     shape = tuple(tensor.dims)
     expected = found.layer.shape[::-1] if found.transposed else found.layer.shape
