@@ -12,17 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.bundle.test_integrity import change_byte
 from tests.bundle.test_plans import bundle as bundle_with_plans  # noqa: F401
+from tests.oracle.families import diffusers_run
 from tests.support import fused, loras, tiny
 from tests.support.hostile import relist
 from tests.support.loras import ATTENTION, MOST
 from tests.support.once import made_once
 from tests.test_import_rule import HEAVY
-from tgate_export import build_bundle, fuse_loras
+from tgate_export import TGatePipeline, build_bundle, fuse_loras
 from tgate_export.bundle.integrity import bundle_files, open_bundle
 from tgate_export.bundle.layers_file import read_layers
 from tgate_export.bundle.plans import plan_sets
@@ -73,6 +75,28 @@ def test_it_is_the_bundle_that_a_build_makes(
     assert again.up_to_date
     assert fuse_loras(tiny_bundle, given, out=tmp_path / "built").up_to_date
     assert not fuse_loras(tiny_bundle, given, out=tmp_path / "built", force=True).up_to_date
+
+
+def test_runs_equal_diffusers_with_the_lora_fused(
+    tiny_pipeline_dir: Path, tiny_bundle: Path, unet_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    files = ((unet_file, 0.5), (text_file, -1.0))
+    given = [(str(file), scale) for file, scale in files]
+    fuse_loras(tiny_bundle, given, out=tmp_path / "out")
+    theirs = fused.fused(tiny_pipeline_dir, tmp_path / "theirs", *files)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    call: dict[str, Any] = {"prompt": "a fox", "num_inference_steps": 3, "guidance_scale": 6.0}
+    expected = diffusers_run(
+        theirs, latents=latents, scheduler="ddim", output_type="latent", **call
+    )
+    found, without = (
+        TGatePipeline.from_bundle(path, "onnxruntime:cpu")(
+            latents=latents, scheduler="ddim", output_type="latent", gate_step=3, **call
+        ).images
+        for path in (tmp_path / "out", tiny_bundle)
+    )
+    assert np.abs(found - expected).max() < GRAPHS["fp32"] * np.abs(expected).max()
+    assert np.abs(without - expected).max() > 0.01 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module", params=["sd15-fp16", "sdxl-fp32", "sdxl-fp16", "shapes-fp32"])
@@ -283,7 +307,8 @@ def lose_a_shape(bundle: Path) -> None:
 
 def turn_a_layer(bundle: Path) -> None:
     file = bundle / "graphs" / "denoiser.layers.json"
-    file.write_text(file.read_text().replace('"shape":[32,4,3,3]', '"shape":[4,32,3,3]'))
+    conv = '"denoiser.conv_in.weight","transposed":'
+    file.write_text(file.read_text().replace(f"{conv}false", f"{conv}true"))
     relist(bundle)
 
 
