@@ -115,7 +115,7 @@ def test_a_model_without_guidance_has_no_numbers_of_it(tiny_pipeline_dir: Path) 
 def test_prompts_are_part_of_what_is_built(tiny_pipeline_dir: Path) -> None:
     source = resolve_source(str(tiny_pipeline_dir), "pretrained")
     keys = {
-        build_key(each, each.record(), check_options(each, "fp32", prompt_syntax=syntax))
+        build_key(each, each.hashes(), check_options(each, "fp32", prompt_syntax=syntax))
         for each in (source, source.reading(1), source.reading(2))
         for syntax in (None, "plain", "a1111")
     }

@@ -50,7 +50,7 @@ def test_a_good_bundle_opens(driver: Driver, tiny_bundle: Path) -> None:
 
 
 def test_a_bundle_that_got_a_lora_opens(driver: Driver, tiny_bundle: Path, tmp_path: Path) -> None:
-    pair = torch.ones(1, 4), torch.ones(32, 1)
+    pair = torch.ones(1, 4, 3, 3), torch.ones(32, 1, 1, 1)
     file = loras.save(loras.peft("unet.", {"conv_in": pair}), tmp_path / "fox.safetensors")
     fuse_loras(tiny_bundle, [(str(file), 1.0)], out=tmp_path / "fox")
     assert driver("open", bundle=str(tmp_path / "fox")) == {"name": "tiny"}
