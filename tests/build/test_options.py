@@ -160,7 +160,7 @@ def test_tiles_of_the_vae(sides: tuple[int, int], given: int | None, expected: i
     options = check_options(source, "fp32", size, vae_tile=given)
     assert options.vae_tile == expected
     usual = check_options(source, "fp32", size)
-    keys = {build_key(source, source.record(), one) for one in (options, usual)}
+    keys = {build_key(source, source.hashes(), one) for one in (options, usual)}
     assert len(keys) == 1 + (options.vae_tile != usual.vae_tile)
 
 
