@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Brought:
         plain: loads it without what is added to the model, where something is.
         prompt: what is drawn.
         of_images: images are compared: latents do not depend on the files.
+        fused: LoRA files that the bundle gets after it was built.
     """
 
     model: Path
@@ -36,6 +37,7 @@ class Brought:
     options: dict[str, Any] = field(default_factory=dict)
     prompt: str = PROMPT
     of_images: bool = False
+    fused: Sequence[tuple[str, float]] = ()
 
 
 def _saved(name: str, folder: Path) -> Path:
@@ -56,7 +58,7 @@ def _folder(name: str) -> Callable[[Path], Brought]:
         guidance = tiny.PIPELINES[name].guidance
         options = {"guidance": "none"} if guidance == "none" else {}
         words = " --guidance none" if options else ""
-        return Brought(model, f"--model DIR{words}", _of_folder(model), options=options)
+        return Brought(model, f"build --model DIR{words}", _of_folder(model), options=options)
 
     return bring
 
@@ -76,7 +78,7 @@ def _file(
         }
         change(tensors)
         file = checkpoints.save(tensors, folder / "file.safetensors")
-        options, words = {"config": str(model)}, "--model FILE --config DIR"
+        options, words = {"config": str(model)}, "build --model FILE --config DIR"
         cls = getattr(diffusers, tiny.PIPELINES[name].make().__class__.__name__)
         parts: dict[str, Any] = {}
         if vae:
@@ -113,8 +115,8 @@ def _without_vae(tensors: dict[str, torch.Tensor]) -> None:
 Names = Callable[[Any, Any, Any], loras.Tensors]
 
 
-def _lora(name: str, names: Names, *scales: float) -> Callable[[Path], Brought]:
-    """LoRA files on a folder, as many as there are scales."""
+def _lora(name: str, names: Names, *scales: float, built: bool = True) -> Callable[[Path], Brought]:
+    """LoRA files on a folder, as many as there are scales; or on its bundle."""
 
     def bring(folder: Path) -> Brought:
         model = _saved(name, folder)
@@ -134,7 +136,10 @@ def _lora(name: str, names: Names, *scales: float) -> Callable[[Path], Brought]:
                 pipe.unload_lora_weights()
             return pipe
 
-        words = "--model DIR" + "".join(f" --lora FILE:{scale:g}" for scale in scales or (1,))
+        files = "".join(f" FILE:{scale:g}" for scale in scales or (1,))
+        if not built:
+            return Brought(model, f"lora BUNDLE{files}", oracle, plain, fused=given)
+        words = "build --model DIR" + files.replace(" ", " --lora ")
         return Brought(model, words, oracle, plain, {"loras": tuple(given)})
 
     return bring
@@ -195,7 +200,7 @@ def _embedding(
             return pipe
 
         given = (str(file), None if named else token)
-        words = "--model DIR --embedding FILE" + ("" if named else ":TOKEN")
+        words = "build --model DIR --embedding FILE" + ("" if named else ":TOKEN")
         return Brought(
             model, words, oracle, plain, {"embeddings": (given,)}, f"a {token} beside a circle"
         )
@@ -220,7 +225,7 @@ def _tiny_vae(*, single: bool) -> Callable[[Path], Brought]:
             pipe.vae = diffusers.AutoencoderTiny.from_pretrained(folder / "taesd")
             return pipe
 
-        words = f"--model DIR --vae {'FILE' if single else 'DIR'}"
+        words = f"build --model DIR --vae {'FILE' if single else 'DIR'}"
         return Brought(model, words, oracle, plain, {"vae": str(given)}, of_images=True)
 
     return bring
@@ -251,6 +256,8 @@ KINDS: dict[str, Callable[[Path], Brought]] = {
     "LoRA: PEFT": _lora("sd15", _peft),
     "LoRA: diffusers before PEFT": _lora("sd15", _old),
     "LoRA: convolutions (LoCon)": _lora("sd15", _locon),
+    "LoRA on a bundle, nothing exported": _lora("sd15", _kohya, 0.8, built=False),
+    "LoRA on a bundle of SDXL": _lora("sdxl", _sgm, built=False),
     "textual inversion: three vectors": _embedding("sd15", {"<cat>": _vectors(3, 32, 1)}, "<cat>"),
     "textual inversion: A1111": _embedding(
         "sd15", {"emb_params": _vectors(1, 32, 2)}, "fox", named=False

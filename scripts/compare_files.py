@@ -33,6 +33,7 @@ from brought_files import KINDS, Brought
 from tests.support import tiny
 from tgate_export import TGatePipeline
 from tgate_export.build.build import build_bundle
+from tgate_export.build.fuse_loras import fuse_loras
 
 STEPS, GUIDANCE, NEGATIVE = 8, 6.0, "a green square"
 BOUND = 1e-3
@@ -99,8 +100,12 @@ def compare(title: str, bring: Callable[[Path], Brought], folder: Path) -> dict[
             str(brought.model), out=folder / "bundle", size=tiny.SIZE, batch=tiny.FIXED,
             **brought.options,
         )  # fmt: skip
+    path = built.path
+    if brought.fused:
+        started = time.perf_counter()
+        path = fuse_loras(path, brought.fused, out=folder / "fused").path
     seconds = time.perf_counter() - started
-    pipeline = TGatePipeline.from_bundle(built.path)
+    pipeline = TGatePipeline.from_bundle(path)
     space = pipeline.manifest.latents
     shape = (2, space.channels, 16 // space.downscale, 16 // space.downscale)
     latents = np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
@@ -132,7 +137,7 @@ def compare(title: str, bring: Callable[[Path], Brought], folder: Path) -> dict[
     expected = theirs(brought.oracle())
     return {
         "title": title,
-        "command": f"build {brought.words}",
+        "command": brought.words,
         "relative_error": _relative(found, expected),
         "apart": _relative(theirs(brought.plain()), expected) if brought.plain else None,
         "seconds": round(seconds, 1),
