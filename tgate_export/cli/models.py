@@ -61,16 +61,16 @@ def command(as_json: bool) -> None:
             "none" if model.guidance == "none" else f"{defaults.guidance_scale:g}",
             defaults.scheduler,
         )
-    numbers = (
-        Column(title, justify="right")
-        for title in ("denoiser", "download", "bundle", "memory", "minutes")
-    )
-    costs = Table("to build", *numbers, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    numbers = (Column(title, justify="right") for title in ("download", "bundle", "memory"))
+    # As wide.
+    costs = Table(
+        "to build", *numbers, Column("minutes", justify="right"),
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False,
+    )  # fmt: skip
     for model in NAMED_MODELS.values():
         build, memory = needs[model.name]
         costs.add_row(
             model.name,
-            f"{model.denoiser_parameters / 1e6:.1f} M",
             megabytes(build.bytes) if model.hub_id else "none",
             megabytes(build.bytes),
             megabytes(memory),
@@ -85,4 +85,7 @@ def command(as_json: bool) -> None:
         "bundle is half as large.\n"
     )
     for model in NAMED_MODELS.values():
-        console.print(f"[bold]{model.name}[/]: {model.summary}. Defaults: {model.origin}.")
+        console.print(
+            f"[bold]{model.name}[/]: {model.summary}; {model.denoiser_parameters / 1e6:.2f} M "
+            f"parameters. Defaults: {model.origin}."
+        )

@@ -31,12 +31,12 @@ SERVER = textwrap.dedent("""
     signal.signal(signal.SIGTERM, drain)
     while os.getpid() == 1 and time.process_time() < 0.8:
         pass  # as loading does: most of the second after which it is ended
+    print("process", os.getpid(), flush=True)
     if os.fork() == 0:
         watchdog = Watchdog(os.getppid(), grace_seconds=0.2)
         if sys.argv[1] == "released":
             watchdog.release()
         os._exit(137)
-    print("process", os.getpid(), flush=True)
     end = time.monotonic() + float(sys.argv[2])
     while time.monotonic() < end:
         time.sleep(0.05)
