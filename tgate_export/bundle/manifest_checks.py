@@ -122,7 +122,10 @@ def _fault(manifest: Manifest, tensor: Input) -> str:
         ):
             return f"has other chunks of {origin.output!r} than another input"
         if origin.chunks is not None:
-            if len(shape) != 3 or isinstance(shape[1], str):
+            if origin.graph != manifest.prompt_encoder:
+                return f"is of chunks of graph {origin.graph!r}, which reads no prompt"
+            several = [output.name for output in made.outputs].count(origin.output) > 1
+            if several or len(shape) != 3 or isinstance(shape[1], str):
                 return f"is of chunks of {origin.output!r}, which is not by token"
             shape = (shape[0], origin.chunks * shape[1], shape[2])
         return "" if shape == tensor.shape else f"is not of {origin.output!r}'s shape"

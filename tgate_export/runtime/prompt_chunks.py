@@ -68,7 +68,7 @@ def split_chunks(
                 chunks.append(chunk)
                 chunk, comma = rest, None
             for part in [group] if len(group) <= room else [[one] for one in group]:
-                if len(chunk.ids) + len(part) > room:
+                if len(chunk.ids) + len(part) > room and len(chunks) < most:
                     chunks.append(chunk)
                     chunk, comma = Chunk(), None
                 if len(chunks) == most:

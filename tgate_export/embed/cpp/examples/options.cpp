@@ -24,6 +24,8 @@ Generate images with a bundle: full graph before the gate step, gated graph from
   --guidance-scale X       1 or less: no guidance.
   --guidance-rescale X     0 to 1.
   --clip-skip N            Skip this many of the CLIP text encoder's last layers.
+  --prompt-syntax NAME     How prompts are read: plain, or a1111, with weights such as (word:1.3),
+                           BREAK and chunks of tokens.
   --scheduler NAME         Sampler.
   --set NAME=VALUE         Any parameter of the bundle's table; `tgate-export inspect` lists them.
                            A pair is A,B. May be given again.
@@ -56,7 +58,7 @@ T parse_number(const std::string& name, const std::string& text) {
 
 enum Id : int {
   kPrompt = 256, kNegativePrompt, kSteps, kGateStep, kSpInterval, kFiInterval, kWarmUp,
-  kGuidanceScale, kGuidanceRescale, kClipSkip, kScheduler, kSet, kSeed, kImage, kStrength,
+  kGuidanceScale, kGuidanceRescale, kClipSkip, kPromptSyntax, kScheduler, kSet, kSeed, kImage, kStrength,
   kNumImages, kSize, kBackend, kNoCudaGraphs, kOut, kJson, kVersion, kHelpId,
 };
 
@@ -71,6 +73,7 @@ constexpr option kOptions[] = {
     {"guidance-scale", required_argument, nullptr, kGuidanceScale},
     {"guidance-rescale", required_argument, nullptr, kGuidanceRescale},
     {"clip-skip", required_argument, nullptr, kClipSkip},
+    {"prompt-syntax", required_argument, nullptr, kPromptSyntax},
     {"scheduler", required_argument, nullptr, kScheduler},
     {"set", required_argument, nullptr, kSet},
     {"seed", required_argument, nullptr, kSeed},
@@ -180,6 +183,7 @@ Arguments parse_arguments(int argc, char** argv) {
         request.guidance_rescale = parse_number<double>("--guidance-rescale", value);
         break;
       case kClipSkip: request.clip_skip = integer("--clip-skip"); break;
+      case kPromptSyntax: request.prompt_syntax = value; break;
       case kScheduler: request.scheduler = value; break;
       case kSet: arguments.settings.push_back(value); break;
       case kSeed: request.seed = parse_seed(value); break;

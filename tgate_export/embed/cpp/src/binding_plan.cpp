@@ -67,7 +67,8 @@ class Planner {
   Planner(const Manifest& manifest, const RunShape& shape)
       : manifest_(manifest),
         dims_(named_dims(manifest, shape.batch, shape.height, shape.width)),
-        tile_dims_(dims_) {
+        tile_dims_(dims_),
+        chunks_(manifest.chunks()) {
     if (const auto& tiles = manifest.graph(kVaeDecoder).tiles) {
       tile_dims_ = named_dims(manifest, shape.batch, std::min(shape.height, tiles->size),
                               std::min(shape.width, tiles->size));
@@ -98,8 +99,8 @@ class Planner {
     }
     for (const TensorSpec& tensor : graph.outputs) {
       const auto given = outputs.find(tensor.name);
-      Slot slot = given == outputs.end() ? Slot{(negative ? kNegative : "") + tensor.name}
-                                         : given->second;
+      Slot slot =
+          given == outputs.end() ? Slot{output_buffer(name, tensor, negative)} : given->second;
       check_fit(name, tensor, slot);
       launch.outputs.emplace_back(tensor.name, std::move(slot));
     }
@@ -144,8 +145,20 @@ class Planner {
       }
     }
     for (const TensorSpec& tensor : graph.outputs) {
-      add((negative ? kNegative : "") + tensor.name, name, tensor);
+      const std::string buffer = output_buffer(name, tensor, negative);
+      add(buffer, name, tensor);
+      const std::string joined = (negative ? kNegative : "") + tensor.name;
+      if (buffer == joined) continue;
+      BufferSpec whole = buffers_.at(buffer);
+      whole.shape.at(1) *= chunks_.at(tensor.name);
+      buffers_.emplace(joined, std::move(whole));
     }
+  }
+
+  std::string output_buffer(const std::string& graph, const TensorSpec& tensor,
+                            bool negative) const {
+    if (graph == kPromptEncoder) return encoded_buffer(chunks_, tensor.name, negative);
+    return (negative ? kNegative : "") + tensor.name;
   }
 
   void add(const std::string& buffer, const std::string& graph, const TensorSpec& tensor) {
@@ -185,6 +198,7 @@ class Planner {
   const Manifest& manifest_;
   Dims dims_;
   Dims tile_dims_;  // of the decoder
+  std::map<std::string, std::int64_t> chunks_;
   Buffers buffers_;
   std::set<std::string> added_;
 };
@@ -223,6 +237,13 @@ std::string buffer_of(const InputSpec& tensor, bool negative) {
     std::string operator()(const FromLoop&) const { return name; }  // its slots are the run's
   };
   return std::visit(Namer{tensor.name, negative ? kNegative : ""}, tensor.origin);
+}
+
+std::string encoded_buffer(const std::map<std::string, std::int64_t>& chunks,
+                           const std::string& output, bool negative) {
+  const auto found = chunks.find(output);
+  const bool several = found != chunks.end() && found->second > 1;
+  return (several ? "chunk/" : "") + ((negative ? kNegative : "") + output);
 }
 
 std::size_t BufferSpec::row_elements() const {

@@ -41,6 +41,11 @@ using Buffers = std::map<std::string, BufferSpec>;
 // negative prompt.
 std::string buffer_of(const InputSpec& tensor, bool negative = false);
 
+// The buffer of one of the prompt encoder's outputs. It is the denoiser's, unless that reads several
+// of them, of which `chunks` says how many: those are joined on the host.
+std::string encoded_buffer(const std::map<std::string, std::int64_t>& chunks,
+                           const std::string& output, bool negative);
+
 // The buffer of a slot that `bytes` are copied to or from. Throws Error where there is no such
 // buffer or row, or where it has another size: the manifest contradicts itself.
 const BufferSpec& check_slot(const Buffers& buffers, const Slot& slot, std::size_t bytes);

@@ -47,6 +47,20 @@ void check_encoder_parameters(const Manifest& manifest, const Given& given,
   }
 }
 
+// Texts alone have a syntax.
+void check_syntax(const Request& request, const Given& given, const Call& call) {
+  const auto& values = call.settings.parameters;
+  check_syntax(values, call.prompts, "prompt");
+  if (call.negatives) check_syntax(values, *call.negatives, "negative_prompt");
+  const bool reads_text =
+      std::holds_alternative<Texts>(request.prompt) ||
+      (request.negative_prompt && std::holds_alternative<Texts>(*request.negative_prompt));
+  if (reads_text || given.count(kSyntax) == 0 || !reads_a1111(values)) return;
+  const bool embeds = std::holds_alternative<Embeds>(request.prompt);
+  refuse(kSyntax, kSyntax + " a1111 has no effect on " +
+                      (embeds ? "prompt_embeds" : "token ids") + ": leave it out");
+}
+
 // Nothing is noised that no image is given for.
 void check_strength(const Given& given, Settings::Values& values) {
   if (given.count("strength") > 0) {
@@ -168,6 +182,7 @@ Call make_call(const Manifest& manifest, const Request& request) {
   call.images = images_of(manifest, prompts, each);
   const Given given = given_parameters(request);
   settings.parameters = parameter_values(manifest, given, prompts);
+  check_syntax(request, given, call);
   if (std::holds_alternative<Embeds>(request.prompt)) {
     check_encoder_parameters(manifest, given, settings.parameters);
   }

@@ -19,7 +19,7 @@ namespace {
 constexpr std::int64_t kSchemaVersion = 2;
 constexpr std::int64_t kSchemaMinor = 1;
 // Abilities beyond those of 2.0 that this reader has.
-const std::set<std::string> kAbilities{"tiles"};
+const std::set<std::string> kAbilities{"prompt-chunks", "prompt-syntax", "tiles"};
 
 Range read_range(const Value& value) {
   Fields fields(value);
@@ -235,6 +235,24 @@ bool Manifest::takes_prompt() const {
   return any_input(*this, [](const InputSpec& tensor) {
     return std::holds_alternative<FromTokens>(tensor.origin);
   });
+}
+
+std::map<std::string, std::int64_t> Manifest::chunks() const {
+  std::map<std::string, std::int64_t> found;
+  for (const auto& [graph_name, graph] : graphs) {
+    if (!is_phase(graph_name)) continue;
+    for (const InputSpec& tensor : graph.inputs) {
+      const auto* origin = std::get_if<FromGraph>(&tensor.origin);
+      if (origin != nullptr && origin->chunks) found[origin->output] = *origin->chunks;
+    }
+  }
+  return found;
+}
+
+std::int64_t Manifest::prompt_chunks() const {
+  std::int64_t most = 1;
+  for (const auto& [output, number] : chunks()) most = std::max(most, number);
+  return most;
 }
 
 Manifest parse_manifest(std::string_view text, const std::string& where) {

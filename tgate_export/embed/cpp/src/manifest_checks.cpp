@@ -1,6 +1,8 @@
 #include "manifest_checks.hpp"
 
 #include <algorithm>
+#include <array>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -34,6 +36,11 @@ void check_files(const Manifest& manifest) {
       throw RecordError("files", "file " + quote(file) + " is used but not listed under files");
     }
   }
+}
+
+// The graph that reads what is to be generated.
+std::string prompt_encoder(const Manifest& manifest) {
+  return manifest.graphs.contains("image_encoder") ? "image_encoder" : "text_encoder";
 }
 
 bool has_row(const TensorSpec& tensor, std::int64_t size) {
@@ -112,7 +119,28 @@ class OriginFault {
       return "is output " + quote(origin.output) + " of graph " + quote(origin.graph) +
              ", which is not there";
     }
-    return output->shape == tensor_.shape ? "" : "is not of the shape of " + quote(origin.output);
+    std::vector<Dim> shape = output->shape;
+    if (origin.graph == prompt_encoder(manifest_)) {
+      const auto all = manifest_.chunks();
+      const auto found = all.find(origin.output);
+      const bool same = found == all.end() ? !origin.chunks : origin.chunks == found->second;
+      if (!same) return "has other chunks of " + quote(origin.output) + " than another input";
+    }
+    if (origin.chunks) {
+      if (origin.graph != prompt_encoder(manifest_)) {
+        return "is of chunks of graph " + quote(origin.graph) + ", which reads no prompt";
+      }
+      const auto same = [&](const TensorSpec& other) { return other.name == origin.output; };
+      const bool several = std::count_if(outputs.begin(), outputs.end(), same) > 1;
+      if (several || shape.size() != 3 || shape[1].size == 0) {
+        return "is of chunks of " + quote(origin.output) + ", which is not by token";
+      }
+      if (shape[1].size > std::numeric_limits<std::int64_t>::max() / *origin.chunks) {
+        return "is of chunks of " + quote(origin.output) + ", which has too many tokens";
+      }
+      shape[1].size *= *origin.chunks;
+    }
+    return shape == tensor_.shape ? "" : "is not of the shape of " + quote(origin.output);
   }
 
   std::string operator()(const FromCache& origin) const {
@@ -242,6 +270,48 @@ void check_tiles(const Manifest& manifest) {
   }
 }
 
+// What weights and chunks of prompts need.
+void check_syntax(const Manifest& manifest) {
+  const Parameter* parameter = manifest.parameters.find("prompt_syntax");
+  if (parameter == nullptr) return;
+  const std::string field = "parameters.prompt_syntax";
+  const auto known = [](const std::string& name) { return name == "plain" || name == "a1111"; };
+  const auto& choices = parameter->choices;
+  if (parameter->type != ParameterType::choice ||
+      !std::all_of(choices.begin(), choices.end(), known)) {
+    throw RecordError(field, "it is no syntax that is known");
+  }
+  const auto chunks = manifest.chunks();
+  if (chunks.size() != 1) throw RecordError(field, "no one output has the prompt's tokens");
+  std::int64_t width = 0;
+  for (const TensorSpec& tensor : manifest.graph(prompt_encoder(manifest)).outputs) {
+    if (tensor.name == chunks.begin()->first) width = tensor.shape.back().size;
+  }
+  using Columns = std::array<std::int64_t, 2>;
+  std::vector<std::pair<Columns, std::string>> all;
+  for (const auto& [name, tokenizer] : manifest.tokenizers) {
+    all.emplace_back(tokenizer.columns.value_or(Columns{}), name);
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::int64_t last = 0;
+  for (const auto& [columns, name] : all) {
+    if (columns[0] != last || columns[1] <= last) {
+      throw RecordError("tokenizers." + name + ".columns",
+                        "they do not begin at " + std::to_string(last) + ", where others end");
+    }
+    if (manifest.tokenizers.find(name)->max_length < 3) {
+      throw RecordError("tokenizers." + name + ".max_length",
+                        "there is no room between start and end");
+    }
+    last = columns[1];
+  }
+  if (last != width) {
+    throw RecordError("tokenizers", "their columns end at " + std::to_string(last) + ", not at " +
+                                        std::to_string(width));
+  }
+}
+
 }  // namespace
 
 void check_references(const Manifest& manifest) {
@@ -251,6 +321,7 @@ void check_references(const Manifest& manifest) {
   check_methods(manifest);
   check_caches(manifest);
   check_parameters(manifest);
+  check_syntax(manifest);
 }
 
 }  // namespace tgate

@@ -54,6 +54,7 @@ struct Declared {
   const char* absent;          // why
   std::optional<double> inert;  // values up to this change nothing
   double min;
+  const char* inert_choice = nullptr;  // a choice that changes nothing
 };
 
 constexpr const char* kSdxl = "it is for SDXL, and this bundle's model is not told it";
@@ -67,6 +68,10 @@ constexpr Declared kDeclared[] = {
     {"cache_blend", kNewer, std::nullopt, 0.0},
     {"guidance_carry", kNewer, 0.0, 0.0},
     {"clip_skip", "this bundle's text encoder cannot skip layers", 0.0, 0.0},
+    {"prompt_syntax",
+     "this bundle's text encoder is not CLIP, or an earlier version built it and it is to be built "
+     "again",
+     std::nullopt, 0.0, "plain"},
     {"original_size", kSdxl, std::nullopt, 0.0},
     {"crops_coords_top_left", kSdxl, std::nullopt, 0.0},
     {"target_size", kSdxl, std::nullopt, 0.0},
@@ -89,7 +94,8 @@ void check_absent(const Manifest& manifest, const std::string& name, const Param
   for (const Scalar& one : scalars_of(value)) {
     const bool inert = declared->inert && is_number(one) && to_double(one) <= *declared->inert &&
                        to_double(one) >= declared->min;
-    if (!inert) {
+    const bool inert_choice = declared->inert_choice && one == Scalar(declared->inert_choice);
+    if (!inert && !inert_choice) {
       refuse(name, name + " " + text_of(one) + " has no effect: " + declared->absent +
                        "; leave it out");
     }
@@ -207,6 +213,7 @@ Given given_parameters(const Request& request) {
   }
   set("guidance_rescale", request.guidance_rescale);
   set("clip_skip", request.clip_skip);
+  set("prompt_syntax", request.prompt_syntax);
   set("scheduler", request.scheduler);
   set("original_size", request.original_size);
   set("crops_coords_top_left", request.crops_coords_top_left);

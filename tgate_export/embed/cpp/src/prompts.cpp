@@ -8,6 +8,8 @@
 #include "binding_plan.hpp"
 #include "counts.hpp"
 #include "half.hpp"
+#include "prompt_chunks.hpp"
+#include "prompt_syntax.hpp"
 #include "text.hpp"
 #include "unicode.hpp"
 
@@ -49,6 +51,7 @@ void check_counts(const std::string& argument, const Map& map, Size size) {
 
 void check_embeds(const Manifest& manifest, const std::string& argument, const Embeds& embeds) {
   const std::vector<TensorSpec>& outputs = manifest.graph(kPromptEncoder).outputs;
+  const std::map<std::string, std::int64_t> chunks = manifest.chunks();
   std::vector<std::string> names;
   for (const TensorSpec& tensor : outputs) names.push_back(tensor.name);
   if (!same_names(embeds, names)) {
@@ -58,17 +61,24 @@ void check_embeds(const Manifest& manifest, const std::string& argument, const E
   }
   for (const TensorSpec& tensor : outputs) {
     const Tensor& value = embeds.at(tensor.name);
+    const auto found = chunks.find(tensor.name);
+    const std::int64_t most = found == chunks.end() ? 1 : found->second;
     std::vector<std::string> wanted{"prompts"};
     bool fits = value.shape.size() == tensor.shape.size() && !value.shape.empty() &&
                 value.shape[0] > 0;
     for (std::size_t i = 1; i < tensor.shape.size(); ++i) {
-      wanted.push_back(std::to_string(tensor.shape[i].size));
-      fits = fits && value.shape[i] == tensor.shape[i].size;
+      const std::int64_t size = tensor.shape[i].size;
+      wanted.push_back(std::to_string(size));
+      if (!fits || value.shape[i] == size) continue;
+      const bool more = most > 1 && i == 1 && value.shape[i] > 0;
+      fits = more && value.shape[i] % size == 0 && value.shape[i] / size <= most;
     }
+    const std::string times =
+        most == 1 ? "" : ", or up to " + std::to_string(most) + " times as many tokens";
     if (!fits || elements_of(value.shape) != value.data.size()) {
       refuse(argument, argument + ": " + tensor.name + " has shape " + shape_text(value.shape) +
              ", but this bundle's family " + manifest.family + " takes [" + join(wanted) +
-             "]: use the text encoder of the bundle's own model");
+             "]" + times + ": use the text encoder of the bundle's own model");
     }
     const float largest = tensor.dtype == DType::float16 ? kLargestHalf
                           : tensor.dtype == DType::int64 ? 0x1p63F
@@ -181,6 +191,31 @@ std::optional<Prompts> check_negatives(const Manifest& manifest,
                                   std::to_string(prompts) + " prompts: give one, or one each");
   }
   return negatives;
+}
+
+bool reads_a1111(const Settings::Values& values) {
+  const auto* found = values.find(kSyntax);
+  return found != nullptr && !found->empty() && found->front() == Scalar("a1111");
+}
+
+void check_syntax(const Settings::Values& values, const Prompts& prompts,
+                  const std::string& field) {
+  const auto* texts = std::get_if<Texts>(&prompts);
+  if (texts == nullptr || !reads_a1111(values)) return;
+  for (std::size_t i = 0; i < texts->size(); ++i) {
+    if (i == 0 || (*texts)[i] != (*texts)[i - 1]) read_a1111((*texts)[i], field);
+  }
+}
+
+std::int64_t missing_chunks(const Manifest& manifest, const Embeds& embeds) {
+  const std::map<std::string, std::int64_t> all = manifest.chunks();
+  for (const TensorSpec& tensor : manifest.graph(kPromptEncoder).outputs) {
+    const auto most = all.find(tensor.name);
+    if (most == all.end()) continue;
+    const std::int64_t chunks = embeds.at(tensor.name).shape[1] / tensor.shape[1].size;
+    if (const auto missing = filled_up(chunks, most->second) - chunks; missing > 0) return missing;
+  }
+  return 0;
 }
 
 }  // namespace tgate

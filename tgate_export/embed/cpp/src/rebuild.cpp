@@ -60,6 +60,13 @@ std::string rebuild_command(const Bundle& bundle, const BuildOptions& changes) {
   const Graph* decoder = manifest.graphs.find("vae_decoder");
   const std::int64_t tile = decoder != nullptr && decoder->tiles ? decoder->tiles->size : 0;
   if (tile != usual) options.emplace_back("vae-tile", std::to_string(tile));
+  if (const std::int64_t chunks = manifest.prompt_chunks(); chunks > 1) {
+    options.emplace_back("prompt-chunks", std::to_string(chunks));
+  }
+  const Parameter* syntax = manifest.parameters.find("prompt_syntax");
+  if (syntax != nullptr && syntax->default_value == Scalar("a1111")) {
+    options.emplace_back("prompt-syntax", "a1111");
+  }
   for (const auto& [name, value] : changes) {
     const auto same = std::find_if(options.begin(), options.end(), [&, &wanted = name](
                                        const auto& option) { return option.first == wanted; });

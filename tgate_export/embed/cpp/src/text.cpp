@@ -96,6 +96,14 @@ std::string shell_join(const std::vector<std::string>& words) {
   return join(quoted, " ");
 }
 
+std::string stripped(std::string_view text) {
+  const std::u32string decoded = decode_utf8(text);
+  const auto is_blank = [](char32_t c) { return is_space(c) || (c >= 0x1c && c <= 0x1f); };
+  const auto begin = std::find_if_not(decoded.begin(), decoded.end(), is_blank);
+  const auto end = std::find_if_not(decoded.rbegin(), decoded.rend(), is_blank).base();
+  return begin < end ? encode_utf8({&*begin, static_cast<std::size_t>(end - begin)}) : "";
+}
+
 std::string one_line(std::string_view text) {
   const auto begin = text.find_first_not_of(" \t\r\n");
   if (begin == std::string_view::npos) return {};

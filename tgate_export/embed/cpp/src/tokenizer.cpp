@@ -1,5 +1,6 @@
 #include "tokenizer.hpp"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <queue>
@@ -236,6 +237,10 @@ void Tokenizer::find_vectors(const nlohmann::json& added_tokens) {
     }
     if (all != token) vectors_.emplace(id, std::make_pair(token, std::move(all)));
   }
+  for (const auto* tokens : {&added, &vocabulary_}) {
+    const auto found = tokens->find(",</w>");
+    if (!comma_ && found != tokens->end()) comma_ = found->second;
+  }
 }
 
 void Tokenizer::read_post_processor(const nlohmann::json& json) {
@@ -260,6 +265,33 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, std::size_t m
     }
   }
   return seen.empty() ? ids : encode_as_it_is(longer);
+}
+
+std::vector<std::vector<std::int64_t>> Tokenizer::groups(std::string_view text,
+                                                         std::size_t most) const {
+  std::vector<std::int64_t> ids = encode(text, most);
+  ids.pop_back();
+  std::unordered_map<std::int64_t, std::vector<std::int64_t>> wholes;
+  std::vector<std::vector<std::int64_t>> found;
+  for (std::size_t first = 1; first < ids.size();) {
+    std::size_t length = 1;
+    if (const auto vectors = vectors_.find(ids[first]); vectors != vectors_.end()) {
+      auto& whole = wholes[ids[first]];
+      if (whole.empty()) {
+        whole = encode_as_it_is(vectors->second.second);
+        whole.erase(whole.begin());
+        whole.pop_back();
+      }
+      const bool fits = whole.size() <= ids.size() - first &&
+                        std::equal(whole.begin(), whole.end(),
+                                   ids.begin() + static_cast<std::ptrdiff_t>(first));
+      if (fits) length = std::max<std::size_t>(whole.size(), 1);
+    }
+    const auto begin = ids.begin() + static_cast<std::ptrdiff_t>(first);
+    found.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(length));
+    first += length;
+  }
+  return found;
 }
 
 std::vector<std::int64_t> Tokenizer::encode_as_it_is(std::string_view text) const {
@@ -392,6 +424,19 @@ std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
     text += decoded;
   }
   return encode_utf8(decode_utf8(text));
+}
+
+std::string Tokenizer::text(const std::vector<std::int64_t>& ids) const {
+  constexpr std::string_view kEndOfWord = "</w>";
+  const std::string decoded = decode(ids);
+  std::string out;
+  for (std::size_t at = 0; at < decoded.size();) {
+    const std::size_t end = std::min(decoded.find(kEndOfWord, at), decoded.size());
+    out.append(decoded, at, end - at);
+    if (end < decoded.size()) out += ' ';
+    at = end + kEndOfWord.size();
+  }
+  return stripped(out);
 }
 
 }  // namespace tgate

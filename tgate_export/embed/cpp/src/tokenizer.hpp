@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,8 +25,16 @@ class Tokenizer {
   // `most` occurrences.
   std::vector<std::int64_t> encode(std::string_view text, std::size_t most = 77) const;
 
+  // Ids of a text without the start and the end, those together that belong together: the vectors
+  // of one textual inversion. `most`: tokens that can be of use.
+  std::vector<std::vector<std::int64_t>> groups(std::string_view text, std::size_t most) const;
+
   // Text of ids without the special tokens; what is not UTF-8 becomes U+FFFD.
   std::string decode(const std::vector<std::int64_t>& ids) const;
+  std::string text(const std::vector<std::int64_t>& ids) const;  // as somebody would write it
+
+  std::int64_t start() const { return start_; }                 // that every text begins with
+  std::optional<std::int64_t> comma() const { return comma_; }  // at the end of a word
 
  private:
   struct AddedToken {
@@ -60,6 +69,7 @@ class Tokenizer {
   std::int64_t unknown_ = -1;
   std::int64_t start_ = 0;
   std::int64_t end_ = 0;
+  std::optional<std::int64_t> comma_;
 };
 
 }  // namespace tgate

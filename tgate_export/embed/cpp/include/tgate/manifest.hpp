@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -208,6 +209,10 @@ struct Manifest {
   bool takes_negative() const;
   // Whether a run has a prompt; a video is made from its image.
   bool takes_prompt() const;
+  // The text encoder's outputs by token, and of how many runs the denoiser reads them.
+  std::map<std::string, std::int64_t> chunks() const;
+  // How many runs of the text encoder a prompt can have.
+  std::int64_t prompt_chunks() const;
 };
 
 struct FileStates;

@@ -24,7 +24,8 @@ struct Tensor {
 using Texts = std::vector<std::string>;  // UTF-8
 // Token ids by tokenizer, one row a prompt, start and end tokens included; shorter rows are padded.
 using TokenIds = std::map<std::string, std::vector<std::vector<std::int64_t>>>;
-// What the text encoder would give, by its outputs' names [prompts, ...].
+// What the text encoder would give, by its outputs' names [prompts, ...]; of those by token up to as
+// many chunks as the bundle was built for.
 using Embeds = std::map<std::string, Tensor>;
 using Prompts = std::variant<Texts, TokenIds, Embeds>;
 
@@ -56,6 +57,7 @@ struct Request {
   std::vector<double> guidance_scale;
   std::optional<double> guidance_rescale;
   std::optional<int> clip_skip;
+  std::optional<std::string> prompt_syntax;  // how texts are read: plain, or a1111, with weights
   std::optional<std::string> scheduler;
   std::optional<std::uint64_t> seed;  // random when not given
   int num_images_per_prompt = 1;
