@@ -43,7 +43,8 @@ def test_picture_and_report_are_those_of_the_python_command(
     generate: Generate, capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path
 ) -> None:
     options = [
-        *OPTIONS, "--negative-prompt", "a cross", "--gate-step", 2, "--scheduler", "euler",
+        *OPTIONS, "--negative-prompt", "a [cross]", "--gate-step", 2, "--scheduler", "euler",
+        "--prompt-syntax", "a1111",
         "--guidance-scale", 4.5, "--guidance-rescale", 0.5, "--clip-skip", 1, "--num-images", 2,
         "--backend", "onnxruntime:cpu", "--json",
     ]  # fmt: skip
@@ -104,6 +105,8 @@ def test_without_json_stdout_is_empty(generate: Generate, tmp_path: Path) -> Non
         ["--guidance-rescale", "2"],
         ["--size", "18x16"],
         ["--prompt", b"\xff".decode(errors="surrogateescape")],
+        ["--prompt-syntax", "a1111", "--prompt", "a (b"],
+        ["--prompt-syntax", "comfy"],
         ["--out", "nowhere/x.png"],
     ],
 )

@@ -141,7 +141,7 @@ def test_parameters_by_name_are_the_fields_of_their_names(
     assert by_name["parameters"] == by_field["parameters"]
     assert by_name["parameters"] == options | {
         "guidance_scale": 3.0, "sp_interval": 1, "fi_interval": 1, "warm_up": 0, "clip_skip": 0,
-        "cache_blend": 0.5, "guidance_carry": 0.0,
+        "cache_blend": 0.5, "guidance_carry": 0.0, "prompt_syntax": "plain",
     }  # fmt: skip
     for name, value in options.items():
         found = driver.refusal(
@@ -167,13 +167,19 @@ def test_values_of_any_type(driver: Driver, tiny_bundle: Path, value: Any) -> No
             assert found == {known: request.value(known) for known in manifest.parameters}
 
 
+def negative_of(buffer: str) -> str:
+    """Return where C++ has the negative prompt's of an output of the encoder."""
+    folder, slash, name = buffer.rpartition("/")
+    return folder + slash + NEGATIVE + name
+
+
 def launched(manifest: Manifest, plan: BatchPlan) -> list[Launch]:
     """What C++ launches for a run of every phase, which never shares a batch."""
     encoder = manifest.graph(manifest.prompt_encoder)
     negative = Launch(
         manifest.prompt_encoder,
         {tensor.name: buffer_of(tensor, negative=True) for tensor in encoder.inputs},
-        {tensor.name: NEGATIVE + tensor.name for tensor in encoder.outputs},
+        {name: negative_of(buffer) for name, buffer in plan.encode.outputs.items()},
     )
     steps = [
         launch
@@ -190,6 +196,7 @@ def launched(manifest: Manifest, plan: BatchPlan) -> list[Launch]:
     [
         ("tiny_bundle", {}),
         ("reuse_bundle", {}),
+        ("chunks_bundle", {}),
         ("tiny_dynamic_bundle", {"height": 48, "width": 16}),
     ],
 )
@@ -206,6 +213,7 @@ def test_buffers_and_launches(
     buffers = {
         **plan.buffers,
         **{negative.inputs[each.name]: plan.buffers[buffer_of(each)] for each in encoder.inputs},
+        **{negative_of(buffer): plan.buffers[buffer] for buffer in plan.encode.outputs.values()},
     }
     del buffers["latents"]
     assert found["buffers"] == {

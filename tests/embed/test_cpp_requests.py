@@ -341,8 +341,9 @@ def test_half_precision(driver: Driver) -> None:
         [exact, between, np.nextafter(between.astype(np.float32), np.float32(np.inf)), [65519.9]]
     ).astype(np.float32)
     values = np.concatenate([values, -values])
-    found = np.array(driver("half", values=values.tolist())["values"], dtype=np.uint16)
-    assert (found == values.astype(np.float16).view(np.uint16)).all()
+    reply, halves = driver("half", values=values.tolist()), values.astype(np.float16)
+    assert (np.array(reply["values"], dtype=np.uint16) == halves.view(np.uint16)).all()
+    assert (np.array(reply["floats"], dtype=np.float32) == halves.astype(np.float32)).all()
 
 
 @settings(

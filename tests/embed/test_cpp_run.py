@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import tiny
 from tests.support.cpp_driver import Driver
 from tgate_export import TGatePipeline
+from tgate_export.build.build import build_bundle
 from tgate_export.data.shapes_world import COLOURS, SHAPES
 
 SCHEDULERS = ("ddim", "euler", "dpm++2m", "pndm")
@@ -97,3 +99,24 @@ def test_all_prompts_with_every_setting(
     assert len(PROMPTS) == 24
     request = {"prompt": texts(*PROMPTS), **options}
     assert_same(driver("run", bundle=str(shapes_bundle), request=request), expected)
+
+
+@pytest.fixture(scope="module")
+def twice_bundle(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a sampler that evaluates twice a step, as `build --samplers heun` makes it."""
+    folder = tmp_path_factory.mktemp("twice") / "bundle"
+    with tiny.only_samplers("ddim"):
+        return build_bundle(str(tiny_pipeline_dir), samplers="heun", out=folder).path
+
+
+def test_two_evaluations_a_step_across_a_gate(driver: Driver, twice_bundle: Path) -> None:
+    """Both of a step are of one phase; the last step of Heun has a single one."""
+    options: dict[str, Any] = {"num_inference_steps": 5, "gate_step": 2, "scheduler": "heun"}
+    options |= {"seed": 4, "guidance_scale": [5.0]}
+    pipeline = TGatePipeline.from_bundle(twice_bundle, "onnxruntime:cpu")
+    expected = python_run(pipeline, PROMPTS[:2], **options)
+    assert expected["phases"] == ["full"] * 4 + ["gated"] * 5
+    request = {"prompt": texts(*PROMPTS[:2]), **options}
+    assert_same(driver("run", bundle=str(twice_bundle), request=request), expected)
+    full = python_run(pipeline, PROMPTS[:2], **options | {"gate_step": 5})
+    assert np.abs(full["latents"] - expected["latents"]).max() > 1e-3

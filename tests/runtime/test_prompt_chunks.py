@@ -114,6 +114,17 @@ def test_vectors_of_one_textual_inversion_stay_together(tmp_path: Path) -> None:
     assert [len(group) for group in tokenizer.groups("<cat>_1 <cat>_2 a", 99)] == [1, 1, 1]
 
 
+def test_vectors_that_find_no_room_after_a_comma(tmp_path: Path) -> None:
+    """What moves behind it fills the last chunk, and they are left out with it."""
+    names = ("<cat>", *(f"<cat>_{number}" for number in range(1, 65)))
+    tokenizer = tokenizer_of(tmp_path, *names)
+    prompt = read_a1111("a" * 60 + "," + "b" * 14 + "<cat>" + "c" * 9)
+    chunks, left_out = split_chunks(tokenizer, prompt, 1)
+    assert [len(chunk.ids) for chunk in chunks] == [61]
+    assert left_out.replace(" ", "") == "b" * 14 + "".join(names) + "c" * 9
+    assert [len(chunk.ids) for chunk in split_chunks(tokenizer, prompt, 3)[0]] == [61, 14, 74]
+
+
 @pytest.mark.parametrize(
     ("most", "expected"),
     [(1, [1]), (2, [1, 2]), (3, [1, 3, 3]), (6, [1, 2, 3, 6, 6, 6]), (4, [1, 2, 4, 4])],

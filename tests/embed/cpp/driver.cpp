@@ -20,6 +20,8 @@
 #include "files.hpp"
 #include "half.hpp"
 #include "noise.hpp"
+#include "prompt_chunks.hpp"
+#include "prompt_syntax.hpp"
 #include "sampler_table.hpp"
 #include "step_plan.hpp"
 #include "text.hpp"
@@ -88,6 +90,7 @@ tgate::Request request_of(const Json& json) {
   if (json.contains("guidance_scale")) json["guidance_scale"].get_to(request.guidance_scale);
   set(json, "guidance_rescale", request.guidance_rescale);
   set(json, "clip_skip", request.clip_skip);
+  set(json, "prompt_syntax", request.prompt_syntax);
   if (json.contains("parameters")) {
     for (const auto& [name, value] : json["parameters"].items()) {
       request.parameters[name] = value_of(value);
@@ -166,6 +169,25 @@ Json encode(const Json& json) {
   return {{"ids", rows}, {"decoded", decoded}};
 }
 
+Json pieces(const Json& json) {
+  Json found = Json::array();
+  for (const tgate::Piece& piece :
+       tgate::read_a1111(json.at("text").get<std::string>(), json.value("field", "prompt"))) {
+    found.push_back({piece.text ? Json(*piece.text) : Json(), piece.weight});
+  }
+  return {{"pieces", found}};
+}
+
+Json chunks(const Json& json) {
+  const std::string file = json.at("file").get<std::string>();
+  const tgate::Tokenizer tokenizer(tgate::read_file(file), file);
+  const auto pieces = tgate::read_a1111(json.at("text").get<std::string>(), "prompt");
+  const auto found = tgate::split_chunks(tokenizer, pieces, json.at("room"), json.at("most"));
+  Json all = Json::array();
+  for (const tgate::Chunk& chunk : found.chunks) all.push_back({chunk.ids, chunk.weights});
+  return {{"chunks", all}, {"left_out", found.left_out}};
+}
+
 // The phases of a bundle's method; its parameters' values are those of a request.
 Json phases(const Json& json) {
   const tgate::Manifest manifest =
@@ -190,6 +212,8 @@ Json answer(const Json& json) {
   const std::string op = json.at("op").get<std::string>();
   if (op == "run") return run(json);
   if (op == "encode") return encode(json);
+  if (op == "pieces") return pieces(json);
+  if (op == "chunks") return chunks(json);
   if (op == "phases") return phases(json);
   if (op == "quota") {
     const std::string folder = json.at("folder");
@@ -260,9 +284,12 @@ Json answer(const Json& json) {
                                               json.at("draw"))}};
   }
   if (op == "half") {
-    Json values = Json::array();
-    for (const Json& value : json.at("values")) values.push_back(tgate::to_half(value));
-    return {{"values", values}};
+    Json values = Json::array(), floats = Json::array();
+    for (const Json& value : json.at("values")) {
+      values.push_back(tgate::to_half(value));
+      floats.push_back(tgate::from_half(values.back()));
+    }
+    return {{"values", values}, {"floats", floats}};
   }
   if (op == "quote") return {{"text", tgate::quote(json.at("text").get<std::string>())}};
   throw std::invalid_argument("no op " + op);
