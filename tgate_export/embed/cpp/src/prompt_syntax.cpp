@@ -72,7 +72,7 @@ std::size_t number_end(Text text, std::size_t at) {
   return end;
 }
 
-// What a colon at `at` begins, if it is a weight or a schedule.
+// What a colon at `at` begins, if it is a weight or prompt editing.
 std::optional<Number> number_at(Text text, std::size_t at) {
   const std::size_t begin = skip(text, at + 1, is_blank);
   const std::size_t end = number_end(text, begin);
@@ -221,7 +221,7 @@ class Reader {
     const Bracket bracket = close(number.bracket);
     const std::string text = encode_utf8(prompt_.substr(number.begin, number.end - number.begin));
     if (prompt_[number.bracket] == U']') {
-      refuse("':" + text.substr(0, 40) + "]'", colon, "schedules");
+      refuse("':" + text.substr(0, 40) + "]'", colon, "prompt editing");
     }
     const std::optional<double> weight = decimal(text);
     if (!weight || !(std::abs(*weight) <= kLargestWeight)) {
