@@ -42,7 +42,7 @@ def read(text: str) -> list[tuple[str | None, float]]:
         ("BREAK,BREAK", [(None, 1.0), (",", 1.0), (None, 1.0)]),
         ("SAND and ANDY", [("SAND and ANDY", 1.0)]),
         ("(x:0)[y]", [("x", 0.0), ("y", LESS)]),
-        ("(x:ınf)", [("x:ınf", 1.1)]),
+        ("(x:\u0131nf)", [("x:\u0131nf", 1.1)]),
     ],
 )
 def test_by_hand(text: str, expected: list[tuple[str | None, float]]) -> None:

@@ -112,23 +112,7 @@ def _fault(manifest: Manifest, tensor: Input) -> str:
             return f"is of parameter {origin.noise!r}, which is not listed"
         return "" if len(row) == 3 and row[2] == 3 else "is no picture"
     if isinstance(origin, FromGraph):
-        made = manifest.graphs.get(origin.graph)
-        shapes = {} if made is None else _shapes(made.outputs)
-        if origin.output not in shapes:
-            return f"is output {origin.output!r} of graph {origin.graph!r}, which is not there"
-        shape = shapes[origin.output]
-        if origin.graph == manifest.prompt_encoder and origin.chunks != manifest.chunks.get(
-            origin.output
-        ):
-            return f"has other chunks of {origin.output!r} than another input"
-        if origin.chunks is not None:
-            if origin.graph != manifest.prompt_encoder:
-                return f"is of chunks of graph {origin.graph!r}, which reads no prompt"
-            several = [output.name for output in made.outputs].count(origin.output) > 1
-            if several or len(shape) != 3 or isinstance(shape[1], str):
-                return f"is of chunks of {origin.output!r}, which is not by token"
-            shape = (shape[0], origin.chunks * shape[1], shape[2])
-        return "" if shape == tensor.shape else f"is not of {origin.output!r}'s shape"
+        return _graph_fault(manifest, origin, tensor)
     if isinstance(origin, FromCache):
         cache = manifest.caches.get(origin.cache)
         if cache is None:
@@ -136,6 +120,26 @@ def _fault(manifest: Manifest, tensor: Input) -> str:
         same = (cache.dtype, cache.shape) == (tensor.dtype, tensor.shape)
         return "" if same else f"is not of cache {origin.cache!r}'s type and shape"
     return ""
+
+
+def _graph_fault(manifest: Manifest, origin: FromGraph, tensor: Tensor) -> str:
+    made = manifest.graphs.get(origin.graph)
+    outputs = () if made is None else made.outputs
+    shapes = _shapes(outputs)
+    if origin.output not in shapes:
+        return f"is output {origin.output!r} of graph {origin.graph!r}, which is not there"
+    shape = shapes[origin.output]
+    of_prompt = origin.graph == manifest.prompt_encoder
+    if of_prompt and origin.chunks != manifest.chunks.get(origin.output):
+        return f"has other chunks of {origin.output!r} than another input"
+    if origin.chunks is not None:
+        if not of_prompt:
+            return f"is of chunks of graph {origin.graph!r}, which reads no prompt"
+        several = [output.name for output in outputs].count(origin.output) > 1
+        if several or len(shape) != 3 or isinstance(shape[1], str):
+            return f"is of chunks of {origin.output!r}, which is not by token"
+        shape = (shape[0], origin.chunks * shape[1], shape[2])
+    return "" if shape == tensor.shape else f"is not of {origin.output!r}'s shape"
 
 
 def _parameter_fault(

@@ -16,8 +16,8 @@ from tgate_export.common.errors import InvalidRequestError
 LARGEST_WEIGHT = 100.0
 _EMPHASIS = {"(": 1.1, "[": 1 / 1.1}
 _CLOSES = {")": "(", "]": "["}
-# White space, digits and the letters of numbers are ASCII's. The last alternative of each kind takes
-# what is no more than a character: every text is read to its end, once.
+# White space, digits and the letters of numbers are ASCII's. The last alternative of each kind
+# takes what is no more than a character: every text is read to its end, once.
 _TOKEN = re.compile(
     r"(?P<escape>\\[\\()\[\]]?)"
     r"|:[ \t-\r]*(?P<number>[+-]?(?:[.0-9]+(?:[eE][+-]?[0-9]+)?|(?ai:nan|inf(?:inity)?)))[ \t-\r]*"

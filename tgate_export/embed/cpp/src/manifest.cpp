@@ -63,10 +63,10 @@ TokenizerSpec read_tokenizer(const Value& value) {
   tokenizer.pad_token_id = fields.required("pad_token_id").integer_from(0);
   tokenizer.eos_token_id = fields.required("eos_token_id").integer_from(0);
   if (const auto columns = fields.optional_not_null("columns")) {
-    const auto ends =
-        list_of<std::int64_t>(*columns, [](const Value& end) { return end.integer_from(0); });
+    const std::vector<Value> ends = columns->array();
     columns->check_items(ends.size(), 2, 2);
-    tokenizer.columns = std::array<std::int64_t, 2>{ends[0], ends[1]};
+    tokenizer.columns =
+        std::array<std::int64_t, 2>{ends[0].integer_from(0), ends[1].integer_from(1)};
   }
   fields.end();
   return tokenizer;
