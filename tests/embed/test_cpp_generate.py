@@ -106,7 +106,6 @@ def test_without_json_stdout_is_empty(generate: Generate, tmp_path: Path) -> Non
         ["--size", "18x16"],
         ["--prompt", b"\xff".decode(errors="surrogateescape")],
         ["--prompt-syntax", "a1111", "--prompt", "a (b"],
-        ["--prompt-syntax", "comfy"],
         ["--out", "nowhere/x.png"],
     ],
 )
@@ -136,6 +135,7 @@ def test_usage_errors_are_those_of_the_python_command(
         (["--set", "gate_step=2.5"], "--set gate_step '2.5' is not a number"),
         (["--set", "gate_step=0"], "gate_step must be at least 1, got 0"),
         (["--gate-step", "2", "--set", "gate_step=2"], "gate_step is set twice"),
+        (["--prompt-syntax", "comfy"], "prompt_syntax must be one of plain, a1111, got 'comfy'"),
         (["--surprise"], "no such option, or one without its value: --surprise"),
         (["--prompt"], "no such option, or one without its value: --prompt"),
         (["second"], "give one BUNDLE"),

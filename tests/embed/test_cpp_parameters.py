@@ -100,7 +100,7 @@ GUARDS = st.fixed_dictionaries(
 def test_any_rule(
     driver: Driver, guards: list[dict[str, Any]], values: tuple[int, int], numbers: list[int]
 ) -> None:
-    guards = [*guards, {"phase": "last", "all": []}]
+    guards = [*guards, {"phase": "full", "all": []}]
     raw = with_method({"parameters": list(NAMES), "rule": guards})
     parameters = dict(zip(NAMES, values, strict=True))
     found = driver(

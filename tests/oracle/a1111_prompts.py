@@ -74,7 +74,7 @@ def _bracket(
     tail = re.search(r"[^\\()\[\]]*$", text[at + 1 : end])
     assert tail is not None
     number = tail[0].rpartition(":")[2].strip() if ":" in tail[0] else ""
-    weird = re.fullmatch(r"[+-]?([.\d]+e[+-]?\d+|nan|inf|infinity)", number, re.IGNORECASE)
+    weird = re.fullmatch(r"[+-]?([.\d]+e[+-]?\d+|nan|inf|infinity)", number, re.I | re.A)
     if weird or WEIGHT.fullmatch(number):
         try:
             value = float(number)

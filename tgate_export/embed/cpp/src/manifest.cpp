@@ -64,9 +64,13 @@ TokenizerSpec read_tokenizer(const Value& value) {
   tokenizer.eos_token_id = fields.required("eos_token_id").integer_from(0);
   if (const auto columns = fields.optional_not_null("columns")) {
     const std::vector<Value> ends = columns->array();
-    columns->check_items(ends.size(), 2, 2);
-    tokenizer.columns =
-        std::array<std::int64_t, 2>{ends[0].integer_from(0), ends[1].integer_from(1)};
+    columns->check_items(ends.size(), 0, 2);
+    tokenizer.columns.emplace();
+    for (std::size_t end = 0; end < 2; ++end) {
+      const std::string path = columns->path() + "." + std::to_string(end);
+      if (end == ends.size()) throw RecordError(path, "it is missing");
+      (*tokenizer.columns)[end] = ends[end].integer_from(end == 0 ? 0 : 1);
+    }
   }
   fields.end();
   return tokenizer;

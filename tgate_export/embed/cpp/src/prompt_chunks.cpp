@@ -177,7 +177,9 @@ std::vector<EncoderRun> encoder_runs(const Manifest& manifest, Tokenizers& token
 void apply_weights(const Manifest& manifest, const EncoderRun& run, std::int64_t width,
                    std::vector<double>& tokens) {
   const auto row = static_cast<std::size_t>(width);
-  for (const auto& [name, weights] : run.weights) {
+  for (const auto& entry : run.weights) {
+    const std::string& name = entry.first;
+    const std::vector<double>& weights = entry.second;
     const auto& columns = manifest.tokenizers.find(name)->columns;
     if (!columns || (*columns)[1] > width || tokens.size() != row * weights.size()) {
       throw Error(ErrorKind::bundle, "the tokens of " + quote(name) +

@@ -145,6 +145,7 @@ Tokenizer::Tokenizer(std::string_view text, const std::string& where) {
     if (json.at("pre_tokenizer") != nlohmann::json::parse(kPreTokenizer)) other_kind("pre-tokenizer");
     read_added_tokens(json.at("added_tokens"));
     find_vectors(json.at("added_tokens"));
+    find_comma(json.at("added_tokens"));
     read_post_processor(json.at("post_processor"));
   } catch (const std::invalid_argument& error) {
     throw Error(ErrorKind::bundle, where + " is not a tokenizer file: " + error.what());
@@ -237,9 +238,15 @@ void Tokenizer::find_vectors(const nlohmann::json& added_tokens) {
     }
     if (all != token) vectors_.emplace(id, std::make_pair(token, std::move(all)));
   }
-  for (const auto* tokens : {&added, &vocabulary_}) {
-    const auto found = tokens->find(",</w>");
-    if (!comma_ && found != tokens->end()) comma_ = found->second;
+}
+
+void Tokenizer::find_comma(const nlohmann::json& added_tokens) {
+  const std::string comma = ",</w>";
+  if (const auto found = vocabulary_.find(comma); found != vocabulary_.end()) {
+    comma_ = found->second;
+  }
+  for (const nlohmann::json& entry : added_tokens) {
+    if (entry.at("content") == comma) comma_ = entry.at("id").get<std::int64_t>();
   }
 }
 

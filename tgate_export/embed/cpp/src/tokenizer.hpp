@@ -52,6 +52,7 @@ class Tokenizer {
 
   void read_added_tokens(const nlohmann::json& json);
   void find_vectors(const nlohmann::json& added_tokens);
+  void find_comma(const nlohmann::json& added_tokens);
   void read_model(const nlohmann::json& json);
   void read_post_processor(const nlohmann::json& json);
   std::vector<std::int64_t> encode_as_it_is(std::string_view text) const;
