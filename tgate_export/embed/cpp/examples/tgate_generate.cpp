@@ -91,6 +91,8 @@ void print_json(const tgate::Pipeline& pipeline, const tgate::Result& result,
   }
   report["width"] = settings.width;
   report["height"] = settings.height;
+  report["hires"] = nullptr;  // Python's alone, as is a refiner
+  report["refiner"] = nullptr;
   report["timings"] = timings_json(result.timings);
   std::printf("%s\n", report.dump(1, ' ', false, Json::error_handler_t::replace).c_str());
 }
