@@ -1,6 +1,7 @@
 #include "text_encoder.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -49,6 +50,19 @@ Bytes row_of(const Bytes& rows, std::size_t index, std::size_t batch) {
 Bytes given_row(const Tensor& value, std::size_t image, DType dtype) {
   const std::size_t each = value.data.size() / static_cast<std::size_t>(value.shape[0]);
   return converted(value.data.data() + each * image, each, dtype);
+}
+
+// A number as a float that rounds to the half that the number itself rounds to: towards zero, and
+// with the last bit set where something is lost.
+float towards_half(double number) {
+  auto value = static_cast<float>(number);
+  if (double(value) == number || !std::isfinite(number)) return value;
+  if (std::abs(double(value)) > std::abs(number)) value = std::nextafter(value, 0.0F);
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits |= 1;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
 }
 
 double number_at(const char* bytes, DType dtype) {
@@ -266,13 +280,14 @@ Bytes TextEncoder::weighted(const EncoderRun& run, const TensorSpec& tensor, Byt
     numbers[i] = number_at(tokens.data() + i * size, tensor.dtype);
   }
   apply_weights(manifest_, run, tensor.shape.back().size, numbers);
-  const double largest = tensor.dtype == DType::float16
-                             ? double(kLargestFiniteHalf)
-                             : double(std::numeric_limits<float>::max());
+  const bool half = tensor.dtype == DType::float16;
+  const double largest =
+      half ? double(kLargestFiniteHalf) : double(std::numeric_limits<float>::max());
   std::vector<float> rounded;
   rounded.reserve(numbers.size());
   for (const double number : numbers) {
-    rounded.push_back(static_cast<float>(std::clamp(number, -largest, largest)));
+    const double clipped = std::clamp(number, -largest, largest);
+    rounded.push_back(half ? towards_half(clipped) : static_cast<float>(clipped));
   }
   return converted(rounded.data(), rounded.size(), tensor.dtype);
 }
