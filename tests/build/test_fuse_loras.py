@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ from tests.test_import_rule import HEAVY
 from tgate_export import TGatePipeline, build_bundle, fuse_loras
 from tgate_export.bundle.integrity import bundle_files, open_bundle
 from tgate_export.bundle.layers_file import read_layers
-from tgate_export.bundle.plans import plan_sets
+from tgate_export.bundle.plans import plan_sets, write_record
 from tgate_export.common.errors import BundleError, InvalidRequestError, ModelError, TGateError
 from tgate_export.common.hints import in_python
 from tgate_export.export.weights import WeightFile
@@ -319,6 +320,18 @@ def share_a_constant(bundle: Path) -> None:
     relist(bundle)
 
 
+def overlap(bundle: Path) -> None:
+    """Weights of `gated` begin four bytes before those of `full`: as many as there are files."""
+    file = bundle / "graphs" / "gated.onnx"
+    model = onnx.load(file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "offset" and int(entry.value):
+                entry.value = str(int(entry.value) - 4)
+    onnx.save(model, file)
+    relist(bundle)
+
+
 def other_family(bundle: Path) -> None:
     relist(bundle, lambda manifest: manifest.update(family="pixart"))
 
@@ -332,6 +345,7 @@ def other_family(bundle: Path) -> None:
         (lose_a_shape, r"layers\.unet\.conv_in\.shape: Field required: build the bundle again"),
         (turn_a_layer, "'denoiser.conv_in.weight' of a graph is no weight .*: build the bundle"),
         (share_a_constant, "has two layers for 'denoiser.conv_out.weight' of 'full': build"),
+        (overlap, "denoiser.weights has weights that overlap: build the bundle again"),
         (other_family, "LoRA is for Stable Diffusion and SDXL, and this is a bundle of PixArt"),
         (change_byte, r"was changed after the build \(its sha256 differs\): build the bundle"),
     ],
@@ -363,12 +377,30 @@ def test_requests_that_make_no_sense(tiny_bundle: Path, unet_file: Path, tmp_pat
         message = refused(tmp_path / "one", [(file, 2.0)], out)
         assert f"is in {tmp_path / 'one'} already, with scale 0.5" in message
     assert "is the bundle itself" in refused(tmp_path / "one", [one], tmp_path / "one")
+    assert "is inside the bundle" in refused(
+        tmp_path / "one", [one], tmp_path / "one" / "graphs" / "x"
+    )
+    inner = shutil.copytree(tmp_path / "one", tmp_path / "outer" / "inner")
+    assert "holds the bundle" in refused(inner, [one], tmp_path / "outer")
+    open_bundle(inner)
     assert "finite number" in refused(tiny_bundle, [(one[0], float("inf"))], out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="holds something else than a bundle"):
         fuse_loras(tiny_bundle, [one], out=tmp_path / "mine")
     assert not out.exists()
+
+
+def test_what_is_there_is_verified_too(
+    tiny_bundle: Path, unet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked = [(str(unet_file), 0.5)], []
+    fuse_loras(tiny_bundle, given, out=tmp_path / "out")
+    monkeypatch.setattr(
+        "tgate_export.build.fuse_loras._verified", lambda path, _progress: asked.append(path) or ()
+    )
+    assert fuse_loras(tiny_bundle, given, out=tmp_path / "out", verify=True).up_to_date
+    assert asked == [tmp_path / "out"]
 
 
 def full_disk(*_arguments: object) -> None:
@@ -409,7 +441,26 @@ def test_plans_of_what_stays_come_along(
     assert f"loras=(('{unet_file}', 0.5),)" in text
     assert f"out=Path('{out}')" in text
     assert "library='tensorrt-rtx', compute_capabilities=('8.9',)" in text
-    assert [plans.plans.keys() for plans in plan_sets(bundle_with_plans)] == [{"full", "sampler"}]
+    (before,) = plan_sets(bundle_with_plans)
+    assert before.plans.keys() == {"full", "sampler"}
+    # Both bundles live on: neither has a second name of the other's files.
+    assert plans.file("sampler").stat().st_nlink == 1
+
+    files, full = result.manifest.files, before.plans["full"]
+    key = full.key.model_copy(
+        update={
+            "graph_sha256": files["graphs/full.onnx"].sha256,
+            "weights_sha256": files["graphs/denoiser.weights"].sha256,
+        }
+    )
+    shutil.copy(before.file("full"), plans.path / full.file)
+    compiled = {**plans.plans, "full": full.model_copy(update={"key": key})}
+    write_record(plans.path, compiled)
+    for force in (False, True):
+        again_made = fuse_loras(bundle_with_plans, [(str(unet_file), 0.5)], out=out, force=force)
+        assert not again_made.stale_plans
+        (kept,) = plan_sets(out)
+        assert kept.plans == compiled
 
 
 CALL = """

@@ -193,7 +193,7 @@ def test_tokens_that_would_be_read_for_one_another(
         assert len(resolved(model, alone, two).embeddings) == 2
 
 
-@pytest.mark.parametrize("token", ["a", "<|endoftext|>", "<|EndOfText|>"])
+@pytest.mark.parametrize("token", ["a", "A", "<|endoftext|>", "<|EndOfText|>"])
 def test_tokens_that_the_tokenizer_has(model: str, tmp_path: Path, token: str) -> None:
     source = resolved(model, (file_of(tmp_path / "a.safetensors"), token))
     with pytest.raises(InvalidRequestError, match="the model's tokenizer has the token") as caught:

@@ -90,6 +90,34 @@ def test_sizes_of_the_published_ones(tmp_path: Path) -> None:
             assert (list(theirs) if isinstance(theirs, tuple) else theirs) == value, name
 
 
+@pytest.mark.parametrize(
+    "name", ["encoder.layers.1.weight", "decoder.layers.1.weight", f"{'9' * 5000}.bias"]
+)
+def test_files_that_are_no_taesd(tmp_path: Path, name: str) -> None:
+    tensors = {"decoder.layers.0.weight": torch.ones(4, 4, 3, 3), name: torch.ones(4)}
+    if "layers" not in name:
+        del tensors["decoder.layers.0.weight"]
+    elif name.startswith("decoder"):
+        more = {f"decoder.layers.{i}.{kind}": torch.ones(1)
+                for i in range(1, 600) for kind in ("weight", "conv.0.weight")}  # fmt: skip
+        tensors |= more
+    file = checkpoints.save(tensors, tmp_path / "taesd.safetensors")
+    with pytest.raises(ModelError) as caught:
+        open_vae(str(file))
+    assert "taesd.safetensors" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("channels", [5, None, [], [8] * 20_000])
+@pytest.mark.parametrize("name", ["block_out_channels", "decoder_block_out_channels"])
+def test_folders_without_levels(folder: Path, tmp_path: Path, name: str, channels: object) -> None:
+    copy = shutil.copytree(folder, tmp_path / "vae")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {name: channels}))
+    with pytest.raises(ModelError, match=rf"{name} is no list of 1 to 16 numbers"):
+        open_vae(str(copy))
+
+
 @torch.no_grad()
 def test_it_decodes_in_half_precision(sdxl: Path, folder: Path) -> None:
     """SDXL's own VAE stays in fp32, since it overflows."""

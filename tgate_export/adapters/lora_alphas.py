@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,16 @@ class Alphas:
     settings: Mapping[str, Mapping[str, Any]]
     used: set[tuple[str, str]] = field(default_factory=set)
 
+    @cached_property
+    def _patterns(self) -> Mapping[str, Mapping[str, tuple[int, str]]]:
+        """By component and the end of a name: the first pattern that it is, and its place."""
+        found: dict[str, dict[str, tuple[int, str]]] = {}
+        for whose, settings in self.settings.items():
+            ends = found.setdefault(whose, {})
+            for index, pattern in enumerate(settings.get("alpha_pattern", {})):
+                ends.setdefault(pattern.removeprefix("^"), (index, pattern))
+        return found
+
     def of(self, component: str, name: str, rank: int) -> float:
         """Return the alpha of a layer that has no tensor of it; its rank where nothing says it."""
         whose = "" if "" in self.settings else component
@@ -43,12 +54,14 @@ class Alphas:
         if settings is None:
             return float(rank)
         alpha = settings["lora_alpha"]
-        for pattern, value in settings.get("alpha_pattern", {}).items():
-            plain = pattern.removeprefix("^")
-            if name == plain or name.endswith(f".{plain}"):
-                self.used.add((whose, pattern))
-                alpha = value
-                break
+        # As PEFT does: the first of the patterns that are the name's end.
+        parts = name.split(".")
+        ends = (".".join(parts[first:]) for first in range(len(parts)))
+        patterns = self._patterns[whose]
+        if found := min((patterns[end] for end in ends if end in patterns), default=None):
+            _, pattern = found
+            self.used.add((whose, pattern))
+            alpha = settings["alpha_pattern"][pattern]
         # Rank-stabilised LoRA divides by the root of the rank.
         return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") else 1)
 

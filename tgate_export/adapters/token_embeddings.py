@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from tgate_export.adapters.embedding_file import Embedding
 from tgate_export.common.errors import ModelError, first_line
+from tgate_export.common.safetensors_header import read_header, read_tensor
 
 
 def add_vectors(
@@ -51,7 +51,7 @@ def add_vectors(
 
 def _vectors(embedding: Embedding, key: str) -> torch.Tensor:
     try:
-        with safe_open(embedding.path, framework="pt") as file:
-            return file.get_tensor(key).reshape(embedding.vectors, -1)
-    except (OSError, RuntimeError, ValueError) as error:
+        entry = read_header(embedding.path).tensors[key]
+        return torch.from_numpy(read_tensor(embedding.path, entry)).reshape(embedding.vectors, -1)
+    except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"cannot load embedding {embedding.path}: {first_line(error)}") from error

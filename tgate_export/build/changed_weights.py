@@ -139,7 +139,7 @@ class UnitWriter:
         self._bundle, self._weights, self._changes = bundle, weights, changes
         self._written: dict[object, _Written] = {}
         self._changed: list[ChangedTensor] = []
-        self._done = 0
+        self._done = self._kept = 0  # bytes: of all, and of what stays
 
     def write(
         self, folder: Path, progress: Progress
@@ -196,6 +196,13 @@ class UnitWriter:
         if found is not None:
             key = found.layer.component, found.layer.path, found.transposed
         if key not in self._written:
+            if found is None:
+                self._kept += place[1]
+                if self._kept > self._bundle.manifest.files[self._weights].bytes:
+                    raise BundleError(
+                        f"{self._bundle.file(self._weights)} has weights that overlap: build the "
+                        "bundle again"
+                    )
             before = source.read(*place)
             after, differs = before, False
             if found is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tgate_export.build.options import folder_of
 from tgate_export.bundle.integrity import Bundle, check_files, read_manifest
-from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range
-from tgate_export.common.errors import BundleError, InvalidRequestError
+from tgate_export.bundle.manifest import MANIFEST_NAME, Manifest, Range, Source
+from tgate_export.common.errors import BundleError, InvalidRequestError, TGateError
 from tgate_export.common.hints import Argument
 from tgate_export.families.embeddings import GivenEmbedding, are_added
 from tgate_export.families.loras import GivenLora, are_applied
@@ -91,11 +91,11 @@ def is_of_same_files(
     """
     source = bundle.manifest.source
     if known.kind == "hub":
-        if vae is not None and str(Path(vae).absolute()) != source.vae:
-            return False
         if loras is not None and not are_applied(loras, source.loras):
             return False
         if embeddings is not None and not are_added(embeddings, source.embeddings):
+            return False
+        if vae is not None and not _has_vae(model, source, vae):
             return False
         if known.revision in (None, source.revision):
             return True
@@ -108,6 +108,23 @@ def is_of_same_files(
         embeddings=source.given_embeddings() if embeddings is None else embeddings,
     )
     return found.record(found.hashes(cached=True)).fingerprint == source.fingerprint
+
+
+def _has_vae(model: str, source: Source, vae: str) -> bool:
+    """Whether a model of the hub was built with a VAE that has the content of this one."""
+    try:
+        found = resolve_source(
+            model,
+            revision=source.revision,
+            download=False,
+            vae=vae,
+            loras=source.given_loras(),
+            embeddings=source.given_embeddings(),
+        )
+        fingerprint = found.record(found.hashes(cached=True)).fingerprint
+    except TGateError:  # the model is no longer in the cache
+        return str(Path(vae).absolute()) == source.vae
+    return fingerprint == source.fingerprint
 
 
 def _allows(manifest: Manifest, width: Range, height: Range) -> bool:

@@ -119,10 +119,7 @@ def fuse_loras(
             raise InvalidRequestError("no LoRA files: name at least one", field="loras")
         _require_protobuf()
         opened = open_bundle(path, check_hashes=False)
-        if os.path.realpath(out) == str(opened.path):
-            raise InvalidRequestError(
-                f"{out} is the bundle itself", "choose another ", Argument("out"), field="out"
-            )
+        _check_apart(opened.path, out)
         files = open_loras(loras)
         layers = _layers(opened, path, files, out)
         changes = layer_changes(files, layers)
@@ -137,6 +134,8 @@ def fuse_loras(
         if existing is not None:
             remove_leftovers(out)
             manifest = existing
+            if verify:
+                differences = _verified(out, progress)
         else:
             with replace_bundle(out, force=force) as staging:
                 with _intact(opened.path):
@@ -147,7 +146,7 @@ def fuse_loras(
                 (staging / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
                 if verify:
                     differences = _verified(staging, progress)
-                keep_plans(opened.path, staging, manifest)
+                keep_plans(out, staging, manifest, beside=opened.path)
     return FuseResult(
         path=out,
         up_to_date=existing is not None,
@@ -158,6 +157,25 @@ def fuse_loras(
         differences=differences,
         stale_plans=_stale_plans(opened, Bundle(out, manifest)),
     )
+
+
+def _check_apart(bundle: Path, out: Path) -> None:
+    """Refuse a folder that would replace the bundle, or lie in it.
+
+    Args:
+        bundle: its real path.
+        out: the new bundle's folder.
+    """
+    place = Path(os.path.realpath(out))
+    if place == bundle:
+        what = "is the bundle itself"
+    elif place in bundle.parents:
+        what = f"holds the bundle {bundle}"
+    elif bundle in place.parents:
+        what = f"is inside the bundle {bundle}"
+    else:
+        return
+    raise InvalidRequestError(f"{out} {what}", "choose another ", Argument("out"), field="out")
 
 
 @contextlib.contextmanager
@@ -297,8 +315,14 @@ def _unread(changes: Sequence[LayerChange], layers: Layers) -> tuple[tuple[str, 
 def _stale_plans(old: Bundle, new: Bundle) -> dict[str, Build]:
     """Return the plan sets that did not come along as a whole, and how they are compiled again."""
     found = {}
+    there = {
+        (plans.name, graph)
+        for plans in plan_sets(new.path)
+        for graph, plan in plans.plans.items()
+        if not stale_parts(plan.key, new.manifest)
+    }
     for plans in plan_sets(old.path):
-        if any(stale_parts(plan.key, new.manifest) for plan in plans.plans.values()):
+        if any((plans.name, graph) not in there for graph in plans.plans):
             arguments: dict[str, object] = {"library": plans.key.library}
             if plans.key.library == "tensorrt-rtx":
                 arguments["compute_capabilities"] = plans.key.compute_capabilities

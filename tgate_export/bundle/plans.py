@@ -317,32 +317,34 @@ def check_plan_set(
                 )
 
 
-def keep_plans(old: Path, new: Path, manifest: Manifest) -> None:
+def keep_plans(old: Path, new: Path, manifest: Manifest, *, beside: Path | None = None) -> None:
     """Give a new bundle the plans of the one it replaces that were compiled from the same graphs.
 
     Args:
         old: the bundle that is being replaced, if there is one.
         new: the folder of the new one.
         manifest: of the new one.
+        beside: another bundle whose plans are copied where those of the old one do not serve.
     """
-    try:
-        found = list(plan_sets(old))
-    except BundleError:  # damaged: compile again
-        return
-    for plans in found:
-        kept = {
-            graph: plan
-            for graph, plan in plans.plans.items()
-            if not stale_parts(plan.key, manifest)
-            and plans.file(graph).is_file()
-            and not plans.file(graph).is_symlink()
-        }
-        if kept:
+    kept: dict[str, dict[str, Plan]] = {}
+    for bundle, give in ((old, link_file), (beside, shutil.copyfile)):
+        try:
+            found = [] if bundle is None else list(plan_sets(bundle))
+        except BundleError:  # damaged: compile again
+            continue
+        for plans in found:
+            files = kept.setdefault(plans.name, {})
             folder = new / PLANS_FOLDER / plans.name
-            folder.mkdir(parents=True)
-            for graph, plan in kept.items():
-                link_file(plans.file(graph), folder / plan.file)
-            write_record(folder, kept)
+            for graph, plan in plans.plans.items():
+                file = plans.file(graph)
+                usable = not stale_parts(plan.key, manifest) and not file.is_symlink()
+                if usable and graph not in files and file.is_file():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    give(file, folder / plan.file)
+                    files[graph] = plan
+    for name, files in kept.items():
+        if files:
+            write_record(new / PLANS_FOLDER / name, files)
 
 
 def link_file(source: Path, target: Path) -> None:

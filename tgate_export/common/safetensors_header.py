@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ _SMALL = 1 << 16  # bytes of a tensor that is read for its values
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
 }  # fmt: skip
+_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2} | {
+    name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()
+}
+_LONGEST_NAME = 500  # messages quote names
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def read_header(path: Path) -> Header:
                 raise ValueError("its header is too long")
             content: dict[str, Any] = parse_json(stream.read(length).decode())
         metadata = content.pop("__metadata__", None) or {}
+        if max(map(len, content), default=0) > _LONGEST_NAME:
+            raise ValueError("a name is too long")
         tensors = {key: _entry(entry, 8 + length) for key, entry in content.items()}
         texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
     except OSError as error:
@@ -83,9 +90,12 @@ def read_header(path: Path) -> Header:
 def _entry(entry: Mapping[str, Any], start: int) -> TensorEntry:
     begin, end = (start + int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(side) for side in entry["shape"])
-    if not start <= begin <= end or min(shape, default=0) < 0:
+    dtype = str(entry["dtype"])
+    if not start <= begin <= end or not all(0 <= side < 2**31 for side in shape):
         raise ValueError("a tensor lies outside the file")
-    return TensorEntry(str(entry["dtype"]), shape, begin, end)
+    if dtype in _BYTES and math.prod(shape) * _BYTES[dtype] != end - begin:
+        raise ValueError("a tensor has other bytes than its type and shape need")
+    return TensorEntry(dtype, shape, begin, end)
 
 
 def read_values(path: Path, entry: TensorEntry) -> NDArray[np.float32] | None:

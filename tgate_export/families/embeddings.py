@@ -115,7 +115,8 @@ def add_tokens(tokenizer: Any, embeddings: Sequence[Embedding]) -> dict[str, int
     vocabulary = tokenizer.get_vocab()
     for embedding in embeddings:
         for token in (*embedding.tokens, f"{embedding.token}_{embedding.vectors}"):
-            if token in vocabulary or token.lower() in known:
+            # Prompts are lowercased before they are looked up.
+            if {token, token.lower()} & vocabulary.keys() or token.lower() in known:
                 raise InvalidRequestError(
                     f"embedding {embedding.path}: the model's tokenizer has the token {token!r} "
                     "already",

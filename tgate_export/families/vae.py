@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 KL = "diffusers.AutoencoderKL"
 TINY = "diffusers.AutoencoderTiny"
 _CHANNELS = [64, 64, 64, 64]  # of AutoencoderTiny, unless its configuration says otherwise
-_ORIGINAL = re.compile(r"\d+\.(conv\.\d+\.|skip\.)?(weight|bias)")
+_ORIGINAL = re.compile(r"\d{1,4}\.(conv\.\d+\.|skip\.)?(weight|bias)")
+_MOST_LEVELS = 16
+_MOST_TENSORS = 1000  # of a half of TAESD, which has 60
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -168,6 +170,10 @@ def _of_folder(path: Path) -> Vae:
         raise ModelError(f"vae {path} has no config.json: {instead}")
     check_file(path, file)
     config = read_json(file)
+    for name in ("block_out_channels", "decoder_block_out_channels"):
+        channels = config.get(name, [1])
+        if not isinstance(channels, list) or not 1 <= len(channels) <= _MOST_LEVELS:
+            raise ModelError(f"{file}: {name} is no list of 1 to {_MOST_LEVELS} numbers")
     class_name = f"diffusers.{config.get('_class_name')}"
     if class_name == KL:
         return Vae(path, KL, effective_config("", "vae", KL, config))
@@ -209,8 +215,10 @@ def _tiny(path: Path, shapes: Shapes) -> Vae | None:
         decoder = {one_less(key): shape for key, shape in shapes.items()}
     else:
         return None
-    config: dict[str, Any] = {"latent_channels": (*decoder["0.weight"], 0, 0)[1]}
+    config: dict[str, Any] = {"latent_channels": (*decoder.get("0.weight", ()), 0, 0)[1]}
     for name, layers in (("decoder", decoder), ("encoder", encoder or decoder)):
+        if "0.weight" not in layers or len(layers) > _MOST_TENSORS:
+            raise ModelError(f"{path} has no {name} of TAESD: download it again")
         channels, blocks = _levels(layers)
         config |= {
             f"{name}_block_out_channels": [channels] * len(blocks),
