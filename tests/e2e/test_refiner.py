@@ -126,6 +126,11 @@ def test_in_flight_batches_equal_solo_runs(built: Built) -> None:
         ({"denoising_end": True}, "denoising_end must be above 0"),
         ({"denoising_start": 0.5}, "denoising_start 0.5 needs an image"),
         ({"denoising_start": 0.9999, "image": "latents"}, "denoising_start 0.9999 of 10 steps"),
+        # The last of PNDM's 11 evaluations is no beginning.
+        (
+            {"denoising_start": 0.9, "image": "latents", "scheduler": "pndm"},
+            "denoising_start 0.9 of 10 steps leaves no step to run",
+        ),
         ({"denoising_start": 0.5, "denoising_end": 0.5, "image": "latents"}, "is not before"),
         ({"denoising_start": 0.5, "strength": 0.5, "image": "latents"}, "strength 0.5 has no"),
         ({"denoising_end": 0.5, "hires": 2}, "hires is for whole runs"),
@@ -135,4 +140,4 @@ def test_refused(built: Built, call: dict[str, Any], message: str) -> None:
     if call.get("image"):
         call = call | {"image": built.noise}
     with pytest.raises(InvalidRequestError, match=message):
-        built.base(PROMPT, scheduler="euler", **CALL | call)
+        built.base(PROMPT, **{"scheduler": "euler"} | CALL | call)

@@ -98,6 +98,8 @@ def test_passes() -> None:
         ({"hires": 17}, "hires must be a factor above 1"),
         ({"hires": float("nan")}, "hires must be a factor"),
         ({"hires": True}, "hires must be a factor"),
+        ({"hires": 10**400}, "hires must be a factor"),
+        ({"hires": [2]}, "hires must be a factor"),
         ({"hires": "big"}, 'hires must be a factor .* or a size "WxH", got .big'),
         ({"hires": "32x32"}, "hires 32x32 is not larger than the first picture's 32x32"),
         ({"hires": "64x24"}, "hires 64x24 is not larger than"),
@@ -105,6 +107,9 @@ def test_passes() -> None:
         ({"hires": "64x60"}, "its sides must be multiples of 8"),
         ({"hires": 4}, "hires 128x128 does not fit: this bundle was built for widths of 16:32:64"),
         ({"hires": 2, "hires_upscaler": "esrgan"}, "unknown hires_upscaler 'esrgan': choose one"),
+        ({"hires": 2, "hires_upscaler": ["lanczos"]}, "unknown hires_upscaler"),
+        ({"hires": 2, "hires_upscaler": []}, "unknown hires_upscaler"),
+        ({"hires": 2, "hires_strength": 10**400}, "hires_strength must be above 0"),
         ({"hires": 2, "hires_strength": 0}, "hires_strength must be above 0 and at most 1, got 0"),
         ({"hires": 2, "hires_strength": 1.5}, "hires_strength must be above 0"),
         ({"hires": 2, "hires_strength": float("nan")}, "hires_strength must be above 0"),
@@ -142,3 +147,16 @@ def test_latents_of_an_image(latents: np.ndarray, message: str) -> None:
     assert made.image_latents.shape == (2, 4, 16, 24)
     with pytest.raises(InvalidRequestError, match=message):
         request(["a", "b"], of=dynamic(), image=latents)
+
+
+@pytest.mark.parametrize(("given", "strength", "first"), [(None, 0.8, 2), (0.35, 0.35, 7)])
+def test_latents_without_image_to_image(given: float | None, strength: float, first: int) -> None:
+    """A bundle that has no image has no strength either: it is the declared one."""
+    latents = np.zeros((1, 4, 16, 16), np.float32)
+    made = request(of=dynamic(), image=latents, strength=given, num_inference_steps=10)
+    assert "strength" not in dynamic().parameters
+    assert (made.value("strength"), made.first_step) == (strength, first)
+    # The default gate of 10 of 25 keeps its place among those that run.
+    assert made.gate_step == round(10 * (10 - first) / 25)
+    with pytest.raises(InvalidRequestError, match="strength must be above 0 and at most 1"):
+        request(of=dynamic(), image=latents, strength=2.0)

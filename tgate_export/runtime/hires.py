@@ -110,8 +110,10 @@ def second_pass(
     Raises:
         InvalidRequestError: names the argument and what it may be.
     """
-    upscaler = given.hires_upscaler or next(iter(UPSCALERS))
-    if upscaler not in UPSCALERS:
+    upscaler = given.hires_upscaler
+    if upscaler is None:
+        upscaler = next(iter(UPSCALERS))
+    if upscaler not in tuple(UPSCALERS):  # which any type can be compared with
         raise InvalidRequestError(
             f"unknown hires_upscaler {upscaler!r:.60}: choose one of {', '.join(UPSCALERS)}",
             field="hires_upscaler",
@@ -206,4 +208,6 @@ def _factor(hires: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -17,6 +17,8 @@ def parameter_values(
 ) -> dict[str, tuple[Any, ...]]:
     """Return one value for each prompt of all the bundle's parameters but pictures.
 
+    Of a call with an image, `strength` is among them.
+
     Args:
         manifest: the bundle's.
         given: by name; None stands for the default.
@@ -25,19 +27,17 @@ def parameter_values(
     Raises:
         InvalidRequestError: names the parameter and what it may be.
     """
+    # Without image-to-image a run may begin with latents. A picture is refused, and not its
+    # strength, with how to build a bundle that takes one; see `rebuild`.
+    table = dict(manifest.parameters)
+    if given.get("image") is not None and "image" not in table:
+        table.setdefault("strength", PARAMETERS["strength"])
     for name, value in given.items():
-        # Without image-to-image it is the image that is refused, with how to build a bundle that
-        # takes one; see `rebuild`.
-        of_image = (
-            name == "strength"
-            and given.get("image") is not None
-            and "image" not in manifest.parameters
-        )
-        if value is not None and name not in manifest.parameters and not of_image:
+        if value is not None and name not in table:
             _refuse_absent(manifest, name, value)
     values: dict[str, tuple[Any, ...]] = {}
     only = None  # number of steps that the sampler has
-    for name, entry in manifest.parameters.items():
+    for name, entry in table.items():
         if name == "scheduler" and given.get(name) is not None:
             scheduler, only = chosen_sampler(manifest, given[name])
             values[name] = (scheduler,) * prompts

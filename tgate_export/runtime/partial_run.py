@@ -96,7 +96,7 @@ def executed_of(
     """
     executed = steps
     if by_strength:
-        strength = values["strength"][0] if "strength" in values else 1.0
+        strength = values["strength"][0]
         executed = executed_steps(steps, strength)
         if executed < 1:
             raise InvalidRequestError(

@@ -152,10 +152,11 @@ class RunPlans:
         start = request.denoising_start
         if start is None:
             return sampler.starting_at(request.first_step)
-        first = sampler.evaluations_until(self._timestep(start))
-        if first == len(sampler.timesteps):
-            raise _no_step("denoising_start", start, request)
         steps = sampler.step_of_evaluation
+        first = sampler.evaluations_until(self._timestep(start))
+        # PNDM's runs have two evaluations or more: there is none that begins at its last.
+        if first == len(steps) or steps[first] - steps[0] >= len(sampler.starts):
+            raise _no_step("denoising_start", start, request)
         return sampler.starting_at(steps[first] - steps[0], noised=True)
 
     def _timestep(self, part: float) -> int:
