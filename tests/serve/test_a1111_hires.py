@@ -36,7 +36,7 @@ def test_as_the_pipelines(served: HttpServer, hires_bundle: Path) -> None:
     pipeline = TGatePipeline.from_bundle(hires_bundle, "onnxruntime:cpu")
     call: dict[str, Any] = {
         "prompt": RUN["prompt"], "seed": 3, "num_inference_steps": 5, "scheduler": "ddim",
-        "guidance_scale": 6.0, "hires": 1.5, "hires_strength": 0.6, "hires_steps": 7,
+        "guidance_scale": 6.0, "hires": 1.5, "hires_strength": 0.6, "hires_steps": 12,
     }  # fmt: skip
     (expected,) = pipeline(**call, hires_upscaler="lanczos").images
     (other,) = pipeline(**call, hires_upscaler="latent").images
@@ -87,17 +87,39 @@ def test_refused(served: HttpServer, fields: dict[str, Any], message: str) -> No
     ],
 )
 def test_sizes(fields: dict[str, Any], hires: Any) -> None:
-    found = second_pass(Fields(fields), None, 512, 768, 8)
+    found = second_pass(Fields(fields), None, (512, 768), 8, 18, 100)
     assert found == {
-        "hires": hires, "hires_strength": 0.75, "hires_steps": None, "hires_upscaler": "latent",
+        "hires": hires, "hires_strength": 0.75, "hires_steps": 24, "hires_upscaler": "latent",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["Latent (nearest)", "latent-nearest"])
 def test_names_of_upscalers(name: str) -> None:
-    found = second_pass(Fields({"hr_upscaler": name, "hr_second_pass_steps": 9}), 0.5, 64, 64, 8)
+    asked = Fields({"hr_upscaler": name, "hr_second_pass_steps": 9})
+    found = second_pass(asked, 0.5, (64, 64), 8, 20, 100)
     assert found == {
-        "hires": 2.0, "hires_strength": 0.5, "hires_steps": 9, "hires_upscaler": "latent-nearest",
+        "hires": 2.0, "hires_strength": 0.5, "hires_steps": 18, "hires_upscaler": "latent-nearest",
     }  # fmt: skip
     with pytest.raises(InvalidRequestError, match="hr_upscaler must be a text"):
-        second_pass(Fields({"hr_upscaler": 3}), 0.5, 64, 64, 8)
+        second_pass(Fields({"hr_upscaler": 3}), 0.5, (64, 64), 8, 20, 100)
+
+
+def test_all_steps_that_are_asked_for_run() -> None:
+    """As many as A1111 executes, for every strength: `setup_img2img_steps` of its samplers."""
+
+    def executed(asked: int, strength: float) -> int:
+        fields = Fields({"hr_second_pass_steps": asked})
+        found = second_pass(fields, strength, (64, 64), 8, 20, 100)
+        assert 1 <= found["hires_steps"] <= 100
+        return int(found["hires_steps"] * found["hires_strength"])
+
+    for hundredths in range(1, 101):
+        for asked in range(1, 101):
+            most = int(100 * (strength := hundredths / 100))
+            assert executed(asked, strength) == min(asked, most)
+    assert executed(0, 0.5) == 20  # the first pass's
+    # What is refused later is left alone.
+    for asked, strength in ((101, 0.5), (-1, 0.5), (5, 0.0), (5, float("nan")), (5, 1.5)):
+        found = second_pass(Fields({"hr_second_pass_steps": asked}), strength, (64, 64), 8, 20, 100)
+        assert found["hires_steps"] == asked
+    assert second_pass(Fields({}), 5e-324, (64, 64), 8, 20, 100)["hires_steps"] == 100

@@ -18,6 +18,7 @@ from tgate_export import __version__
 from tgate_export.bundle.manifest import Manifest
 from tgate_export.bundle.sampler_names import a1111_name
 from tgate_export.parameters import UPSCALERS
+from tgate_export.runtime.parameter_values import executed_steps
 from tgate_export.runtime.picture_record import RECORD
 from tgate_export.runtime.request import Request
 
@@ -161,17 +162,18 @@ def parameters_text(manifest: Manifest, request: Request, index: int) -> str:
 
 
 def of_hires(request: Request) -> dict[str, Any]:
-    """Return what A1111's web UI says of a second pass."""
+    """Return what A1111's web UI says of a second pass: its steps are those that are executed."""
     hires = request.hires
     if hires is None:
         return {}
+    strength = hires.values["strength"]
     factors = hires.width / request.width, hires.height / request.height
     whole = factors[0] == factors[1]
     return {
-        "Denoising strength": hires.values["strength"],
+        "Denoising strength": strength,
         "Hires upscale": f"{factors[0]:g}" if whole else None,
         "Hires resize": None if whole else f"{hires.width}x{hires.height}",
-        "Hires steps": hires.values["num_inference_steps"],
+        "Hires steps": executed_steps(hires.values["num_inference_steps"], strength),
         "Hires upscaler": UPSCALERS[hires.upscaler],
     }
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.sampler_names import MOST_STEPS
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.runtime.enlarge import enlarged_latents, enlarged_pictures
 from tgate_export.runtime.guidance import by_prompt_alone
@@ -41,6 +40,7 @@ from tgate_export.runtime.request_arrays import (
     side,
     starting_latents,
 )
+from tgate_export.runtime.sampler_choice import most_steps
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
@@ -229,8 +229,7 @@ def make_request(
         del parameters["image"]
     begins_with_image = image is not None and "image" not in manifest.pictures
     steps = values["num_inference_steps"][0]
-    scheduler = manifest.samplers.get(values["scheduler"][0])
-    largest = MOST_STEPS if scheduler is None else scheduler.max_steps
+    largest = most_steps(manifest, values["scheduler"][0])
     if not 1 <= steps <= largest:
         raise InvalidRequestError(
             f"steps must be 1 to {largest}, got {steps}", field="num_inference_steps"

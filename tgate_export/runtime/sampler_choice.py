@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tgate_export.bundle.manifest import Manifest
-from tgate_export.bundle.sampler_names import SCHEDULER_CONFIG, find_name
+from tgate_export.bundle.sampler_names import MOST_STEPS, SCHEDULER_CONFIG, find_name
 from tgate_export.common.errors import InvalidRequestError
 
 
@@ -33,6 +33,17 @@ def chosen_sampler(manifest: Manifest, text: Any) -> tuple[str, int | None]:
             field="scheduler",
         )
     return str(found), found.steps
+
+
+def most_steps(manifest: Manifest, scheduler: str) -> int:
+    """Return the most steps that a sampler can have.
+
+    Args:
+        manifest: the bundle's.
+        scheduler: a name as `chosen_sampler` returns it.
+    """
+    found = manifest.samplers.get(scheduler)
+    return MOST_STEPS if found is None else found.max_steps
 
 
 def has_starts(manifest: Manifest) -> bool:

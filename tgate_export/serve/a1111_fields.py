@@ -13,6 +13,7 @@ from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import short_name
 from tgate_export.runtime.images import decode_image
 from tgate_export.runtime.prompts import SYNTAX
+from tgate_export.runtime.sampler_choice import most_steps
 from tgate_export.serve import fields
 from tgate_export.serve.a1111_hires import second_pass
 from tgate_export.serve.a1111_samplers import find_scheduler
@@ -133,13 +134,16 @@ def parse(
     scheduler = _scheduler(taken, model)
     width, height = taken.take("width", int), taken.take("height", int)
     size = model.manifest.size
-    hires: dict[str, Any] = {}
-    if kind == "txt2img":
-        strength = taken.take("denoising_strength", float)
-        if taken.take("enable_hr", bool, False):
-            sides = width or size.width.opt, height or size.height.opt
-            hires = second_pass(taken, strength, *sides, size.multiple)
-    given = _given(taken, model) | hires
+    # Of `txt2img` it is the second pass's.
+    strength = taken.take("denoising_strength", float) if kind == "txt2img" else None
+    given = _given(taken, model)
+    if kind == "txt2img" and taken.take("enable_hr", bool, False):
+        defaults = model.manifest.defaults
+        given |= second_pass(
+            taken, strength, (width or size.width.opt, height or size.height.opt), size.multiple,
+            given.get("num_inference_steps") or defaults.num_inference_steps,
+            most_steps(model.manifest, scheduler or defaults.scheduler),
+        )  # fmt: skip
     if SYNTAX in model.manifest.parameters:
         given.setdefault(SYNTAX, "a1111")
     if kind == "img2img":

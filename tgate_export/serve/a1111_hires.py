@@ -7,6 +7,7 @@ from typing import Any
 
 from tgate_export.common.errors import InvalidRequestError
 from tgate_export.parameters import UPSCALERS
+from tgate_export.runtime.parameter_values import executed_steps
 from tgate_export.serve.fields import Fields
 
 # What would change the second pass in A1111 and cannot here, with the values that change nothing.
@@ -26,29 +27,37 @@ PIXEL_UPSCALERS = [
 
 
 def second_pass(
-    taken: Fields, strength: float | None, width: int, height: int, multiple: int
+    taken: Fields,
+    strength: float | None,
+    sides: tuple[int, int],
+    multiple: int,
+    steps: int,
+    most_steps: int,
 ) -> dict[str, Any]:
     """Return the arguments of a second pass.
 
     Args:
         taken: the body's fields.
         strength: its `denoising_strength`.
-        width: of the first pass in pixels.
-        height: as the width.
+        sides: width and height of the first pass in pixels.
         multiple: that divides every side.
+        steps: of the first pass.
+        most_steps: that the sampler can have.
     """
+    width, height = sides
+    strength = _STRENGTH if strength is None else strength
     taken.refuse_unless(_INERT)
     scale = taken.take("hr_scale", float, 2.0)
     wide, high = taken.take("hr_resize_x", int, 0), taken.take("hr_resize_y", int, 0)
     if wide or high:
-        sides = wide or high * width // height, high or wide * height // width
-        if abs(sides[0] * height - sides[1] * width) > multiple * max(width, height):
+        both = wide or high * width // height, high or wide * height // width
+        if abs(both[0] * height - both[1] * width) > multiple * max(width, height):
             raise InvalidRequestError(
                 f"hr_resize_x {wide} and hr_resize_y {high} have another shape than {width}x"
                 f"{height}: give one of them",
                 field="hr_resize_x",
             )
-        scale = "x".join(str(side // multiple * multiple) for side in sides)
+        scale = "x".join(str(side // multiple * multiple) for side in both)
     modes = {name: ours for ours, name in UPSCALERS.items()} | {name: name for name in UPSCALERS}
     upscaler = taken.text("hr_upscaler") or UPSCALERS["latent"]
     if upscaler not in modes:
@@ -58,7 +67,27 @@ def second_pass(
         )
     return {
         "hires": scale,
-        "hires_strength": _STRENGTH if strength is None else strength,
-        "hires_steps": taken.take("hr_second_pass_steps", int, 0) or None,
+        "hires_strength": strength,
+        "hires_steps": _whole_run(
+            taken.take("hr_second_pass_steps", int, 0) or steps, strength, most_steps
+        ),
         "hires_upscaler": modes[upscaler],
     }
+
+
+def _whole_run(executed: int, strength: float, most: int) -> int:
+    """Return of how many steps so many are executed: in A1111 all that are asked for are.
+
+    What cannot be is returned as it is, to be refused.
+
+    Args:
+        executed: steps of the second pass.
+        strength: of them, above 0 to 1.
+        most: steps that there can be; fewer are executed where that is too few.
+    """
+    if not (0 < strength <= 1 and 1 <= executed <= most):
+        return executed
+    steps = int(min(executed / strength, most))
+    while steps < most and executed_steps(steps, strength) < executed:
+        steps += 1
+    return steps
