@@ -93,6 +93,17 @@ def test_a_second_pass_is_made_again(
         "--from", tmp_path / "x.png", "--hires", "32x24", "--json", bundle=hires_bundle
     ).json()
     assert changed["hires"] == asked["hires"] | {"width": 32}
+    small = generate("--from", tmp_path / "x.png", "--hires", 1, "--json", bundle=hires_bundle)
+    assert small.json()["hires"] is None
+    generate(
+        "--prompt", "a", "--steps", 4, "--seed", 3, "--scheduler", "euler-a",
+        bundle=hires_bundle, out="small.png",
+    )  # fmt: skip
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "small.png").read_bytes()
+    wrong = generate(
+        "--from", tmp_path / "x.png", "--hires", 1, "--hires-steps", 2, bundle=hires_bundle
+    )
+    assert "hires_steps 2 has no effect without hires" in wrong.error()
 
 
 def test_refusals(generate: Generate, tmp_path: Path) -> None:

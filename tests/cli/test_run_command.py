@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support import checkpoints, loras
+from tests.support import checkpoints, loras, tiny
 from tests.support.command import run
 from tests.test_import_rule import python
 from tgate_export.build import build as build_module
@@ -151,6 +151,7 @@ def test_what_is_no_model(capsys: Capture, arguments: list[str], code: int, says
         (["--out", "x.gif"], "a picture must end in .png"),
         (["--image", "nothing.png"], "image nothing.png does not exist"),
         (["--strength", "2"], "strength must be above 0 and at most 1, got 2"),
+        (["--refiner-start", "0.5"], "--refiner-start is for --refiner BUNDLE"),
     ],
 )
 def test_wrong_calls_are_found_before_a_build(
@@ -162,6 +163,31 @@ def test_wrong_calls_are_found_before_a_build(
     assert "--prompt is missing" in run(capsys, "run", "shapes").error()
     assert not builds
     assert os.listdir() == []
+
+
+@pytest.mark.usefixtures("project")
+def test_refiners_are_looked_at_before_a_build(
+    capsys: Capture, builds: list[Any], tmp_path: Path, tiny_bundle: Path, tiny_pipeline_dir: Path
+) -> None:
+    tiny.save("sdxl-refiner", tmp_path / "refiner")
+    alone = run(capsys, "run", tmp_path / "refiner", *CALL)
+    assert "a refiner goes on from a picture: give --image" in alone.error()
+    refined = ("run", tiny_pipeline_dir, *CALL, "--refiner")
+    assert "nothing" in run(capsys, *refined, "nothing").error()
+    wide = Path(shutil.copytree(tiny_bundle, tmp_path / "wide"))
+    content = json.loads((wide / "manifest.json").read_text())
+    content["latents"]["downscale"] *= 2
+    (wide / "manifest.json").write_text(json.dumps(content))
+    assert "has other latents than the bundle that" in run(capsys, *refined, wide).error()
+    assert not builds
+    run(capsys, *refined, tiny_bundle)
+    assert len(builds) == 1
+    # Nor is what was built from other files built again for nothing.
+    placed(tiny_bundle, Path("engines") / tiny_pipeline_dir.name, model=str(tiny_pipeline_dir))
+    Image.new("RGB", (16, 16)).save("begin.png")
+    wrong = run(capsys, *refined, wide, "--image", "begin.png")
+    assert "has other latents than the bundle that" in wrong.error()
+    assert len(builds) == 1
 
 
 @pytest.mark.usefixtures("project")

@@ -14,7 +14,8 @@ HIRES_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--hires",
         metavar="SCALE|WxH",
         help="Make the picture in --size first, and then so many times as large, or in that size, "
-        "beginning with the small one enlarged. For a bundle with a dynamic size.",
+        "beginning with the small one enlarged. For a bundle with a dynamic size. Beside --from, 1 "
+        "leaves it out.",
     ),
     click.option(
         "--hires-strength",

@@ -13,10 +13,12 @@ from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from tgate_export.bundle.manifest import Manifest
+    from tgate_export.bundle.manifest import Latents, Manifest
     from tgate_export.runtime.backends.base import BackendOptions
+    from tgate_export.runtime.partial_run import Refined
     from tgate_export.runtime.picture_record import PictureRecord
-    from tgate_export.runtime.pipeline import PipelineOutput
+    from tgate_export.runtime.pipeline import PipelineOutput, StepCallback, TGatePipeline
+    from tgate_export.runtime.request import Request
 
 _START = 0.8  # what SDXL's was trained for is the last fifth
 
@@ -55,7 +57,7 @@ class Refiner:
         cls,
         bundle: Path | None,
         start: float | None,
-        base: Manifest,
+        base: Latents,
         record: PictureRecord | None,
     ) -> Refiner | None:
         """Return what is asked for; None for a run that one bundle makes.
@@ -63,7 +65,7 @@ class Refiner:
         Args:
             bundle: the option's.
             start: the option's.
-            base: the bundle that begins.
+            base: latents of the bundle that begins.
             record: of a picture that is made again.
 
         Raises:
@@ -82,7 +84,7 @@ class Refiner:
         from tgate_export.bundle.integrity import read_manifest
 
         manifest = read_manifest(bundle)
-        if manifest.latents != base.latents or manifest.latents.video:
+        if manifest.latents != base or manifest.latents.video:
             raise InvalidRequestError(
                 f"{bundle} has other latents than the bundle that begins: give a refiner of its "
                 "model's kind"
@@ -91,53 +93,93 @@ class Refiner:
             start = said.get("start", _START)
         return cls(bundle, manifest, start)
 
-    def divided(self, given: Mapping[str, Any], base: Manifest) -> tuple[dict[str, Any], ...]:
-        """Return the parameters of the bundle that begins, and of this one.
+    def of_base(self, given: Mapping[str, Any], base: Manifest) -> dict[str, Any]:
+        """Return the parameters of the bundle that begins: all but those that this one alone has.
 
         Args:
             given: parameters of the call, by name.
             base: the bundle that begins.
         """
-        own = self.manifest.parameters.keys()
-        only = own - base.parameters.keys()
-        left_out = {*self.manifest.method.parameters, "image", "strength"}
-        return (
-            {name: value for name, value in given.items() if name not in only},
-            {name: value for name, value in given.items() if name in own - left_out},
-        )
+        only = self._takes() - base.parameters.keys()
+        return {name: value for name, value in given.items() if name not in only}
 
-    def refined(
+    def ready(
         self,
-        begun: PipelineOutput,
+        begins: Request,
+        base: Manifest,
+        given: Mapping[str, Any],
+        negative_prompt: str | None,
         backend: str,
         options: BackendOptions,
-        base: Manifest,
-        **call: Any,
-    ) -> PipelineOutput:
-        """Go on from latents.
+    ) -> Ending:
+        """Load the bundle and check its call, before the other one runs.
+
+        What the two bundles both have is of one run: here it is the one that begins whose defaults
+        count.
 
         Args:
-            begun: what the other bundle made.
+            begins: the call of the bundle that begins.
+            base: that bundle.
+            given: parameters of both, by name.
+            negative_prompt: of both.
             backend: a name that `select` takes.
             options: see there.
-            base: the other bundle.
-            **call: arguments of the pipeline but those that follow from what was begun.
-        """
-        from tgate_export.runtime.partial_run import Refined
-        from tgate_export.runtime.pipeline import PipelineOutput, TGatePipeline
 
+        Raises:
+            InvalidRequestError: this bundle cannot make its part of the run.
+        """
+        import numpy as np
+
+        from tgate_export.runtime.partial_run import Refined
+        from tgate_export.runtime.pipeline import TGatePipeline
+        from tgate_export.runtime.request import check_split, make_request
+        from tgate_export.runtime.run_plan import RunPlans
+
+        takes, images = self._takes(), begins.images
+        of_run = {n: begins.value(n) for n in takes & base.parameters.keys()}
+        only = {n: v for n, v in given.items() if n in takes - base.parameters.keys()}
+        call: dict[str, Any] = {
+            "prompt": list(begins.prompts), "negative_prompt": negative_prompt,
+            "seed": begins.seed, "denoising_start": self.start,
+        }  # fmt: skip
         pipeline = TGatePipeline.from_bundle(self.bundle, backend, options=options)
-        first = begun.request
-        parameters = call.pop("parameters")
-        output = pipeline(
-            list(first.prompts),
-            image=begun.images,
-            denoising_start=self.start,
-            seed=first.seed,
-            parameters=parameters,
-            **call,
+        shape = self.manifest.latents.shape(images, begins.height, begins.width)
+        request = make_request(
+            self.manifest, image=np.zeros(shape, np.float32), **call, **of_run, **only
         )
-        only = {n: v for n, v in parameters.items() if n not in base.parameters}
+        check_split(self.manifest, images)
+        RunPlans(pipeline.bundle).of(request)
         made = Refined(self.manifest.name, self.start, only)
-        request = replace(first, output_type="pil", refined=made)
-        return PipelineOutput(output.images, begun.timings + output.timings, request)
+        return Ending(pipeline, call, of_run | only, made)
+
+    def _takes(self) -> set[str]:
+        """Return the parameters that it may be given: its gate is its own."""
+        return self.manifest.parameters.keys() - {
+            *self.manifest.method.parameters, "image", "strength"
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A loaded refiner and its checked call.
+
+    Attributes:
+        pipeline: the refiner's.
+        call: arguments, without the latents that it goes on from.
+        parameters: of the bundle, by name.
+        made: what the record says of it.
+    """
+
+    pipeline: TGatePipeline
+    call: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    made: Refined
+
+    def refined(self, begun: PipelineOutput, on_step: StepCallback) -> PipelineOutput:
+        """Go on from the latents that the other bundle made."""
+        output = self.pipeline(
+            **self.call, image=begun.images, parameters=self.parameters,
+            callback_on_step_end=on_step,
+        )  # fmt: skip
+        request = replace(begun.request, output_type="pil", refined=self.made)
+        return replace(output, timings=begun.timings + output.timings, request=request)

@@ -20,7 +20,7 @@ from tgate_export.cli._console import (
 )
 from tgate_export.cli._hires import HIRES_OPTIONS
 from tgate_export.cli._parameters import further_parameters, parameter_options, recorded, reported
-from tgate_export.cli._refiner import REFINER_OPTIONS, Refiner
+from tgate_export.cli._refiner import REFINER_OPTIONS, Ending, Refiner
 from tgate_export.cli._step_bar import StepBar
 from tgate_export.cli._types import BundlePath
 from tgate_export.common.errors import InvalidRequestError, TGateError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".gif", ".webp", ".png")
+_NO_HIRES = "1"  # leaves out the second pass of a picture that is made again
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,53 +133,48 @@ def generate(
     from tgate_export.bundle.integrity import read_manifest
     from tgate_export.runtime.picture_record import read_record
     from tgate_export.runtime.pipeline import TGatePipeline
+    from tgate_export.runtime.request import make_request
 
     manifest = read_manifest(bundle)
     others = further_parameters(manifest, further)
     record = None if source is None else read_record(source)
-    second = Refiner.of(refiner, refiner_start, manifest, record)
+    second = Refiner.of(refiner, refiner_start, manifest.latents, record)
     if source is not None and record is not None:
         prompt = record.prompt if prompt is None else prompt
         negative_prompt = record.negative_prompt if negative_prompt is None else negative_prompt
         seed = record.seed if seed is None else seed
         width, height = width or record.width, height or record.height
         others = recorded(manifest, record, parameters, others, source)
-        more = {**record.hires, **record.refiner.get("parameters", {})}
+        hires = record.hires
+        if parameters["hires"] == _NO_HIRES:
+            hires, parameters["hires"] = {}, None
+        more = {**hires, **record.refiner.get("parameters", {})}
         parameters |= {n: v for n, v in more.items() if parameters.get(n) is None}
     check_given(out, prompt, parameters["image"], video=manifest.latents.video)
-    if manifest.refines and parameters["image"] is None:
-        raise click.UsageError(
-            "a refiner goes on from a picture: give --image, or name it as --refiner of the bundle "
-            "that begins"
-        )
+    check_beginning(parameters["image"], refines=manifest.refines)
     options = backend_options(no_cuda_graphs, weight_streaming_budget, precision, threads)
     with readable_warnings():
         with spinner("loading"):
             pipeline = TGatePipeline.from_bundle(bundle, backend, options=options)
         given = {name: value for name, value in parameters.items() if value is not None}
         given |= others
-        of_refiner: dict[str, Any] = {}
-        part: dict[str, Any] = {}
+        call: dict[str, Any] = {
+            "prompt": prompt, "negative_prompt": negative_prompt, "seed": seed,
+            "num_images_per_prompt": num_images, "width": width, "height": height,
+        }  # fmt: skip
+        ending: Ending | None = None
         if second is not None:
-            given, of_refiner = second.divided(given, manifest)
-            part = {"denoising_end": second.start, "output_type": "latent"}
+            of_base = second.of_base(given, manifest)
+            call |= {"denoising_end": second.start, "output_type": "latent"}
+            begins = make_request(manifest, **call, **of_base)
+            call["seed"] = begins.seed
+            with spinner("loading the refiner"):
+                ending = second.ready(begins, manifest, given, negative_prompt, backend, options)
+            given = of_base
         with StepBar() as bar:
-            output = pipeline(
-                prompt,
-                negative_prompt=negative_prompt,
-                seed=seed,
-                num_images_per_prompt=num_images,
-                width=width,
-                height=height,
-                **part,
-                parameters=given,
-                callback_on_step_end=bar.update,
-            )
-            if second is not None:
-                output = second.refined(
-                    output, backend, options, manifest, negative_prompt=negative_prompt,
-                    parameters=of_refiner, callback_on_step_end=bar.update,
-                )  # fmt: skip
+            output = pipeline(**call, parameters=given, callback_on_step_end=bar.update)
+            if ending is not None:
+                output = ending.refined(output, bar.update)
     files, replaced = _save(manifest, output, out)
     if replaced:
         names = ", ".join(map(str, replaced))
@@ -215,6 +211,19 @@ def check_given(out: Path, prompt: str | None, image: Path | None, *, video: boo
         raise click.UsageError("--image is missing: the file that the video is made from")
     if not video and prompt is None:
         raise click.UsageError('--prompt is missing: what to show, such as --prompt "a red circle"')
+
+
+def check_beginning(image: Path | None, *, refines: bool) -> None:
+    """Refuse a run of a refiner that begins with nothing.
+
+    Raises:
+        click.UsageError: says what to give.
+    """
+    if refines and image is None:
+        raise click.UsageError(
+            "a refiner goes on from a picture: give --image, or name it as --refiner of the bundle "
+            "that begins"
+        )
 
 
 def _save(manifest: Manifest, output: PipelineOutput, out: Path) -> tuple[list[Path], list[Path]]:

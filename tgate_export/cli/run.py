@@ -19,14 +19,21 @@ from tgate_export.cli._console import (
 from tgate_export.cli._file_options import file_options
 from tgate_export.cli._hints import on_command_line
 from tgate_export.cli._parameters import check_declared
+from tgate_export.cli._refiner import Refiner
 from tgate_export.cli._types import BundlePath, ModelOrBundle, is_bundle
-from tgate_export.cli.generate import check_given, check_writable, generate, generate_options
+from tgate_export.cli.generate import (
+    check_beginning,
+    check_given,
+    check_writable,
+    generate,
+    generate_options,
+)
 from tgate_export.common.errors import InvalidRequestError, TGateError
 from tgate_export.common.hints import Argument, Build, Call
 
 if TYPE_CHECKING:
     from tgate_export.bundle.integrity import Bundle
-    from tgate_export.bundle.manifest import Range
+    from tgate_export.bundle.manifest import Latents, Range
     from tgate_export.families.reference import Reference
     from tgate_export.families.source import ModelSource
 
@@ -107,6 +114,7 @@ def _bundle(
         found = find_bundle(known, size, folder)
         if found is None:
             return _build(model, known, size, folder, of_file, options)
+        _check_refiners(found.manifest.latents, found.manifest.refines, options)
         lacks = _begins_with_image(options) and "image" not in found.manifest.parameters
         if not is_of_same_files(found, model, known, **of_file):
             why = "it was built from other files" if of_file else "the model's files changed"
@@ -157,8 +165,10 @@ def _build(
     if known.kind == "hub":
         _say(f"Fetching {known.model} from Hugging Face, but for what its cache has.")
     source = resolve_source(model, **of_file)
-    video = geometry.latents(source).video
+    latents = geometry.latents(source)
+    video = latents.video
     check_given(options["out"], options["prompt"], options["image"], video=video)
+    _check_refiners(latents, source.family.aesthetic, options)
     if options["hires"] is not None and (size is None or all(side.fixed for side in size)):
         raise click.UsageError(
             "--hires needs a bundle of both sizes: give the smallest, the first pass's and the "
@@ -175,6 +185,18 @@ def _build(
         )
     _announce(f"{folder} is not built yet", source)
     return _built(model, out=folder, **of_file, **changes)
+
+
+def _check_refiners(latents: Latents, refines: bool, options: Mapping[str, Any]) -> None:
+    """Refuse a refiner that would begin a run, and a `--refiner` that cannot go on from it.
+
+    Args:
+        latents: the model's.
+        refines: whether it is a refiner itself.
+        options: of `generate`.
+    """
+    check_beginning(options["image"], refines=refines)
+    Refiner.of(options["refiner"], options["refiner_start"], latents, None)
 
 
 def _build_again(
