@@ -186,7 +186,7 @@ def sdxl_bundle(sdxl_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     size = (Range(min=16, opt=16, max=32),) * 2
     with tiny.only_samplers("ddim", "euler", "dpm++2m", "pndm"):
         return made_once(
-            tmp_path_factory, "bundles/sdxl",
+            tmp_path_factory, "bundles/hires-sdxl",
             lambda out: build_bundle(str(sdxl_dir), image_to_image=True, size=size, out=out),
         )  # fmt: skip
 

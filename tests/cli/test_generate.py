@@ -51,7 +51,7 @@ def test_picture_and_report(generate: Generate, folder: Path) -> None:
         "images", "backend", "backend_reason", "device_memory", "seed", "steps", "gate_step",
         "sp_interval", "fi_interval", "warm_up",
         "guidance_scale", "guidance_rescale", "cache_blend", "guidance_carry", "clip_skip",
-        "prompt_syntax", "scheduler", "width", "height", "timings",
+        "prompt_syntax", "scheduler", "width", "height", "hires", "refiner", "timings",
     }  # fmt: skip
     assert report["images"] == [str(folder / "x.png")]
     assert (report["steps"], report["gate_step"], report["seed"]) == (4, 3, 3)

@@ -35,7 +35,8 @@ def test_what_it_says(capsys: Capture, tiny_bundle: Path, file: Path, tmp_path: 
     result = run(capsys, *call, "--list")
     assert result.code == 0
     assert f"Wrote {out} (" in result.err
-    assert "weights of layers that changed: 1 of text_encoder, 1 of unet." in result.err
+    said = " ".join(result.err.split())
+    assert "weights of layers that changed: 1 of text_encoder, 1 of unet." in said
     assert f"tgate-export generate {shlex.quote(str(out))}" in result.err
     first, second = result.out.splitlines()
     assert first.startswith("unet  ")

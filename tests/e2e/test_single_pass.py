@@ -187,10 +187,12 @@ def test_samplers_that_the_bundle_lacks(
     assert_equal(ours, expected)
 
 
-def compile_here(bundle: Bundle, scheduler: str, steps: int) -> SamplerTable:
+def compile_here(bundle: Bundle, scheduler: str, steps: int, *, starts: bool) -> SamplerTable:
     """Compile in this process, which has PyTorch already."""
     config = json.loads(bundle.file(SCHEDULER_CONFIG).read_text())
-    return compile_sampler(scheduler, config, (steps,), family=bundle.manifest.family)
+    return compile_sampler(
+        scheduler, config, (steps,), family=bundle.manifest.family, starts=starts
+    )
 
 
 @pytest.mark.parametrize("gate_step", [1, 4, 99])

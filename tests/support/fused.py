@@ -79,7 +79,17 @@ def graphs_differ(bundle: Bundle, folder: Path) -> tuple[Difference, ...]:
 def constants(bundle: Bundle) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield every initializer of a bundle's graphs, wherever its data is."""
     for name, graph in bundle.manifest.graphs.items():
-        for tensor in onnx.load(bundle.file(graph.file)).graph.initializer:
+        # onnx itself reads no weights that have a second name.
+        model = onnx.load(bundle.file(graph.file), load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.external_data:
+                assert graph.weights is not None
+                where = {entry.key: entry.value for entry in tensor.external_data}
+                with bundle.file(graph.weights).open("rb") as stream:
+                    stream.seek(int(where["offset"]))
+                    tensor.raw_data = stream.read(int(where["length"]))
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                del tensor.external_data[:]
             yield (name, tensor.name), numpy_helper.to_array(tensor)
 
 

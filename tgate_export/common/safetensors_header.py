@@ -20,9 +20,7 @@ _SMALL = 1 << 16  # bytes of a tensor that is read for its values
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
 }  # fmt: skip
-_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2} | {
-    name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()
-}
+_BYTES = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()}
 _LONGEST_NAME = 500  # messages quote names
 
 
