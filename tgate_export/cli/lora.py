@@ -107,7 +107,7 @@ def _report(result: FuseResult) -> None:
         console.print(f"{result.path} is up to date ({size}).", soft_wrap=True)
     else:
         layers = {(tensor.component, tensor.layer) for tensor in result.changed}
-        counts = Counter(component for component, _ in layers)
+        counts = Counter(component for component, _ in sorted(layers))
         weights = ", ".join(f"{count} of {component}" for component, count in counts.items())
         console.print(
             f"Wrote {result.path} ({size}) in {result.seconds:.1f} s; weights of layers that "
