@@ -87,7 +87,7 @@ def _file(
             parts["vae"] = diffusers.AutoencoderKL.from_pretrained(model / "vae")
 
         def oracle() -> Any:
-            if layout == "diffusers":  # which has no loader of such files
+            if layout == "diffusers" or name == "lcm":  # which has no loader of such files
                 return _of_folder(model)()
             return cls.from_single_file(
                 str(file), config=str(model), local_files_only=True, dtype=torch.float32,
