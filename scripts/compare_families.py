@@ -10,17 +10,15 @@ Usage: python scripts/compare_families.py [FAMILY ...] [--out docs/results/famil
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from parity_report import versions, write_report
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,30 +68,19 @@ def main() -> None:
                 print(f"  {row}", file=sys.stderr)
                 rows.append(row)
     packages = ("tgate", "diffusers", "torch", "onnxruntime")
-    report = {
-        "date": date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "steps": STEPS,
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = "".join(f"{line}\n" for line in markdown(report))
-    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(arguments.out, packages, STEPS, rows, markdown)
     if worst := [row for row in rows if not row["relative_error"] < BOUND]:
         raise SystemExit(f"{len(worst)} rows are not below {BOUND:g}")
 
 
 def markdown(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a page: what was compared, and a table of it."""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     yield "# Every family beside the official package and diffusers"
     yield ""
     yield (
         f"Final latents of small random pipelines of the true architectures, in fp32, {STEPS} steps"
         f" of Euler at guidance {GUIDANCE:g} (of one pass a step: DDIM): the largest error,"
-        f" relative to the largest latent. {versions}, {report['date']}."
+        f" relative to the largest latent. {versions(report)}."
     )
     yield ""
     yield (

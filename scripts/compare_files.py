@@ -11,14 +11,11 @@ Usage: python scripts/compare_files.py [--only TEXT] [--out docs/results/files.j
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import diffusers
 from brought_files import KINDS, Brought
+from parity_report import versions, write_report
 
 from tests.support import tiny
 from tgate_export import TGatePipeline
@@ -51,24 +49,13 @@ def main() -> None:
                 rows.append(compare(title, bring, Path(folder) / str(len(rows))))
                 print(rows[-1], file=sys.stderr)
     packages = ("diffusers", "peft", "torch", "onnxruntime")
-    report = {
-        "date": date.today().isoformat(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "steps": STEPS,
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = "".join(f"{line}\n" for line in markdown(report))
-    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(arguments.out, packages, STEPS, rows, markdown)
     if worst := [row["title"] for row in rows if not row["relative_error"] < BOUND]:
         raise SystemExit(f"not below {BOUND:g}: {', '.join(worst)}")
 
 
 def markdown(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a page: what was compared, and a table of it."""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     yield "# What people bring, beside diffusers"
     yield ""
     yield (
@@ -76,7 +63,7 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
         f" architectures, {report['steps']} steps without a gate in fp32: the largest error,"
         " relative to the largest value. *Apart* is how far diffusers' result without the files is"
         " from that with them, of what is added to a model: the error of a row that ignored them."
-        f" Seconds are of the build, from nothing, with one sampler. {versions}, {report['date']}."
+        f" Seconds are of the build, from nothing, with one sampler. {versions(report)}."
     )
     yield ""
     yield "| what | built with | error | apart | seconds |"

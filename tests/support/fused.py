@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from tests.support import loras
 from tgate_export.build.options import options_of
-from tgate_export.bundle.integrity import Bundle
+from tgate_export.bundle.integrity import Bundle, bundle_files
 from tgate_export.bundle.layers_file import read_layers
 from tgate_export.common.progress import Progress
 from tgate_export.families.graphs import denoiser_phases
@@ -74,6 +74,11 @@ def graphs_differ(bundle: Bundle, folder: Path) -> tuple[Difference, ...]:
     phases = denoiser_phases(source, parts, options.size, options.method, options.phases)
     references = graph_references(source, parts, manifest, phases, batch=2)
     return check_graphs(bundle, references, Progress())
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    """Return the files that a bundle's manifest lists."""
+    return {name: (bundle / name).read_bytes() for name in bundle_files(bundle)}
 
 
 def constants(bundle: Bundle) -> Iterator[tuple[tuple[str, str], np.ndarray]]:

@@ -28,7 +28,7 @@ OPSET = 23
 
 @torch.no_grad()
 def export_graph(graph: GraphExport, batch: Range, size: Size, downscale: int) -> onnx_ir.Model:
-    """Export a graph; its weights still point at the module's own memory, see `layers_of`.
+    """Export a graph; its weights still point at the module's own memory, see `LayerConstants`.
 
     Args:
         graph: what to export.

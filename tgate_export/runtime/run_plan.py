@@ -138,7 +138,7 @@ class RunPlans:
             sampler = self._begun(request, sampler)
         if request.denoising_end is not None:
             end = sampler.evaluations_until(self._timestep(request.denoising_end))
-            if sampler.step_of_evaluation[end - 1 if end else 0] < 0 or not end:
+            if not end or sampler.step_of_evaluation[end - 1] < 0:
                 raise _no_step("denoising_end", request.denoising_end, request)
             sampler = sampler.ending_before(end)
         manifest = self._bundle.manifest

@@ -85,31 +85,41 @@ def _clip_skips(source: ModelSource) -> int:
 
 
 def _check(source: ModelSource) -> None:
-    check_unet(source, {"addition_embed_type": "text_time"})
     lengths = [clip_tokens(source, suffix) for suffix in ENCODERS]
     if len(set(lengths)) > 1:
         raise ModelError(
             f"{source.model}: its text encoders take {lengths[0]} and {lengths[1]} tokens, and its "
             "UNet reads both side by side: one of their tokenizers belongs to another pipeline"
         )
-    unet = source.config("unet")
-    found = unet.get("projection_class_embeddings_input_dim")
-    expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + pooled_width(source)
-    if found != expected:
-        raise ModelError(
-            f"{source.model}: its UNet takes {found} values of pooled text and sizes, expected "
-            f"{expected}: a refiner, which takes an aesthetic score, says so in its "
-            "model_index.json (requires_aesthetics_score)"
-        )
-    check_vae(source)
+    check_parts(
+        source, TIME_IDS,
+        "pooled text and sizes",
+        "a refiner, which takes an aesthetic score, says so in its model_index.json "
+        "(requires_aesthetics_score)",
+    )  # fmt: skip
 
 
-def check_vae(source: ModelSource) -> None:
-    """Refuse a VAE whose means and deviations are not one for each channel.
+def check_parts(source: ModelSource, time_ids: int, takes: str, otherwise: str) -> None:
+    """Refuse a UNet of other conditions, and a VAE without a mean and deviation for each channel.
+
+    Args:
+        source: the pipeline.
+        time_ids: numbers that the UNet embeds beside the pooled text.
+        takes: what these and the text are.
+        otherwise: why a UNet may take others.
 
     Raises:
-        ModelError: it belongs to another pipeline.
+        ModelError: a part belongs to another pipeline.
     """
+    check_unet(source, {"addition_embed_type": "text_time"})
+    unet = source.config("unet")
+    found = unet.get("projection_class_embeddings_input_dim")
+    expected = time_ids * int(unet.get("addition_time_embed_dim") or 0) + pooled_width(source)
+    if found != expected:
+        raise ModelError(
+            f"{source.model}: its UNet takes {found} values of {takes}, expected {expected}: "
+            f"{otherwise}"
+        )
     vae = source.config("vae")
     for name in ("latents_mean", "latents_std"):
         values = vae.get(name)

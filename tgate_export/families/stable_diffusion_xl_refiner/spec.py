@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 
 from tgate_export.bundle.manifest import Size
 from tgate_export.bundle.origins import FromFormula
-from tgate_export.common.errors import ModelError
 from tgate_export.families.spec import Family, declared
 from tgate_export.families.stable_diffusion_xl.spec import (
     DEFAULTS,
-    check_vae,
+    check_parts,
     pooled_width,
     predict,
 )
 from tgate_export.families.unets import (
-    check_unet,
     clip_layers,
     clip_tokenizers,
     clip_tokens,
@@ -74,17 +72,11 @@ def _clip_skips(source: ModelSource) -> int:
 
 
 def _check(source: ModelSource) -> None:
-    check_unet(source, {"addition_embed_type": "text_time"})
-    unet = source.config("unet")
-    found = unet.get("projection_class_embeddings_input_dim")
-    expected = TIME_IDS * int(unet.get("addition_time_embed_dim") or 0) + pooled_width(source)
-    if found != expected:
-        raise ModelError(
-            f"{source.model}: its UNet takes {found} values of pooled text, sizes and an aesthetic "
-            f"score, expected {expected}: requires_aesthetics_score of model_index.json is not "
-            "this UNet's"
-        )
-    check_vae(source)
+    check_parts(
+        source, TIME_IDS,
+        "pooled text, sizes and an aesthetic score",
+        "requires_aesthetics_score of model_index.json is not this UNet's",
+    )  # fmt: skip
 
 
 FAMILY = Family(
